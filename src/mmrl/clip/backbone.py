@@ -1,0 +1,221 @@
+"""A frozen CLIP: the towers, the tokenizer, and what belongs to one class list."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmrl.clip.layers import Edits
+from mmrl.clip.prompts import check_names, fill
+from mmrl.clip.text import TextHidden, TextTower
+from mmrl.clip.vision import ImageHidden, VisionTower
+from mmrl.errors import UsageError
+
+FROZEN_CHUNK = 128  # prompts at a time where no gradient is kept: bounds memory at 1000 classes and more
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """All that is constant about one class list: nothing in it depends on a trained parameter, so it never goes stale.
+
+    Attributes:
+        names, prompts: C of each.
+        start: the first layer that has not been run.
+        hidden: states that enter layer `start`.
+        end: position of EOT in the body (C,).
+        zero_shot: the frozen CLIP's class features (C, embed_dim), normalised.
+    """
+
+    names: tuple[str, ...]
+    prompts: tuple[str, ...]
+    start: int
+    hidden: TextHidden
+    end: Tensor
+    zero_shot: Tensor
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def why_not_staged(model: nn.Module) -> str | None:
+    """Why the layers of `model` cannot be run one by one, or None if they can."""
+    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+
+    visual, text = model.visual, getattr(model, "text", model)
+    if not isinstance(visual, VisionTransformer):
+        return f"its image tower is a {type(visual).__name__}, not a vision transformer"
+    if visual.attn_pool is not None or visual.pool_type != "tok":
+        return "its image tower does not pool at a class token"
+    if not hasattr(text, "transformer") or not hasattr(text, "positional_embedding"):
+        return f"its text tower is a {type(text).__name__}, not CLIP's own transformer"
+    if getattr(text, "attn_mask", None) is None or getattr(text, "cls_emb", None) is not None:
+        return "its text tower is not causal"
+    pool = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
+    if pool not in ("argmax", "eos"):
+        return f"its text tower pools at '{pool}', not at the end-of-text token"
+    blocks = [*visual.transformer.resblocks, *text.transformer.resblocks]
+    if any(type(block) is not ResidualAttentionBlock for block in blocks):
+        return "its layers are of a kind that is not CLIP's (other norms or attention)"
+    return None
+
+
+class Clip:
+    """A frozen CLIP. Knows no method and no class list; `class_list` makes the latter.
+
+    Args:
+        model: an open_clip model; its parameters are frozen here.
+        tokenizer: open_clip's, called with `context_length`.
+        preprocess: mean, std (3 each, for images in [0, 1]) and interpolation.
+    """
+
+    def __init__(self, name: str, model: nn.Module, tokenizer: Any, *, preprocess: dict[str, Any]) -> None:
+        self.name = name
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.mean: tuple[float, ...] = tuple(float(v) for v in preprocess["mean"])
+        self.std: tuple[float, ...] = tuple(float(v) for v in preprocess["std"])
+        self.interpolation: str = preprocess["interpolation"]
+        size = model.visual.image_size
+        self.image_size: int = size if isinstance(size, int) else size[0]
+        text = getattr(model, "text", model)
+        self.context_length: int = int(getattr(text, "context_length", 77))
+        self._eos_id: int | None = getattr(text, "text_eos_id", getattr(text, "eos_id", None))
+        pool = getattr(text, "text_pool_type", getattr(text, "pool_type", "argmax"))
+        self._eos_pool = pool == "eos"
+        self.not_staged = why_not_staged(model)
+        if self.not_staged is None:
+            self.vision = VisionTower(model.visual)
+            self.text = TextTower(text)
+            self.embed_dim = int(model.visual.proj.shape[1])
+        else:
+            self.embed_dim = int(getattr(model.visual, "output_dim", 0))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def logit_scale(self) -> float:
+        """What cosines are multiplied with; 100 in OpenAI's models."""
+        return float(self.model.logit_scale.detach().exp())
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all shapes and of the small tensors: tells two sets of weights apart, however they were named."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self.model.state_dict().items()):
+            digest.update(f"{key}{tuple(value.shape)}".encode())
+            if 0 < value.numel() <= 1 << 17 and key != "attn_mask":
+                digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def to(self, device: torch.device | str) -> Clip:
+        self.model.to(device)
+        return self
+
+    def require_staged(self, method: str) -> None:
+        """Raises UsageError if the layers cannot be edited."""
+        if self.not_staged is not None:
+            raise UsageError(
+                f"method '{method}' edits single layers, and the backbone '{self.name}' does not allow that: {self.not_staged}. "
+                "Backbones that work are vision transformers with a class token and CLIP's causal text tower, such as tiny, "
+                "ViT-B-32, ViT-B-16, ViT-L-14 and their -quickgelu forms; zero-shot works with every backbone."
+            )
+
+    def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids (C, context) and the position of each EOT (C,).
+
+        Raises:
+            UsageError: a prompt is longer than the context.
+        """
+        limit = self.context_length
+        tokens = self.tokenizer(list(prompts), context_length=4 * limit)
+        end = (tokens == self._eos_id).int().argmax(-1) if self._eos_pool else tokens.argmax(-1)
+        if int(end.max()) >= limit:
+            worst = int(end.argmax())
+            length = int(end[worst]) + 1
+            more = "at least " if length >= 4 * limit else ""
+            raise UsageError(
+                f"the prompt '{prompts[worst]}' has {more}{length} tokens; '{self.name}' reads {limit}. Shorten the class name or the template."
+            )
+        return tokens[:, :limit].to(self.device), end.to(self.device)
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Zero-shot image features (B, embed_dim), normalised, of images (B, 3, H, W)."""
+        if self.not_staged is not None:
+            return F.normalize(self.model.encode_image(images), dim=-1)
+        pooled, _ = self.vision.finish(self.vision.embed(images), 0)
+        return F.normalize(pooled @ self.vision.projection, dim=-1)
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Zero-shot text features (C, embed_dim), normalised."""
+        tokens, end = self.tokenize(prompts)
+        if self.not_staged is not None:
+            return F.normalize(self.model.encode_text(tokens), dim=-1)
+        return self._frozen(tokens, end, 0)[1]
+
+    def class_list(self, names: Sequence[str], template: str, *, start: int = 0) -> ClassList:
+        """Run the prompts of `names` up to layer `start` and, unedited, to the end.
+
+        Raises:
+            UsageError: blank or repeated names, a template without exactly one `{}`, or a prompt over the context length.
+        """
+        checked = check_names(names)
+        prompts = fill(template, checked)
+        if self.not_staged is not None:
+            none = TextHidden(torch.empty(0), torch.empty(0))
+            return ClassList(checked, tuple(prompts), start, none, torch.empty(0), self.encode_text(prompts))
+        tokens, end = self.tokenize(prompts)
+        with torch.no_grad():
+            hidden, features = self._frozen(tokens, end, start)
+        return ClassList(checked, tuple(prompts), start, hidden, end - 1, features)
+
+    def _frozen(self, tokens: Tensor, end: Tensor, start: int) -> tuple[TextHidden, Tensor]:
+        """States that enter layer `start`, and zero-shot features."""
+        embedded = self.text.embed(tokens, end)
+        bodies, features = [], []
+        prefix, below = self.text.run_prefix(embedded.prefix, 0, start)
+        _, above = self.text.run_prefix(prefix, start, self.text.depth)
+        for first in range(0, len(tokens), FROZEN_CHUNK):
+            part = slice(first, first + FROZEN_CHUNK)
+            body = embedded.body[part]
+            for i, shared in enumerate(below):
+                body = self.text.body_layer(i, body, shared)
+            bodies.append(body)
+            features.append(F.normalize(self.text.finish_body(body, end[part] - 1, start, above), dim=-1))
+        return TextHidden(prefix, torch.cat(bodies)), torch.cat(features)
+
+    def enter_image(self, images: Tensor, start: int) -> ImageHidden:
+        """States (no gradient) that enter layer `start`: the same for the adapted and the zero-shot pass."""
+        with torch.no_grad():
+            return self.vision.run(self.vision.embed(images), 0, start)
+
+    def encode_classes(self, classes: ClassList, edits: Edits, *, chunk: int | None = None) -> Tensor:
+        """Adapted class features (C, embed_dim), normalised; differentiable in what the edits hold.
+
+        Args:
+            chunk: classes at a time. Their activations are then computed anew in the backward pass, so memory grows with
+                the chunk and not with C; the numbers stay the same.
+        """
+        _, shared = self.text.run_prefix(classes.hidden.prefix, classes.start, self.text.depth, edits)
+
+        def part(body: Tensor, end: Tensor) -> Tensor:
+            return F.normalize(self.text.finish_body(body, end, classes.start, shared, edits), dim=-1)
+
+        body, end = classes.hidden.body, classes.end
+        if chunk is None or chunk >= len(body):
+            return part(body, end)
+        from torch.utils.checkpoint import checkpoint
+
+        slices = [slice(first, first + chunk) for first in range(0, len(body), chunk)]
+        if not torch.is_grad_enabled():
+            return torch.cat([part(body[s], end[s]) for s in slices])
+        return torch.cat([checkpoint(part, body[s], end[s], use_reentrant=False, preserve_rng_state=False) for s in slices])

@@ -1,0 +1,40 @@
+"""Class names and prompts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from mmrl.errors import UsageError
+
+DEFAULT_TEMPLATE = "a photo of a {}."
+
+
+def check_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names, stripped.
+
+    Raises:
+        UsageError: there is none, one is blank, or one stands twice (underscores count as spaces).
+    """
+    stripped = tuple(name.strip() for name in names)
+    if not stripped:
+        raise UsageError("the class list is empty; give at least one class name.")
+    blank = [i for i, name in enumerate(stripped, 1) if not name.replace("_", "")]
+    if blank:
+        raise UsageError(f"class name number {blank[0]} of {len(stripped)} is blank; remove it or name it.")
+    counts = Counter(name.replace("_", " ") for name in stripped)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise UsageError(f"class name '{twice[0]}' stands {counts[twice[0]]} times in the class list; every class needs a name of its own.")
+    return stripped
+
+
+def fill(template: str, names: Sequence[str]) -> list[str]:
+    """Prompts of `names`; underscores become spaces, as in the whole CoOp family.
+
+    Raises:
+        UsageError: the template has not exactly one `{}`.
+    """
+    if template.count("{}") != 1:
+        raise UsageError(f"the prompt template '{template}' must have exactly one {{}}, for the class name; for example '{DEFAULT_TEMPLATE}'")
+    return [template.replace("{}", name.replace("_", " ")) for name in names]

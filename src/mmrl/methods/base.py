@@ -1,0 +1,181 @@
+"""The contract every method fulfils."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from mmrl.clip import ClassList, Clip
+from mmrl.errors import UsageError, unknown
+
+
+class MethodOptions(BaseModel):
+    """Options of a method: frozen, validated, each described once (the command line's help is made of the descriptions)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NoOptions(MethodOptions):
+    """For a method without options."""
+
+
+class Loss(NamedTuple):
+    """`total` to minimise, its named `terms` (scalars, before weighting) and the training `logits` (B, C)."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    logits: Tensor
+
+
+class ImageFeatures(NamedTuple):
+    """Normalised image features (B, embed_dim): of the class token and, where a method has them, of the representation tokens."""
+
+    class_token: Tensor
+    representation: Tensor | None = None
+
+
+class Method(nn.Module, ABC):
+    """A way to adapt a frozen CLIP. Its parameters are exactly what is trained; CLIP itself is no part of them.
+
+    Args:
+        clip: the frozen model; shared, never changed.
+        options: validated options of this method.
+    """
+
+    name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    Options: ClassVar[type[MethodOptions]] = NoOptions
+    edits_layers: ClassVar[bool] = False
+    authors_names: ClassVar[Mapping[str, str]] = {}  # ours -> the authors' ({i}: one tensor a layer), where a checkpoint can be imported
+
+    def __init__(self, clip: Clip, options: MethodOptions) -> None:
+        super().__init__()
+        if self.edits_layers:
+            clip.require_staged(self.name)
+        self.clip = clip
+        self.options = options
+        self.text_memory_gib: float | None = None
+
+    @property
+    def trainable(self) -> bool:
+        return any(True for _ in self.parameters())
+
+    @property
+    def first_text_layer(self) -> int:
+        """Index from 0 of the first text layer this method edits; below it, class states are constant."""
+        return 0
+
+    def class_list(self, names: Sequence[str], template: str) -> ClassList:
+        """Everything constant about a class list. Make a new one to move to other classes.
+
+        Raises:
+            UsageError: blank or repeated names, a bad template, or a prompt over the context length.
+        """
+        return self.clip.class_list(names, template, start=self.first_text_layer)
+
+    def set_text_memory(self, gib: float | None) -> None:
+        """Limit the memory that activations of the class prompts may take, in GiB; None for no limit."""
+        if gib is not None and gib <= 0:
+            raise UsageError(f"memory_gib is {gib}; it must be above 0, or left out for no limit.")
+        self.text_memory_gib = gib
+
+    @abstractmethod
+    def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
+        """Training loss of images (B, 3, H, W), normalised, with labels (B,) among `classes`."""
+
+    @abstractmethod
+    def text_features(self, classes: ClassList) -> Tensor:
+        """Adapted class features (C, embed_dim), normalised. They hold until the parameters change; the caller owns them."""
+
+    @abstractmethod
+    def image_features(self, images: Tensor) -> ImageFeatures:
+        """Adapted image features of images (B, 3, H, W)."""
+
+    @abstractmethod
+    def combine(self, images: ImageFeatures, text: Tensor, seen: Tensor | bool = True) -> Tensor:
+        """Logits (B, C), comparable over all classes, from image features and class features (C, embed_dim).
+
+        Args:
+            seen: whether the classes were trained on: one answer, or one per class (C,), boolean.
+        """
+
+    def logits(self, images: Tensor, text: Tensor, seen: Tensor | bool = True) -> Tensor:
+        """Logits (B, C) of images (B, 3, H, W); `text` from `text_features`."""
+        return self.combine(self.image_features(images), text, seen)
+
+
+_REGISTRY: dict[str, type[Method]] = {}
+
+
+def register(name: str) -> Any:
+    """Class decorator that makes a method known under `name`.
+
+    Raises:
+        ValueError: the name is taken by another class.
+    """
+
+    def add(cls: type[Method]) -> type[Method]:
+        if name in _REGISTRY and _REGISTRY[name] is not cls:
+            raise ValueError(f"method '{name}' is registered already, by {_REGISTRY[name].__module__}.{_REGISTRY[name].__qualname__}")
+        cls.name = name
+        _REGISTRY[name] = cls
+        return cls
+
+    return add
+
+
+def registered() -> dict[str, type[Method]]:
+    return dict(_REGISTRY)
+
+
+def get(name: str) -> type[Method]:
+    """The method class called `name`. Raises UsageError with the nearest name if there is none."""
+    if name not in _REGISTRY:
+        raise unknown("method", name, _REGISTRY)
+    return _REGISTRY[name]
+
+
+def make_options(cls: type[Method], options: Mapping[str, Any] | MethodOptions | None) -> MethodOptions:
+    """Validated options of `cls`; all problems are reported together.
+
+    Raises:
+        UsageError: an unknown option (the nearest is named) or a value out of range.
+    """
+    if isinstance(options, cls.Options):
+        return options
+    given = options.model_dump() if isinstance(options, MethodOptions) else dict(options or {})
+    problems = [str(unknown(f"option of {cls.name}", key, cls.Options.model_fields)) for key in given if key not in cls.Options.model_fields]
+    try:
+        made = cls.Options(**{k: v for k, v in given.items() if k in cls.Options.model_fields})
+    except ValidationError as error:
+        problems += [describe_problem(p) for p in error.errors()]
+    if problems:
+        raise UsageError("\n".join(problems))
+    return made
+
+
+def describe_problem(problem: Mapping[str, Any]) -> str:
+    """One line for one of pydantic's errors: name, value, what is allowed."""
+    where = ".".join(str(part) for part in problem["loc"]) or "options"
+    return f"{where} is {problem.get('input')!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."
+
+
+def build(name: str, clip: Clip, options: Mapping[str, Any] | MethodOptions | None = None, *, seed: int | None = None) -> Method:
+    """The method called `name` on `clip`, freshly initialised.
+
+    Args:
+        seed: of the initial values; None takes them from torch's generator as it stands.
+    """
+    cls = get(name)
+    made = make_options(cls, options)
+    if seed is None:
+        return cls(clip, made).to(clip.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return cls(clip, made).to(clip.device)
