@@ -1,0 +1,128 @@
+"""Few-shot draws: which training images a run sees. Equal to those of the CoOp family for equal lists and seeds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmrl.data.records import Dataset, Item, Which, class_ids, relabel
+from mmrl.errors import MmrlError, UsageError
+from mmrl.files import read_json, write_json
+
+VAL_SHOTS = 4  # at most this many a class for validation
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Items drawn for a run, labels from 0 within the drawn classes. `hash` identifies the picks, in order."""
+
+    dataset: str
+    shots: int
+    seed: int
+    classes: str
+    train: list[Item]
+    val: list[Item]
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the picked keys and labels, hex."""
+        picks = {part: [[item.key, item.label] for item in items] for part, items in (("train", self.train), ("val", self.val))}
+        return hashlib.sha256(json.dumps(picks, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `from_json` takes back."""
+        return {
+            "dataset": self.dataset,
+            "shots": self.shots,
+            "seed": self.seed,
+            "classes": self.classes,
+            "hash": self.hash,
+            "train": [[item.key, item.label] for item in self.train],
+            "val": [[item.key, item.label] for item in self.val],
+        }
+
+    @classmethod
+    def from_json(cls, content: Any, *, where: str = "draw") -> Draw:
+        """The draw in `content`.
+
+        Raises:
+            MmrlError: it is not what `to_json` writes, or was edited: the hash is another.
+        """
+        try:
+            train, val = ([Item(str(key), int(label)) for key, label in content[part]] for part in ("train", "val"))
+            draw = cls(str(content["dataset"]), int(content["shots"]), int(content["seed"]), str(content["classes"]), train, val)
+            written = content["hash"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise MmrlError(f"{where} is damaged: {type(error).__name__} {error}. Draw again.") from error
+        if draw.hash != written:
+            raise MmrlError(f"{where} was edited: its items have hash {draw.hash[:12]}..., it says {str(written)[:12]}... Draw again.")
+        return draw
+
+    def save(self, path: Path) -> None:
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> Draw:
+        """The draw saved at `path`. Raises MmrlError where it is missing, damaged or edited."""
+        return cls.from_json(read_json(path, what="few-shot draw"), where=str(path))
+
+
+def _by_class(items: list[Item]) -> dict[int, list[Item]]:
+    """Items by label; the labels in order of first appearance, which decides what the generator gives to whom."""
+    groups: dict[int, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.label, []).append(item)
+    return groups
+
+
+def _sample(groups: Mapping[int, list[Item]], shots: int, generator: random.Random) -> list[Item]:
+    return [item for items in groups.values() for item in (generator.sample(items, shots) if len(items) >= shots else items)]
+
+
+def _check_enough(dataset: Dataset, groups: Mapping[int, list[Item]], ids: list[int], shots: int) -> None:
+    label = min(ids, key=lambda i: len(groups.get(i, ())))
+    have = len(groups.get(label, ()))
+    if have < shots:
+        raise UsageError(
+            f"shots is {shots}, but class '{dataset.classes[label]}' of '{dataset.name}' has {have} training images. "
+            f"Ask for at most {have}, or allow fewer to take all of a class that has not enough."
+        )
+
+
+def draw_shots(dataset: Dataset, shots: int, seed: int, classes: Which | str = "all", *, allow_fewer: bool = False) -> Draw:
+    """`shots` training images of every class, and min(shots, 4) for validation.
+
+    As in CoOp the draw is made from all classes and then cut to `classes`, so the base draw is part of the whole one.
+    A `dataset` that is already restricted is drawn from its whole set for the same reason.
+
+    Args:
+        shots: images a class; 0 or less takes the whole training and validation lists.
+        seed: of Python's generator.
+        classes: "all", "base" or "novel".
+        allow_fewer: take all images of a class that has fewer than `shots` (CoOp does) instead of refusing.
+
+    Raises:
+        UsageError: a class among those drawn has fewer than `shots` training images; the class is named.
+    """
+    whole = dataset.source or dataset
+    if dataset.source is not None and dataset.kept is not None:
+        if classes != "all":
+            raise UsageError(f"'{dataset.name}' is already restricted; draw '{classes}' from the whole set instead.")
+        ids = list(dataset.kept)
+        classes = "base" if ids[0] == 0 else "novel"
+    else:
+        ids = class_ids(len(whole.classes), classes)
+    train, val = whole.train, whole.val
+    if shots > 0:
+        groups = _by_class(train)
+        if not allow_fewer:
+            _check_enough(whole, groups, ids, shots)
+        generator = random.Random(seed)
+        train = _sample(groups, shots, generator)
+        val = _sample(_by_class(val), min(shots, VAL_SHOTS), generator)
+    return Draw(whole.name, max(shots, 0), seed, classes, relabel(train, ids), relabel(val, ids))

@@ -1,0 +1,146 @@
+"""A folder of photos as a data set: one subfolder a class, with or without train/, val/ and test/ above them."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+
+from mmrl.data.images import to_rgb
+from mmrl.data.records import Dataset, Item
+from mmrl.errors import UsageError
+
+IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"})
+_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
+_LAYOUT = "Expected one subfolder a class with its images in it, e.g. {root}/cat/1.jpg, or the same below {root}/train and {root}/test."
+TEMPLATE = "a photo of a {}."
+
+
+def read_folder(root: Path | str, *, template: str = TEMPLATE) -> Dataset:
+    """The images below `root`, one class a subfolder; underscores in folder names become spaces.
+
+    Below `train`, `val` and `test` subfolders the split is theirs (where there is no `test`, `val` is the test set, as in
+    ImageNet). Without them each class is split 50/20/30, in an order decided by the class's name alone. Listings are
+    sorted, hidden files and files that are no images by name are passed over, subfolders of a class belong to it.
+
+    Raises:
+        UsageError: the folder is missing or empty, a class has no image, two classes have one name, a test class is not
+            among the training classes, or nothing looks like images; with a hint at the fix.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise UsageError(f"data folder {root} does not exist. Check the path.")
+    if not root.is_dir():
+        raise UsageError(f"{root} is a file, not a folder. {_LAYOUT.format(root=root.parent)}")
+    folders = _subfolders(root)
+    if not folders:
+        raise UsageError(_no_classes(root))
+    splits = _split_folders(root, folders)
+    name = root.resolve().name
+    if splits is None:
+        found = {folder: _images(root, root / folder) for folder in folders}
+        classes = _class_names(found, root)
+        parts = _divide(found)
+    else:
+        classes, parts = _read_splits(root, splits)
+    return Dataset(name, classes, template, parts["train"], parts["val"], parts["test"], read=_Reader(root))
+
+
+class _Reader:
+    """Reads the images of keys below `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __call__(self, key: str) -> Image.Image:
+        return to_rgb(self.root / key)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _no_classes(root: Path) -> str:
+    files = [entry for entry in root.iterdir() if entry.is_file() and not entry.name.startswith(".")]
+    if any(entry.suffix.lower() in IMAGE_ENDINGS for entry in files):
+        return f"data folder {root} has images but no subfolders, so their classes are unknown. {_LAYOUT.format(root=root)}"
+    return f"data folder {root} {'has no subfolder' if files else 'is empty'}. {_LAYOUT.format(root=root)}"
+
+
+def _split_folders(root: Path, folders: list[str]) -> dict[str, str] | None:
+    """Folder of each split, when that is what the subfolders are: all have a split's name and "train" has subfolders."""
+    named = {_SPLITS[folder.lower()]: folder for folder in folders if folder.lower() in _SPLITS}
+    if len(named) < len(folders) or "train" not in named or not _subfolders(root / named["train"]):
+        return None
+    if len(named) == 1:
+        train = named["train"]
+        raise UsageError(f"data folder {root} has {train}/ but no test/ or val/. Add one, or give {root / train} to have it split.")
+    if "test" not in named:
+        named["test"] = named.pop("val")
+    return named
+
+
+def _images(root: Path, folder: Path) -> list[str]:
+    """Keys of the images anywhere below `folder`, sorted; the error names a folder that has none."""
+    keys, other = [], 0
+    for path, below, files in os.walk(folder, followlinks=True):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in files:
+            if name.startswith("."):
+                continue
+            if Path(name).suffix.lower() in IMAGE_ENDINGS:
+                keys.append((Path(path) / name).relative_to(root).as_posix())
+            else:
+                other += 1
+    if not keys:
+        what = f"has no image among its {other} files (images end in {', '.join(sorted(IMAGE_ENDINGS))})" if other else "has no image"
+        raise UsageError(f"class '{class_name(folder.name)}' {what}: {folder}. Add some, or remove the folder.")
+    return sorted(keys)
+
+
+def class_name(folder: str) -> str:
+    return folder.replace("_", " ").strip()
+
+
+def _class_names(folders: Iterable[str], root: Path) -> tuple[str, ...]:
+    names: dict[str, str] = {}
+    for folder in folders:
+        name = class_name(folder)
+        if name in names:
+            raise UsageError(f"folders '{names[name]}' and '{folder}' in {root} both name class '{name}'. Rename or merge them.")
+        names[name] = folder
+    return tuple(names)
+
+
+def _divide(found: dict[str, list[str]]) -> dict[str, list[Item]]:
+    """50/20/30 of each class; a class of one image trains only, any larger one also tests."""
+    parts: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
+    for label, (folder, keys) in enumerate(found.items()):
+        shuffled = list(keys)
+        random.Random(class_name(folder)).shuffle(shuffled)
+        n = len(keys)
+        train, test = max(1, round(n * 0.5)), min(n - 1, max(1, round(n * 0.3)))
+        cuts = {"train": shuffled[:train], "val": shuffled[train : n - test], "test": shuffled[n - test :]}
+        for split, chosen in cuts.items():
+            parts[split].extend(Item(key, label) for key in sorted(chosen))
+    return parts
+
+
+def _read_splits(root: Path, splits: dict[str, str]) -> tuple[tuple[str, ...], dict[str, list[Item]]]:
+    parts: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
+    folders = _subfolders(root / splits["train"])
+    classes = _class_names(folders, root / splits["train"])
+    for split, place in splits.items():
+        here = _subfolders(root / place)
+        strange = sorted(set(here) - set(folders))
+        if strange:
+            names = ", ".join(strange[:5])
+            raise UsageError(f"{root / place} has classes that {root / splits['train']} has not: {names}. Rename, move or remove them.")
+        if not here:
+            raise UsageError(f"{root / place} has no class in it. {_LAYOUT.format(root=root)}")
+        for folder in here:
+            parts[split].extend(Item(key, folders.index(folder)) for key in _images(root, root / place / folder))
+    return classes, parts

@@ -1,0 +1,124 @@
+"""Any picture someone hands over, as an RGB image."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mmrl.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+ImageSource = Union[str, Path, bytes, Image.Image, NDArray[Any], "torch.Tensor"]
+
+_CHANNELS = (1, 2, 3, 4)  # grey, grey + alpha, RGB, RGB + alpha
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, ZeroDivisionError, OverflowError)  # Pillow's, on bad bytes
+
+
+def to_rgb(source: ImageSource) -> Image.Image:
+    """`source` as an 8-bit RGB image, turned as its EXIF says, transparency laid over white, 16 bits scaled to 8.
+
+    Args:
+        source: a path, the bytes of an image file, a PIL image, or an array or tensor: (H, W), (H, W, C) or
+            (C, H, W) with 1 to 4 channels; bytes 0 to 255, uint16, or floats 0 to 1.
+
+    Raises:
+        UsageError: the file is missing, no image, broken or truncated, or the array is none of the above.
+    """
+    if isinstance(source, (str, Path)):
+        return _open(Path(source), str(source))
+    if isinstance(source, (bytes, bytearray)):
+        return _open(io.BytesIO(source), f"image of {len(source)} bytes")
+    if isinstance(source, Image.Image):
+        return _decoded(source, getattr(source, "filename", "") or "image")
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if hasattr(source, "detach"):  # a tensor; torch is not imported for the others
+        tensor = source.detach().cpu()
+        return _from_array((tensor.float() if tensor.is_floating_point() else tensor).numpy())
+    raise UsageError(f"an image must be a path, bytes, a PIL image, an array or a tensor, not {type(source).__name__}.")
+
+
+def _open(file: Path | io.BytesIO, name: str) -> Image.Image:
+    if isinstance(file, Path) and not file.is_file():
+        what = "is a folder" if file.is_dir() else "does not exist"
+        raise UsageError(f"image {name} {what}. Give the path of an image file.")
+    try:
+        with Image.open(file) as image:
+            return _decoded(image, name)
+    except UnidentifiedImageError as error:
+        raise UsageError(f"{name} is not an image that can be read, or is broken. Replace it or remove it.") from error
+    except Image.DecompressionBombError as error:
+        raise UsageError(f"{name} is too large: {error}") from error
+    except _BROKEN as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{name} cannot be read: {error}. Replace it or remove it.") from error
+
+
+def _decoded(image: Image.Image, name: str) -> Image.Image:
+    if 0 in image.size:
+        raise UsageError(f"{name} is empty: {image.size[0]} x {image.size[1]} pixels.")
+    try:
+        image.load()
+    except _BROKEN as error:
+        raise UsageError(f"{name} is broken or truncated ({error}). Replace it or remove it.") from error
+    with contextlib.suppress(*_BROKEN):  # bad EXIF: the pixels are fine, the notes beside them are not
+        image = ImageOps.exif_transpose(image)
+    return _eight_bits(image, name)
+
+
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.copy()
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_scaled(np.asarray(image), name)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        whole = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert("RGB")
+    return image.convert("RGB")
+
+
+def _scaled(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """Grey values of any range as bytes: 0 to 1 (floats), 0 to 255, or 0 to 65535, whichever holds them."""
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 65535:
+        raise UsageError(f"{name} has values from {values.min()} to {values.max()}; 0 to 65535 can be shown. Scale them first.")
+    top = values.max()
+    factor = 255.0 if values.dtype.kind == "f" and top <= 1 else (1.0 if top <= 255 and values.dtype != np.uint16 else 255 / 65535)
+    return np.rint(values.astype(np.float64) * factor).astype(np.uint8)
+
+
+def _from_array(array: NDArray[Any]) -> Image.Image:
+    shape = array.shape
+    if array.ndim == 3 and shape[2] not in _CHANNELS and shape[0] in _CHANNELS:
+        array = np.moveaxis(array, 0, 2)
+    if array.ndim not in (2, 3) or 0 in shape or (array.ndim == 3 and array.shape[2] not in _CHANNELS):
+        hint = " Pass one image at a time." if array.ndim == 4 else ""
+        raise UsageError(f"an image array must be (H, W), (H, W, C) or (C, H, W) with 1 to 4 channels; this one is {shape}.{hint}")
+    pixels = _array_bytes(array)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    return _eight_bits(Image.fromarray(np.ascontiguousarray(pixels)), "image array")
+
+
+def _array_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * 255
+    low, high = array.min(), array.max()
+    if array.dtype == np.uint16:
+        return np.rint(array / 257).astype(np.uint8)
+    if array.dtype.kind in "iu" and low >= 0 and high <= 255:
+        return array.astype(np.uint8)
+    if array.dtype.kind == "f" and np.isfinite(array).all() and low >= -1e-3 and high <= 1 + 1e-3:
+        return np.rint(np.clip(array, 0, 1).astype(np.float64) * 255).astype(np.uint8)
+    allowed = "whole numbers must be 0 to 255, floats 0 to 1 (not normalised)"
+    raise UsageError(f"an image array of {array.dtype} has values from {low} to {high}; {allowed}. Scale it first.")
