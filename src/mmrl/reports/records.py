@@ -1,0 +1,179 @@
+"""The run record: one JSON file that says what was run, on what, with which values, and what came out.
+
+Accuracies, confidences and calibration errors are fractions (0 to 1), durations seconds, times ISO 8601 with an offset. Fields may
+be added within a schema version: a reader ignores those it does not know, and what it does know must be valid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+
+from mmrl.errors import MmrlError, UsageError
+from mmrl.files import read_json, write_json
+
+SCHEMA = "mmrl.run/1"
+RECORD_NAME = "run.json"
+ECE_BINS = 15
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def harmonic_mean(base: float, novel: float) -> float:
+    """2 b n / (b + n), the paper's HM, in the unit of its arguments; 0 where either is 0."""
+    if base < 0 or novel < 0:
+        raise UsageError(f"accuracies must not be negative: base {base}, novel {novel}")
+    return 0.0 if base == 0 or novel == 0 else 2 * base * novel / (base + novel)
+
+
+def _with_offset(time: datetime) -> datetime:
+    if time.tzinfo is None:
+        raise ValueError("has no offset from UTC")
+    return time
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, allow_inf_nan=False)
+
+
+class Bin(_Part):
+    """One of the equally wide confidence bins of a reliability diagram; the means are 0 in an empty bin."""
+
+    count: int = Field(ge=0)
+    confidence: Fraction
+    accuracy: Fraction
+
+
+class Scores(_Part):
+    """How one classifier did on one list of images over one list of classes."""
+
+    top1: Fraction
+    top5: Fraction | None = None
+    macro: Fraction | None = Field(None, description="mean over classes of the class's accuracy")
+    ece: Fraction | None = Field(None, description="expected calibration error over 15 bins")
+    count: int = Field(ge=1, description="number of images")
+    class_names: tuple[str, ...] = ()
+    per_class: tuple[Fraction | None, ...] = Field((), description="accuracy of each class; null for one without images")
+    confusion: tuple[tuple[int, ...], ...] = Field((), description="images by true class (row) and predicted class (column)")
+    bins: tuple[Bin, ...] = ()
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Scores:
+        n = len(self.class_names)
+        for name in ("per_class", "confusion"):
+            size = len(getattr(self, name))
+            if size and n and size != n:
+                raise ValueError(f"{name} has {size} entries for {n} class names")
+        if any(len(row) != len(self.confusion) for row in self.confusion):
+            raise ValueError("confusion is not square")
+        return self
+
+
+class Metrics(_Part):
+    """Scores by the classes tested: base and novel halves, or all. `hm` follows from base and novel."""
+
+    base: Scores | None = None
+    novel: Scores | None = None
+    all: Scores | None = None
+    hm: Fraction | None = None
+
+    @model_validator(mode="after")
+    def _hm_follows(self) -> Metrics:
+        if self.base is None or self.novel is None:
+            if self.hm is not None:
+                raise ValueError("hm without base and novel")
+            return self
+        expected = harmonic_mean(self.base.top1, self.novel.top1)
+        if self.hm is None:
+            object.__setattr__(self, "hm", expected)  # frozen for everyone else
+        elif abs(self.hm - expected) > 1e-6:
+            raise ValueError(f"hm is {self.hm}, but base and novel give {expected:.6f}")
+        return self
+
+
+class Option(_Part):
+    """One value of the run and where it came from, as `mmrl.recipes.Setting`."""
+
+    section: str
+    key: str
+    value: Any
+    source: str
+
+
+class RunRecord(_Part):
+    """One run: a method, trained once on one draw of one data set, and its scores beside those of zero-shot CLIP."""
+
+    schema_name: str = Field(SCHEMA, alias="schema")
+    method: str
+    protocol: str = "base-to-novel"
+    dataset: str
+    classes: str = Field(description="the classes trained on: 'all' or 'base'")
+    shots: int = Field(ge=0, description="images a class; 0: all there are")
+    seed: int
+    draw_hash: str
+    backbone: str
+    fingerprint: str | None = Field(None, description="of the backbone's weights")
+    options: tuple[Option, ...] = ()
+    versions: dict[str, str] = Field(description="of mmrl, Python and the packages that matter")
+    commit: str | None = Field(None, description="of the source tree; null for an installed package")
+    dirty: bool | None = Field(None, description="whether the source tree had changes")
+    hardware: dict[str, Any]
+    started: Annotated[datetime, AfterValidator(_with_offset)]
+    seconds: float = Field(ge=0, description="training alone")
+    metrics: Metrics
+    zero_shot: Metrics | None = None
+    history: tuple[dict[str, float], ...] = Field((), description="step, epoch, lr, accuracy and the terms of the loss, every few steps")
+
+    _path: Path | None = PrivateAttr(None)
+
+    @property
+    def where(self) -> str:
+        """The file it was read from, for messages."""
+        return str(self._path) if self._path else f"{self.method} on {self.dataset}, seed {self.seed}"
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON; `path` is replaced as a whole or not at all."""
+        write_json(path, self.model_dump(mode="json", by_alias=True))
+
+
+def read_record(path: Path) -> RunRecord:
+    """The run record in the file `path`, or in the run's folder `path`.
+
+    Raises:
+        MmrlError: there is no such file, it is cut or damaged, or it is JSON of another kind or of a later schema.
+    """
+    path = path / RECORD_NAME if path.is_dir() else path
+    content = read_json(path, what="run record")
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        family = SCHEMA.partition("/")[0]
+        if isinstance(schema, str) and schema.startswith(f"{family}/"):
+            raise MmrlError(f"{path} has the schema '{schema}', this version of mmrl reads '{SCHEMA}'. Use the version that wrote it.")
+        raise MmrlError(f"{path} is not a run record of mmrl: its \"schema\" should be '{SCHEMA}'.")
+    try:
+        record = RunRecord.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'record'}: {e['msg']}" for e in error.errors()[:5])
+        raise MmrlError(f"run record is damaged: {path} ({problems})") from error
+    record._path = path
+    return record
+
+
+def read_records(paths: Iterable[Path]) -> list[RunRecord]:
+    """Every record of `paths`: files, or folders searched at any depth for `run.json`, in the order of their names.
+
+    Raises:
+        UsageError: a folder holds no run record.
+        MmrlError: as `read_record`.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        inside = sorted(path.rglob(RECORD_NAME)) if path.is_dir() else [path]
+        if not inside:
+            raise UsageError(f"no run record ({RECORD_NAME}) in {path}. Give the folder of a run, or one above it.")
+        found.update(dict.fromkeys(inside))
+    return [read_record(path) for path in found]
