@@ -15,7 +15,7 @@ from rich.console import Console
 from mmrl.errors import MmrlError, UsageError
 from mmrl.reports import Metrics, RunRecord, Scores, harmonic_mean, read_record, read_records, summarise, to_csv, to_markdown, to_rich
 from mmrl.reports.card import model_card
-from mmrl.reports.plots import accuracy_plot, confusion_plot, reliability_diagram, training_curves
+from mmrl.reports.plots import accuracy_plot, confusion_plot, predictions_plot, reliability_diagram, training_curves
 from mmrl.reports.records import Bin
 
 CONFIG = {"method": "mmrlpp", "backbone": "tiny", "class_names": ["cat", "dog"], "template": "a photo of a {}.", "version": "0.1.0"}
@@ -223,6 +223,15 @@ def test_reliability_and_confusion(tmp_path: Path):
         with pytest.raises(UsageError, match=lacks):
             draw(scores(0.5), tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_predictions_plot_shows_the_images(tmp_path: Path):
+    for name, colour in (("red", (200, 10, 10)), ("green", (10, 200, 10))):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / f"{name}.png")
+    guesses = [[("a", 0.9, True), ("b", 0.1, False)], [("b", 0.7, False), ("a", 0.3, True)]]
+    predictions_plot([tmp_path / "red.png", tmp_path / "green.png"], guesses, ["a", "b"], tmp_path / "p.png")
+    image = pixels(tmp_path / "p.png")
+    assert has(image, "#C80A0A") and has(image, "#0AC80A") and has(image, "#0072B2")
 
 
 def test_a_plot_that_cannot_be_written_says_so(tmp_path: Path):

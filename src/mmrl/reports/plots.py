@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from PIL import Image
 
 from mmrl.errors import UsageError
 from mmrl.reports.records import Scores
@@ -182,8 +182,11 @@ def confusion_plot(scores: Scores, path: Path, *, title: str = "Confusion") -> N
         bar.outline.set_visible(False)
 
 
-def predictions_plot(images: Sequence[Path], guesses: Sequence[Sequence[tuple[str, float, bool]]], truths: Sequence[str], path: Path) -> None:
-    """Each image over its likeliest classes, as bars; classes that were never trained are hatched and marked.
+Guess = tuple[str, float, bool]
+
+
+def predictions_plot(images: Sequence[Path], guesses: Sequence[Sequence[Guess]], truths: Sequence[str], path: Path) -> None:
+    """Each image over its likeliest classes, as bars; classes that were never trained are hatched and marked as new.
 
     Args:
         guesses: for each image (name, probability, trained), likeliest first.
@@ -197,14 +200,14 @@ def predictions_plot(images: Sequence[Path], guesses: Sequence[Sequence[tuple[st
             place.set_visible(False)
         for place, file, ranked, truth in zip(grid.flat, images, guesses, truths):
             upper, lower = place.subplots(2, 1, height_ratios=(3, 1.3))
-            upper.imshow(Image.open(file).convert("RGB"), interpolation="nearest")
+            with Image.open(file) as image:
+                upper.imshow(image.convert("RGB"), interpolation="nearest")
             upper.set_title(f"it is: {shorten(truth, 20)}", fontsize=9, loc="center")
             upper.axis("off")
             for at, (name, probability, trained) in enumerate(ranked):
-                hatch = None if trained else "////"
-                lower.barh(at, probability, color=BLUE if trained else "white", edgecolor=BLUE, hatch=hatch, height=0.72)
-                label = f"{shorten(name, 20)}{'' if trained else ' (new)'} {probability:.0%}"
-                inside = probability > 0.6 and trained
-                lower.text(0.02, at, label, va="center", fontsize=7, color="white" if inside else INK, backgroundcolor=None if inside else "#FFFFFFC0")
-            lower.set(xlim=(0, 1), ylim=(len(ranked) - 0.5, -0.5), xticks=[], yticks=[])
+                look = {"color": BLUE} if trained else {"facecolor": "white", "edgecolor": VERMILLION, "hatch": "//////"}
+                lower.barh(at + 0.2, probability, height=0.3, **look)
+                lower.text(0, at, f"{shorten(name, 24)}{'' if trained else ' (new)'}", va="bottom", fontsize=7.5)
+                lower.text(1, at, f"{probability:.0%}", va="bottom", ha="right", fontsize=7.5)
+            lower.set(xlim=(0, 1), ylim=(len(ranked) - 0.5, -0.6), xticks=[], yticks=[])
             lower.spines[:].set_visible(False)
