@@ -98,7 +98,9 @@ def batches(args: argparse.Namespace, start: int, tokenizer: Any) -> Iterator[tu
                 yield _tensors(*drawn, tokenizer, mean, std)
 
 
-def _tensors(pixels: np.ndarray, captions: list[str], facts: np.ndarray, tokenizer: Any, mean: torch.Tensor, std: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _tensors(
+    pixels: np.ndarray, captions: list[str], facts: np.ndarray, tokenizer: Any, mean: torch.Tensor, std: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
     tokens = tokenizer(captions, context_length=LENGTHS[-1])
     longest = int(tokens.argmax(-1).max()) + 1
     tokens = tokens[:, : next(n for n in LENGTHS if n >= longest)]
@@ -119,7 +121,9 @@ def train(args: argparse.Namespace) -> torch.nn.Module:
     head = torch.nn.Linear(MODEL_CFG["embed_dim"], sum(len(names) for names in FACTS.values()))
     decay = [p for p in model.parameters() if p.ndim >= 2] + [head.weight]
     other = [p for p in model.parameters() if p.ndim < 2] + [head.bias]
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": other, "weight_decay": 0.0}], lr=args.lr, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.05}, {"params": other, "weight_decay": 0.0}], lr=args.lr, betas=(0.9, 0.98), fused=True
+    )
     step, spent = 0, 0.0
     checkpoint = args.out / "checkpoint.pt"
     if checkpoint.exists():
@@ -159,7 +163,13 @@ def train(args: argparse.Namespace) -> torch.nn.Module:
                 log.write(json.dumps(line) + "\n")
             losses, hits = [], []
         if step % CHECKPOINT_EVERY == 0 or step == args.steps:
-            state = {"model": model.state_dict(), "head": head.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": time.time() - began}
+            state = {
+                "model": model.state_dict(),
+                "head": head.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+                "seconds": time.time() - began,
+            }
             write(checkpoint, lambda path, state=state: torch.save(state, path))
         if step >= args.steps:
             break

@@ -271,4 +271,3 @@ def draw(seed: int) -> tuple[NDArray[np.uint8], str, dict[str, str]]:
     if rng.random() < 0.3:
         image = (image - 0.5) * rng.uniform(0.6, 1.1) + 0.5 + rng.uniform(-0.12, 0.12)
     return (np.clip(image, 0, 1) * 255).astype(np.uint8), caption, facts
-

@@ -1,0 +1,50 @@
+"""mmrl: teach CLIP new classes from a handful of images, and keep it good at classes it has never seen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmrl.errors import MmrlError, UsageError
+from mmrl.version import __version__
+
+if TYPE_CHECKING:
+    from mmrl.api import fit, from_pretrained, train, zero_shot
+    from mmrl.clip import load_clip
+    from mmrl.data import load_dataset
+    from mmrl.serve.predictor import Classifier
+
+_HOME = {
+    "fit": "mmrl.api",
+    "from_pretrained": "mmrl.api",
+    "train": "mmrl.api",
+    "zero_shot": "mmrl.api",
+    "load_clip": "mmrl.clip",
+    "load_dataset": "mmrl.data",
+    "Classifier": "mmrl.serve.predictor",
+}
+
+__all__ = [
+    "Classifier",
+    "MmrlError",
+    "UsageError",
+    "__version__",
+    "fit",
+    "from_pretrained",
+    "load_clip",
+    "load_dataset",
+    "train",
+    "zero_shot",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `import mmrl` and `mmrl --help` stay fast."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'mmrl' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmrl.clip.layers import Edits
 from mmrl.clip.prompts import check_names, fill
@@ -43,7 +43,12 @@ class ClassList:
         return len(self.names)
 
 
-def why_not_staged(model: nn.Module) -> str | None:
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    r, g, b = (float(v) for v in values)
+    return r, g, b
+
+
+def why_not_staged(model: Any) -> str | None:
     """Why the layers of `model` cannot be run one by one, or None if they can."""
     from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
@@ -74,12 +79,12 @@ class Clip:
         preprocess: mean, std (3 each, for images in [0, 1]) and interpolation.
     """
 
-    def __init__(self, name: str, model: nn.Module, tokenizer: Any, *, preprocess: dict[str, Any]) -> None:
+    def __init__(self, name: str, model: Any, tokenizer: Any, *, preprocess: dict[str, Any]) -> None:
         self.name = name
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.mean: tuple[float, ...] = tuple(float(v) for v in preprocess["mean"])
-        self.std: tuple[float, ...] = tuple(float(v) for v in preprocess["std"])
+        self.mean = _three(preprocess["mean"])
+        self.std = _three(preprocess["std"])
         self.interpolation: str = preprocess["interpolation"]
         size = model.visual.image_size
         self.image_size: int = size if isinstance(size, int) else size[0]
@@ -142,7 +147,8 @@ class Clip:
             length = int(end[worst]) + 1
             more = "at least " if length >= 4 * limit else ""
             raise UsageError(
-                f"the prompt '{prompts[worst]}' has {more}{length} tokens; '{self.name}' reads {limit}. Shorten the class name or the template."
+                f"the prompt '{prompts[worst]}' has {more}{length} tokens; '{self.name}' reads {limit}. "
+                "Shorten the class name or the template."
             )
         return tokens[:, :limit].to(self.device), end.to(self.device)
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 KeysValues = tuple[Tensor, Tensor]  # each (B or 1, heads, N, d / heads)
 
@@ -61,7 +62,7 @@ def place(edit: Edit, extra: Tensor | None) -> Tensor | None:
 class Layer:
     """A pre-norm residual attention block of open_clip, with queries apart from keys and values."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: Any) -> None:  # open_clip's ResidualAttentionBlock; Any, since torch types attributes of modules loosely
         self.block = block
         self.heads: int = block.attn.num_heads
 

@@ -105,7 +105,9 @@ def _from_schema(name: str) -> Clip:
 
     schema, _, rest = name.partition(":")
     if schema == "local-dir" and not (Path(rest) / "open_clip_config.json").is_file():
-        raise UsageError(f"'{rest}' is no open_clip folder: it has no open_clip_config.json. A local-dir: is a folder as open_clip saves it.")
+        raise UsageError(
+            f"'{rest}' is no open_clip folder: it has no open_clip_config.json. A local-dir: is a folder as open_clip saves it."
+        )
     try:
         with _quiet():
             model = open_clip.create_model(name, device="cpu")

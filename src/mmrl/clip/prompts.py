@@ -36,5 +36,7 @@ def fill(template: str, names: Sequence[str]) -> list[str]:
         UsageError: the template has not exactly one `{}`.
     """
     if template.count("{}") != 1:
-        raise UsageError(f"the prompt template '{template}' must have exactly one {{}}, for the class name; for example '{DEFAULT_TEMPLATE}'")
+        raise UsageError(
+            f"the prompt template '{template}' must have exactly one {{}}, for the class name; for example '{DEFAULT_TEMPLATE}'"
+        )
     return [template.replace("{}", name.replace("_", " ")) for name in names]

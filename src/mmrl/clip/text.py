@@ -6,7 +6,7 @@ same for every prompt: this prefix runs once, and the prompts attend to its keys
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ def causal_mask(queries: int, before: int, device: torch.device) -> Tensor:
 class TextTower:
     """Staged passes of open_clip's causal text transformer. Holds no state of its own."""
 
-    def __init__(self, text: nn.Module) -> None:
+    def __init__(self, text: Any) -> None:
         self.text = text  # the CLIP itself, or its `text` module
         self.layers = [Layer(block) for block in text.transformer.resblocks]
         self.depth = len(self.layers)
@@ -45,7 +45,8 @@ class TextTower:
         projection = self.text.text_projection
         if projection is None:
             return x
-        return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+        projected: Tensor = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+        return projected
 
     def embed(self, tokens: Tensor, end: Tensor) -> TextHidden:
         """Token ids (C, context) whose EOT is at `end` (C,) -> the states that enter layer 0."""

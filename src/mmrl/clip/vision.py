@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmrl.clip.layers import NO_EDITS, Edits, Layer, edit_of, output_is_used, place
 
@@ -25,7 +25,7 @@ class ImageHidden(NamedTuple):
 class VisionTower:
     """Staged passes of an open_clip `VisionTransformer` with a class token. Holds no state of its own."""
 
-    def __init__(self, visual: nn.Module) -> None:
+    def __init__(self, visual: Any) -> None:
         self.visual = visual
         self.layers = [Layer(block) for block in visual.transformer.resblocks]
         self.depth = len(self.layers)
@@ -34,7 +34,8 @@ class VisionTower:
     @property
     def projection(self) -> Tensor:
         """P_v^c (d, embed_dim), frozen."""
-        return self.visual.proj
+        projection: Tensor = self.visual.proj
+        return projection
 
     def embed(self, images: Tensor) -> ImageHidden:
         """Images (B, 3, H, W), normalised -> the states that enter layer 0."""

@@ -22,7 +22,9 @@ def from_authors(method: type[Method], tensors: Mapping[str, Tensor]) -> dict[st
         if "{i}" not in theirs:
             names = [theirs]
         else:
-            names = [theirs.replace("{i}", str(i)) for i in range(sum(theirs.replace("{i}", str(i)) in tensors for i in range(len(tensors))))]
+            names = [
+                theirs.replace("{i}", str(i)) for i in range(sum(theirs.replace("{i}", str(i)) in tensors for i in range(len(tensors))))
+            ]
             names = names or [theirs.replace("{i}", "0")]
         missing = [name for name in names if name not in tensors]
         if missing:

@@ -150,7 +150,9 @@ def make_options(cls: type[Method], options: Mapping[str, Any] | MethodOptions |
     if isinstance(options, cls.Options):
         return options
     given = options.model_dump() if isinstance(options, MethodOptions) else dict(options or {})
-    problems = [str(unknown(f"option of {cls.name}", key, cls.Options.model_fields)) for key in given if key not in cls.Options.model_fields]
+    problems = [
+        str(unknown(f"option of {cls.name}", key, cls.Options.model_fields)) for key in given if key not in cls.Options.model_fields
+    ]
     try:
         made = cls.Options(**{k: v for k, v in given.items() if k in cls.Options.model_fields})
     except ValidationError as error:

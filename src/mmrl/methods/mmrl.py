@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -19,8 +20,8 @@ TOKEN_STD = 0.02  # supplement A
 class MMRLOptions(RepresentationOptions):
     space: Literal["shared", "free", "text-to-visual"] = Field(
         "shared",
-        description="where tokens come from: one space shared by both towers; free tokens of each tower (Table 4, w/o RS); free text tokens, "
-        "mapped to visual ones (MMRL-dagger)",
+        description="where tokens come from: one space shared by both towers; free tokens of each tower (Table 4, w/o RS); "
+        "free text tokens, mapped to visual ones (MMRL-dagger)",
     )
 
 
@@ -51,7 +52,11 @@ class MMRL(RepresentationMethod):
     source = "Guo and Gu, CVPR 2025"
     Options = MMRLOptions
     options: MMRLOptions
-    authors_names = {
+    text: Aligner | None
+    visual: Aligner | None
+    visual_tokens: nn.Parameter | None
+    text_tokens: nn.Parameter | None
+    authors_names: ClassVar[Mapping[str, str]] = {
         "rep_space": "representation_learner.compound_rep_tokens",
         "visual.weight": "representation_learner.compound_rep_tokens_r2vproj.{i}.weight",
         "visual.bias": "representation_learner.compound_rep_tokens_r2vproj.{i}.bias",
@@ -67,8 +72,8 @@ class MMRL(RepresentationMethod):
         if options.space == "text-to-visual":
             if not (options.visual and options.textual) or n_v != n_t:
                 raise UsageError(
-                    f"space 'text-to-visual' maps the tokens of text layer by layer: visual and textual must both be on, and both towers need as many "
-                    f"layers from J (here {n_v} and {n_t}; set first_layer and first_text_layer)."
+                    "space 'text-to-visual' maps the tokens of text layer by layer: visual and textual must both be on, and both towers "
+                    f"need as many layers from J (here {n_v} and {n_t}; set first_layer and first_text_layer)."
                 )
             self.text_tokens = normal_tokens(n_t, k, d_t)
             self.visual = Aligner(n_v, d_t, d_v)
@@ -84,6 +89,7 @@ class MMRL(RepresentationMethod):
 
     def tokens(self) -> tuple[Tensor | None, Tensor | None]:
         if self.options.space == "text-to-visual":
+            assert self.visual is not None
             return self.visual(self.text_tokens), self.text_tokens
         if self.options.space == "free":
             return self.visual_tokens, self.text_tokens

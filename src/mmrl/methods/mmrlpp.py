@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -52,7 +54,7 @@ class MMRLPlusPlus(RepresentationMethod):
     source = "Guo and Gu, IJCV 2026"
     Options = MMRLPlusPlusOptions
     options: MMRLPlusPlusOptions
-    authors_names = {
+    authors_names: ClassVar[Mapping[str, str]] = {
         "rep_space": "representation_learner.compound_rep_tokens",
         "visual.weight": "representation_learner.srra_r2vproj.weight",
         "visual.bias": "representation_learner.srra_r2vproj.srra.{i}.bias",

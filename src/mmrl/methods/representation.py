@@ -6,7 +6,7 @@ space (K, d_r); f_c and f_r the features of class token and representation token
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +88,7 @@ class RepresentationMethod(Method):
     """Loss, features and inference; a subclass gives the tokens and P_v^r."""
 
     edits_layers = True
-    Options = RepresentationOptions
+    Options: ClassVar[type[MethodOptions]] = RepresentationOptions
     options: RepresentationOptions
 
     def __init__(self, clip: Clip, options: RepresentationOptions) -> None:

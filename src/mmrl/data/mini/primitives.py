@@ -7,12 +7,14 @@ the mini benchmark share these definitions and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # float32 or float64
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 40), "green": (46, 160, 67), "blue": (40, 84, 204), "yellow": (240, 214, 40),
@@ -47,7 +49,7 @@ def _crescent() -> Array:
     inner = np.linspace(np.pi * 1.62, np.pi * 0.38, 30)
     outside = np.stack([np.cos(outer), np.sin(outer)], 1)
     inside = np.stack([0.35 + 0.78 * np.cos(inner), 0.84 * np.sin(inner)], 1)
-    return (np.concatenate([outside, inside]) + [0.2, 0]).astype(np.float32)
+    return (np.concatenate([outside, inside]) + np.array([0.2, 0])).astype(np.float32)
 
 
 def _semicircle() -> Array:
@@ -130,6 +132,19 @@ def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> Array:
     return rows[:, low] * (1 - t) + rows[:, low + 1] * t
 
 
+class _Grid(NamedTuple):
+    """Pixel coordinates x, y; shifted and scaled u, v with a period of 1; polar r, a; `f` repeats across."""
+
+    x: Array
+    y: Array
+    u: Array
+    v: Array
+    r: Array
+    a: Array
+    f: float
+    rng: np.random.Generator
+
+
 def texture(name: str, x: Array, y: Array, rng: np.random.Generator, f: float) -> Array:
     """Field of the named texture.
 
@@ -139,44 +154,27 @@ def texture(name: str, x: Array, y: Array, rng: np.random.Generator, f: float) -
         f: repeats across the image.
     """
     u, v = x * f / 2 + rng.random(), y * f / 2 + rng.random()
-    r, a = np.hypot(x, y), np.arctan2(y, x)
-    if name == "horizontal stripes":
-        return _soft(_saw(v) - 0.5)
-    if name == "vertical stripes":
-        return _soft(_saw(u) - 0.5)
-    if name == "diagonal stripes":
-        return _soft(_saw((u + v) * 0.75) - 0.5)
-    if name == "polka dots":
-        return _soft(0.32 - np.hypot(u % 1 - 0.5, v % 1 - 0.5), 25)
-    if name == "checkerboard":
-        return _soft(np.sin(np.pi * u) * np.sin(np.pi * v), 12)
-    if name == "grid lines":
-        return _soft(np.maximum(_saw(u), _saw(v)) - 0.82, 25)
-    if name == "zigzag":
-        return _soft(_saw(v + 0.5 * _saw(u)) - 0.5)
-    if name == "waves":
-        return _soft(_saw(v * 1.2 + 0.28 * np.sin(2 * np.pi * u * 0.8)) - 0.5)
-    if name == "bricks":
-        return _soft(np.maximum(_saw(v * 1.3), _saw(u * 0.7 + 0.5 * (np.floor(v * 1.3) % 2))) - 0.84, 25)
-    if name == "concentric rings":
-        return _soft(_saw(r * f / 2) - 0.5)
-    if name == "rays":
-        return _soft(_saw(a * max(4, round(f * 1.6)) / (2 * np.pi)) - 0.5)
-    if name == "spiral":
-        return _soft(_saw(r * f / 2.6 + a / (2 * np.pi)) - 0.5)
-    if name == "honeycomb":
-        return _honeycomb(u, v)
-    if name == "crosshatch":
-        return _soft(np.maximum(_saw((u + v) * 1.1), _saw((u - v) * 1.1)) - 0.78, 18)
-    if name == "speckles":
-        return (rng.random(x.shape) < 0.12).astype(np.float32)
-    if name == "marble":
-        n = smooth_noise(rng, x.shape[0], 3) + 0.5 * smooth_noise(rng, x.shape[0], 7)
-        return _soft(_saw(0.4 * (u + v) + 1.4 * n) - 0.6, 7)
-    if name == "fish scales":
-        row = np.floor(v * 1.2)
-        return _soft(np.hypot((u + 0.5 * (row % 2)) % 1 - 0.5, v * 1.2 % 1) * 1.4 - 0.75, 14)
-    return np.clip((x * np.cos(rng.random() * 6.3) + y) / 2 + 0.5, 0, 1)  # smooth gradient
+    return _FIELDS[name](_Grid(x, y, u, v, np.hypot(x, y), np.arctan2(y, x), f, rng))
+
+
+def _marble(g: _Grid) -> Array:
+    size = g.x.shape[0]
+    n = smooth_noise(g.rng, size, 3) + 0.5 * smooth_noise(g.rng, size, 7)
+    return _soft(_saw(0.4 * (g.u + g.v) + 1.4 * n) - 0.6, 7)
+
+
+def _fish_scales(g: _Grid) -> Array:
+    row = np.floor(g.v * 1.2)
+    return _soft(np.hypot((g.u + 0.5 * (row % 2)) % 1 - 0.5, g.v * 1.2 % 1) * 1.4 - 0.75, 14)
+
+
+def _bricks(g: _Grid) -> Array:
+    row = np.floor(g.v * 1.3)
+    return _soft(np.maximum(_saw(g.v * 1.3), _saw(g.u * 0.7 + 0.5 * (row % 2))) - 0.84, 25)
+
+
+def _gradient(g: _Grid) -> Array:
+    return np.clip((g.x * np.cos(g.rng.random() * 6.3) + g.y) / 2 + 0.5, 0, 1)
 
 
 def _honeycomb(u: Array, v: Array) -> Array:
@@ -193,11 +191,27 @@ def _honeycomb(u: Array, v: Array) -> Array:
     return _soft(0.1 - walls, 30)
 
 
-TEXTURES: tuple[str, ...] = (
-    "horizontal stripes", "vertical stripes", "diagonal stripes", "polka dots", "checkerboard", "grid lines",
-    "zigzag", "waves", "bricks", "concentric rings", "rays", "spiral", "honeycomb", "crosshatch", "speckles",
-    "marble", "fish scales", "smooth gradient",
-)  # fmt: skip
+_FIELDS: dict[str, Callable[[_Grid], Array]] = {
+    "horizontal stripes": lambda g: _soft(_saw(g.v) - 0.5),
+    "vertical stripes": lambda g: _soft(_saw(g.u) - 0.5),
+    "diagonal stripes": lambda g: _soft(_saw((g.u + g.v) * 0.75) - 0.5),
+    "polka dots": lambda g: _soft(0.32 - np.hypot(g.u % 1 - 0.5, g.v % 1 - 0.5), 25),
+    "checkerboard": lambda g: _soft(np.sin(np.pi * g.u) * np.sin(np.pi * g.v), 12),
+    "grid lines": lambda g: _soft(np.maximum(_saw(g.u), _saw(g.v)) - 0.82, 25),
+    "zigzag": lambda g: _soft(_saw(g.v + 0.5 * _saw(g.u)) - 0.5),
+    "waves": lambda g: _soft(_saw(g.v * 1.2 + 0.28 * np.sin(2 * np.pi * g.u * 0.8)) - 0.5),
+    "bricks": _bricks,
+    "concentric rings": lambda g: _soft(_saw(g.r * g.f / 2) - 0.5),
+    "rays": lambda g: _soft(_saw(g.a * max(4, round(g.f * 1.6)) / (2 * np.pi)) - 0.5),
+    "spiral": lambda g: _soft(_saw(g.r * g.f / 2.6 + g.a / (2 * np.pi)) - 0.5),
+    "honeycomb": lambda g: _honeycomb(g.u, g.v),
+    "crosshatch": lambda g: _soft(np.maximum(_saw((g.u + g.v) * 1.1), _saw((g.u - g.v) * 1.1)) - 0.78, 18),
+    "speckles": lambda g: (g.rng.random(g.x.shape) < 0.12).astype(np.float32),
+    "marble": _marble,
+    "fish scales": _fish_scales,
+    "smooth gradient": _gradient,
+}
+TEXTURES: tuple[str, ...] = tuple(_FIELDS)
 
 # ---- digits as pen strokes: control points on a 0..4 x 0..6 sheet, smoothed by a Catmull-Rom curve ----
 

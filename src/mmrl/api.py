@@ -1,0 +1,141 @@
+"""The whole of mmrl in Python: teach, save, load, classify.
+
+import mmrl
+
+clf = mmrl.fit("photos/", method="mmrl", backbone="ViT-B-16-quickgelu/openai", shots=16)
+clf.predict("cat.jpg", classes=["cat", "dog", "red panda"])
+clf.save_pretrained("my-classifier")
+clf = mmrl.from_pretrained("my-classifier")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmrl import methods, recipes
+from mmrl.clip import Clip, load_clip
+from mmrl.clip.prompts import DEFAULT_TEMPLATE
+from mmrl.data import Dataset, draw_shots, load_dataset
+from mmrl.engine import FitConfig, RunResult, load_adapter, run
+from mmrl.errors import MmrlError, UsageError
+from mmrl.serve.predictor import Classifier
+
+
+def settings(
+    method: str,
+    *,
+    protocol: str = "base-to-novel",
+    dataset: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    source: str = "call",
+) -> recipes.Resolved:
+    """Every value of a run and where it came from. Raises UsageError with all unknown names."""
+    options = methods.get(method).Options.model_fields
+    allowed = {
+        "method": {name: field.default for name, field in options.items()},
+        "fit": {name: field.default for name, field in FitConfig.model_fields.items()},
+    }
+    return recipes.resolve(method, protocol=protocol, dataset=dataset, overrides=overrides, allowed=allowed, override_source=source)
+
+
+def train(
+    data: str | Path | Dataset,
+    *,
+    method: str = "mmrl",
+    backbone: str | Clip = "tiny",
+    shots: int = 16,
+    classes: str = "all",
+    seed: int = 1,
+    out: str | Path | None = None,
+    resume: bool = False,
+    device: str = "cpu",
+    template: str | None = None,
+    protocol: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    allow_fewer: bool = False,
+    progress: bool = True,
+    workers: int = 0,
+    source: str = "call",
+) -> RunResult:
+    """One run: draw shots, train, score on the test images beside zero-shot, write adapter and record into `out`.
+
+    Args:
+        data: a name of `mmrl data list`, or a folder with one subfolder of images a class.
+        shots: training images a class; 0 takes all.
+        classes: train on "all" classes or on the "base" half.
+        protocol: whose published values to use; default: base-to-novel for "base", few-shot for "all".
+        overrides: options of the method and of training, by name.
+
+    Raises:
+        UsageError: unknown names, bad values, bad data, or an `out` that holds another run.
+        MmrlError: something failed; what was computed is kept in `out`.
+    """
+    dataset = data if isinstance(data, Dataset) else load_dataset(str(data))
+    chosen = protocol or ("few-shot" if classes == "all" else "base-to-novel")
+    resolved = settings(method, protocol=chosen, dataset=dataset.name, overrides={**(overrides or {}), "seed": seed}, source=source)
+    methods.make_options(methods.get(method), resolved.method)
+    config = FitConfig(**resolved.fit)
+    draw = draw_shots(dataset, shots, seed, classes, allow_fewer=allow_fewer)
+    clip = backbone if isinstance(backbone, Clip) else load_clip(backbone, device=device)
+    built = methods.build(method, clip, resolved.method, seed=seed)
+    return run(
+        built, dataset, draw, config, out=out, resume=resume, progress=progress, protocol=chosen,
+        options=resolved.to_json(), template=template, workers=workers,
+    )  # fmt: skip
+
+
+def fit(data: str | Path | Dataset, **options: Any) -> Classifier:
+    """Teach a classifier the classes of `data` and give it back; arguments as those of `train`, options of method and training by name.
+
+    Example:
+        `mmrl.fit("photos/", method="mmrlpp", backbone="tiny", shots=8, epochs=20, lam=0.5)`
+
+    Raises:
+        as `train`.
+    """
+    own = {name: options.pop(name) for name in list(options) if name in _TRAIN_ARGUMENTS}
+    result = train(data, **own, overrides={**own.pop("overrides", {}), **options}) if options else train(data, **own)
+    fitted = result.fitted
+    return Classifier(fitted.method, trained=fitted.classes, template=fitted.template)
+
+
+_TRAIN_ARGUMENTS = set(train.__kwdefaults__ or {})
+
+
+def from_pretrained(adapter: str | Path, *, backbone: str | Clip | None = None, device: str = "cpu") -> Classifier:
+    """The classifier saved in a folder, or on a model hub under `ORG/NAME`.
+
+    Args:
+        backbone: another name or copy of the same weights; default: the one the adapter names.
+
+    Raises:
+        UsageError: no adapter there, or another backbone than it was made for.
+        MmrlError: the files are damaged, or cannot be fetched.
+    """
+    folder = Path(adapter).expanduser()
+    if not folder.exists():
+        folder = _from_hub(str(adapter))
+    clip = load_clip(backbone, device=device) if isinstance(backbone, str) else backbone
+    method, config = load_adapter(folder, clip, device=device)
+    return Classifier(method, trained=config.class_names, template=config.template)
+
+
+def _from_hub(name: str) -> Path:
+    """Download an adapter; only its three files, none of which is code."""
+    parts = name.split("/")
+    if len(parts) != 2 or not all(parts) or name.startswith((".", "~")):
+        raise UsageError(f"no adapter in '{name}': it is neither a folder that exists nor a hub name ORG/NAME.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["adapter_model.safetensors", "adapter_config.json", "README.md"]))
+    except Exception as error:
+        raise MmrlError(f"'{name}' is no folder here, and cannot be fetched from the hub: {str(error).splitlines()[0]}") from error
+
+
+def zero_shot(backbone: str | Clip = "tiny", *, template: str = DEFAULT_TEMPLATE, device: str = "cpu") -> Classifier:
+    """The frozen CLIP as a classifier: give `predict` the class names."""
+    clip = backbone if isinstance(backbone, Clip) else load_clip(backbone, device=device)
+    return Classifier(methods.build("zero-shot", clip), template=template)

@@ -1,0 +1,42 @@
+"""`mmrl config`: the values of a run and where they come from."""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer(help="Values of a run.", no_args_is_help=True)
+
+
+@app.callback()
+def _config() -> None:
+    """Values of a run."""
+
+
+@app.command("show")
+def show(
+    method: str = typer.Option("mmrl", "--method"),
+    data: str = typer.Option(None, "--data", help="Dataset whose published values apply."),
+    protocol: str = typer.Option("base-to-novel", "--protocol"),
+    set_: list[str] = typer.Option([], "--set", help="KEY=VALUE, as for `mmrl train`."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Show every value of a run and where it came from."""
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from mmrl import api, methods
+    from mmrl.cli.options import parse_settings
+    from mmrl.engine import FitConfig
+
+    resolved = api.settings(method, protocol=protocol, dataset=data, overrides=parse_settings(set_), source="command line")
+    methods.make_options(methods.get(method), resolved.method)
+    FitConfig(**resolved.fit)
+    if as_json:
+        typer.echo(json.dumps(resolved.to_json(), indent=2))
+        return
+    table = Table("part", "name", "value", "where from", box=None, padding=(0, 2))
+    for setting in resolved.settings:
+        table.add_row(setting.section, setting.key, str(setting.value), setting.source)
+    Console().print(table)

@@ -1,0 +1,26 @@
+"""`mmrl import-checkpoint`: the authors' files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def import_checkpoint(
+    checkpoint: Path = typer.Argument(..., help="The authors' file, such as model.pth.tar-10."),
+    out: Path = typer.Option(..., "--out", help="Folder for the adapter."),
+    classes: str = typer.Option(..., "--classes", help="Names it was trained on, in the order of the labels: 'a,b,c' or a file."),
+    template: str = typer.Option("a photo of a {}.", "--template", help="Prompt it was trained with."),
+    backbone: str = typer.Option("ViT-B-16-quickgelu/openai", "--backbone", help="The CLIP it was trained on."),
+    set_: list[str] = typer.Option([], "--set", help="KEY=VALUE, for what the file does not say: alpha, lam, beta."),
+) -> None:
+    """Turn a checkpoint of the authors' code into an adapter. Nothing in the file is executed."""
+    from mmrl.cli.options import parse_classes, parse_settings
+    from mmrl.engine import import_authors
+
+    method, config = import_authors(
+        checkpoint, out, classes=parse_classes(classes), template=template, clip=backbone, options=parse_settings(set_)
+    )
+    count = sum(p.numel() for p in method.parameters())
+    typer.echo(f"{config.method}: {count} trained parameters, {len(config.class_names)} classes, written to {out}")

@@ -1,0 +1,80 @@
+"""What several verbs share: reading class lists and options from the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmrl.errors import UsageError
+
+HALVES = ("all", "base", "novel")
+
+
+def parse_classes(value: str) -> list[str]:
+    """Class names from 'a,b,c', or from a file: one name a line, or a JSON list.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    path = Path(value)
+    if "," in value or not (path.suffix in (".txt", ".json") or path.is_file()):
+        return [name.strip() for name in value.split(",")]
+    try:
+        text = path.read_text(encoding="utf-8")
+        names = json.loads(text) if path.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the class names in {value}: {error}. Give 'a,b,c', or a file with one name a line.") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{value} must hold a list of class names.")
+    return names
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE pairs; values are read as JSON where they are JSON (numbers, true, false, null), else as text.
+
+    Raises:
+        UsageError: a pair without '='.
+    """
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set {pair}: expected KEY=VALUE, for example --set lam=0.5. `mmrl methods` lists the keys.")
+        try:
+            out[key.strip()] = json.loads(value)
+        except ValueError:
+            out[key.strip()] = value
+    return out
+
+
+def image_paths(given: Sequence[str]) -> list[str]:
+    """Files as they are, folders as the images directly in them, sorted.
+
+    Raises:
+        UsageError: nothing there, or a folder without images.
+    """
+    from mmrl.data.folder import IMAGE_ENDINGS
+
+    out: list[str] = []
+    for name in given:
+        path = Path(name).expanduser()
+        if not path.exists():
+            raise UsageError(f"no such image: {name}.")
+        found = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_ENDINGS)
+        if not found:
+            raise UsageError(f"the folder {name} has no images directly in it ({', '.join(sorted(IMAGE_ENDINGS))}).")
+        out += [str(file) for file in found]
+    return out
+
+
+def parse_seeds(value: str) -> list[int]:
+    """Seeds from '1,2,3'. Raises UsageError for anything else."""
+    try:
+        seeds = [int(part) for part in value.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--seeds is '{value}'; give whole numbers separated by commas, for example 1,2,3.") from error
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise UsageError(f"--seeds is '{value}'; each seed must be 0 or more and stand once.")
+    return seeds

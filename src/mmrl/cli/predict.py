@@ -1,0 +1,44 @@
+"""`mmrl predict`: classify images."""
+
+from __future__ import annotations
+
+import typer
+
+
+def predict(
+    adapter: str = typer.Argument(..., help="Folder of a run or an adapter, a hub name, or 'zero-shot'."),
+    images: list[str] = typer.Argument(..., help="Image files, or folders of them."),
+    classes: str = typer.Option(
+        None, "--classes", help="Names to choose from: 'a,b,c' or a file; trained or not. Default: the trained ones."
+    ),
+    template: str = typer.Option(None, "--template", help="Prompt with one {}; default: the adapter's."),
+    backbone: str = typer.Option(None, "--backbone", help="Backbone, if not the one the adapter names."),
+    top: int = typer.Option(3, "--top", help="How many classes to show."),
+    device: str = typer.Option("cpu", "--device"),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object an image."),
+) -> None:
+    """Classify images among trained or new class names."""
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from mmrl.api import from_pretrained, zero_shot
+    from mmrl.cli.options import image_paths, parse_classes
+
+    files = image_paths(images)
+    if adapter == "zero-shot":
+        classifier = zero_shot(backbone or "tiny", device=device)
+    else:
+        classifier = from_pretrained(adapter, backbone=backbone, device=device)
+    names = parse_classes(classes) if classes is not None else None
+    ranked = classifier.rank(files, names, top=top, template=template)
+    if as_json:
+        for file, guesses in zip(files, ranked):
+            typer.echo(json.dumps({"image": file, "guesses": [guess._asdict() for guess in guesses]}, ensure_ascii=False))
+        return
+    table = Table("image", "class", "probability", "trained", box=None, padding=(0, 2))
+    for file, guesses in zip(files, ranked):
+        for i, guess in enumerate(guesses):
+            table.add_row(file if i == 0 else "", guess.name, f"{guess.probability:.1%}", "yes" if guess.trained else "no")
+    Console().print(table)

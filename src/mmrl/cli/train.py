@@ -1,0 +1,52 @@
+"""`mmrl train`: one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def train(
+    data: str = typer.Option(..., "--data", help="A name of `mmrl data list`, or a folder with one subfolder of images a class."),
+    out: Path = typer.Option(..., "--out", help="Folder for the adapter, checkpoints and the record."),
+    method: str = typer.Option("mmrl", "--method", help="See `mmrl methods`."),
+    backbone: str = typer.Option(
+        "tiny", "--backbone", help="tiny, ARCH/TAG, hf-hub:ORG/NAME, local-dir:FOLDER, or a file with OpenAI's weights."
+    ),
+    shots: int = typer.Option(16, "--shots", help="Training images a class; 0 takes all."),
+    classes: str = typer.Option("all", "--classes", help="Train on 'all' classes, or on the 'base' half."),
+    seed: int = typer.Option(1, "--seed", help="Decides the draw, the initial values, order and augmentation."),
+    template: str = typer.Option(None, "--template", help="Prompt with one {}; default: the dataset's."),
+    protocol: str = typer.Option(
+        None, "--protocol", help="Whose published values to use; default: base-to-novel for base, few-shot for all."
+    ),
+    set_: list[str] = typer.Option([], "--set", help="KEY=VALUE, an option of the method or of training; may be repeated."),
+    resume: bool = typer.Option(False, "--resume", help="Go on with the run in --out."),
+    allow_fewer: bool = typer.Option(False, "--allow-fewer", help="Take all images of a class that has fewer than --shots."),
+    device: str = typer.Option("cpu", "--device", help="cpu, cuda, cuda:1, ..."),
+    workers: int = typer.Option(0, "--workers", help="Threads that prepare images."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress bar."),
+) -> None:
+    """Train on a few images a class, and score the result beside zero-shot CLIP."""
+    from rich.console import Console
+
+    from mmrl import api
+    from mmrl.cli.options import parse_settings
+    from mmrl.cli.output import quiet_warnings, scores_table
+
+    with quiet_warnings():
+        result = api.train(
+            data, method=method, backbone=backbone, shots=shots, classes=classes, seed=seed, out=out, resume=resume, device=device,
+            template=template, protocol=protocol, overrides=parse_settings(set_), allow_fewer=allow_fewer, progress=not quiet, workers=workers,
+            source="command line",
+        )  # fmt: skip
+    console = Console()
+    record = result.record
+    pairs = [(f"{part} classes", getattr(record.metrics, part), getattr(record.zero_shot, part)) for part in ("base", "novel", "all")]
+    console.print(scores_table([(name, a, z) for name, a, z in pairs if a is not None], record.method))
+    if record.metrics.hm is not None and record.zero_shot is not None:
+        console.print(f"harmonic mean {record.metrics.hm:.1%}, zero-shot {record.zero_shot.hm:.1%}", highlight=False)
+    for warning in result.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(f"written to {out} ({record.seconds:.0f} s of training)")

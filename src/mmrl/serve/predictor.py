@@ -1,0 +1,150 @@
+"""A trained classifier to use: images in, class names out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmrl.clip.prompts import DEFAULT_TEMPLATE, check_names
+from mmrl.data import Preprocess, to_rgb
+from mmrl.errors import UsageError
+from mmrl.methods import Method
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+BATCH = 64
+_HEADS_KEPT = 4
+
+
+class Guess(NamedTuple):
+    """One class with its probability in [0, 1]; `trained` tells whether the classifier was taught it."""
+
+    name: str
+    probability: float
+    trained: bool
+
+
+class _Head(NamedTuple):
+    names: tuple[str, ...]
+    text: Tensor  # (C, embed_dim)
+    seen: Tensor  # (C,)
+
+
+def _key(name: str) -> str:
+    return name.replace("_", " ").strip()
+
+
+class Classifier:
+    """A method with the class names it was trained on.
+
+    Class lists may be changed at every call, and may mix trained and new classes: trained ones are scored with fused features, new ones
+    with the class token's, on one scale (`mmrl.methods.representation.combine_logits`).
+
+    Args:
+        method: trained, or zero-shot.
+        trained: names of the classes it was trained on; none for zero-shot.
+        template: prompt with one `{}`.
+    """
+
+    def __init__(
+        self, method: Method, *, trained: Sequence[str] = (), template: str = DEFAULT_TEMPLATE, config: dict[str, Any] | None = None
+    ) -> None:
+        self.method = method.eval()
+        self.trained = tuple(trained)
+        self.template = template
+        self.config = config or {}
+        clip = method.clip
+        self.preprocess = Preprocess(clip.image_size, clip.mean, clip.std, clip.interpolation)
+        self._heads: dict[tuple[Any, ...], _Head] = {}
+
+    def __repr__(self) -> str:
+        return f"Classifier({self.method.name} on {self.method.clip.name}, {len(self.trained)} trained classes)"
+
+    def _head(self, classes: Sequence[str] | None, template: str | None) -> _Head:
+        """Class features of a list. Kept for the latest few lists, as long as the parameters are the same."""
+        names = self.trained if classes is None else check_names([classes] if isinstance(classes, str) else classes)
+        if not names:
+            raise UsageError("this classifier has no classes of its own; give classes=[...].")
+        template = template or self.template
+        versions = tuple(p._version for p in self.method.parameters())
+        key = (names, template, versions)
+        if key not in self._heads:
+            known = {_key(name) for name in self.trained}
+            with torch.no_grad():
+                text = self.method.text_features(self.method.class_list(names, template))
+            seen = torch.tensor([_key(name) in known for name in names], device=text.device)
+            while len(self._heads) >= _HEADS_KEPT:
+                self._heads.pop(next(iter(self._heads)))
+            self._heads[key] = _Head(names, text, seen)
+        return self._heads[key]
+
+    def _probabilities(self, images: Any, head: _Head) -> Tensor:
+        """(B, C) on the CPU."""
+        sources = _listed(images)
+        rows = []
+        for first in range(0, len(sources), BATCH):
+            pixels = torch.stack([self.preprocess.test(to_rgb(source)) for source in sources[first : first + BATCH]])
+            with torch.no_grad():
+                logits = self.method.logits(pixels.to(self.method.clip.device), head.text, head.seen)
+            rows.append(logits.float().softmax(-1).cpu())
+        return torch.cat(rows) if rows else torch.empty(0, len(head.names))
+
+    def predict(self, images: Any, classes: Sequence[str] | None = None, *, template: str | None = None) -> Any:
+        """The likeliest class name of each image: a list for a list of images, one string for a single image.
+
+        Args:
+            images: a path, PIL image, array (H, W[, C]), tensor (C, H, W), a batch array or tensor of four dimensions, or a list of such.
+            classes: names to choose from, trained or not; default: the trained ones.
+
+        Raises:
+            UsageError: an image cannot be read, or the class list is bad.
+        """
+        head = self._head(classes, template)
+        best = [head.names[i] for i in self._probabilities(images, head).argmax(-1).tolist()]
+        return best[0] if _is_single(images) else best
+
+    def predict_proba(self, images: Any, classes: Sequence[str] | None = None, *, template: str | None = None) -> np.ndarray:
+        """Probabilities (B, C), in the order of `classes`."""
+        return self._probabilities(images, self._head(classes, template)).numpy()
+
+    def rank(self, images: Any, classes: Sequence[str] | None = None, *, top: int = 5, template: str | None = None) -> list[list[Guess]]:
+        """The `top` classes of each image, likeliest first."""
+        if top < 1:
+            raise UsageError(f"top is {top}; it must be at least 1.")
+        head = self._head(classes, template)
+        values, order = self._probabilities(images, head).topk(min(top, len(head.names)), dim=-1)
+        rows = zip(values.tolist(), order.tolist())
+        return [[Guess(head.names[i], p, bool(head.seen[i])) for p, i in zip(ps, ids)] for ps, ids in rows]
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the adapter: trained tensors, configuration, class names, model card."""
+        from mmrl.engine import save_adapter
+
+        return save_adapter(Path(folder), self.method, classes=self.trained, template=self.template)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the adapter to a model hub with huggingface_hub; returns the address. Needs its login and a network."""
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            HfApi().create_repo(repo_id, exist_ok=True)
+            return str(HfApi().upload_folder(repo_id=repo_id, folder_path=folder, **options))
+
+
+def _is_single(images: Any) -> bool:
+    if isinstance(images, (str, Path)) or hasattr(images, "getbands"):
+        return True
+    return getattr(images, "ndim", 0) in (2, 3)
+
+
+def _listed(images: Any) -> list[str | Path | Image | np.ndarray | Tensor]:
+    return [images] if _is_single(images) else list(images)
