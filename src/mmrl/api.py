@@ -17,7 +17,7 @@ from typing import Any
 from mmrl import methods, recipes
 from mmrl.clip import Clip, load_clip
 from mmrl.clip.prompts import DEFAULT_TEMPLATE
-from mmrl.data import Dataset, draw_shots, load_dataset
+from mmrl.data import Dataset, dataset_names, draw_shots, load_dataset
 from mmrl.engine import FitConfig, RunResult, load_adapter, run
 from mmrl.errors import MmrlError, UsageError
 from mmrl.serve.predictor import Classifier
@@ -65,7 +65,7 @@ def train(
         data: a name of `mmrl data list`, or a folder with one subfolder of images a class.
         shots: training images a class; 0 takes all.
         classes: train on "all" classes or on the "base" half.
-        protocol: whose published values to use; default: base-to-novel for "base", few-shot for "all".
+        protocol: whose published values to use; default: few-shot for all classes of a known dataset, else base-to-novel.
         overrides: options of the method and of training, by name.
 
     Raises:
@@ -73,11 +73,15 @@ def train(
         MmrlError: something failed; what was computed is kept in `out`.
     """
     dataset = data if isinstance(data, Dataset) else load_dataset(str(data))
-    chosen = protocol or ("few-shot" if classes == "all" else "base-to-novel")
+    published = classes == "all" and dataset.name in dataset_names()
+    chosen = protocol or ("few-shot" if published else "base-to-novel")
     resolved = settings(method, protocol=chosen, dataset=dataset.name, overrides={**(overrides or {}), "seed": seed}, source=source)
     methods.make_options(methods.get(method), resolved.method)
-    config = FitConfig(**resolved.fit)
+    FitConfig(**resolved.fit)
     draw = draw_shots(dataset, shots, seed, classes, allow_fewer=allow_fewer)
+    if "batch_size" not in (overrides or {}):
+        resolved = resolved.at_most("batch_size", len(draw.train), "all training images, fewer than a published batch")
+    config = FitConfig(**resolved.fit)
     clip = backbone if isinstance(backbone, Clip) else load_clip(backbone, device=device)
     built = methods.build(method, clip, resolved.method, seed=seed)
     return run(

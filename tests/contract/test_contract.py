@@ -25,7 +25,7 @@ def train(method: methods.Method, images: torch.Tensor, steps: int = 3) -> list[
         optimizer.zero_grad()
         loss.total.backward()
         optimizer.step()
-        losses.append(float(loss.total))
+        losses.append(float(loss.total.detach()))
     return losses
 
 
@@ -98,7 +98,7 @@ def test_save_and_load(small_clip: Clip, images: torch.Tensor, name: str, tmp_pa
     folder = Path(str(tmp_path)) / "adapter"
     save_adapter(folder, method, classes=NAMES, template="a {}.")
     loaded, config = load_adapter(folder, clip=small_clip)
-    assert config.classes == tuple(NAMES) and config.template == "a {}." and loaded.options == method.options
+    assert config.class_names == tuple(NAMES) and config.template == "a {}." and loaded.options == method.options
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in method.state_dict().items())
     with torch.no_grad():
         expected = method.logits(images, method.text_features(method.class_list(NAMES, "a {}.")))

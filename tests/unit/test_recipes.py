@@ -142,3 +142,11 @@ def test_beta_at_test_is_offered_but_never_applied():
     assert beta_at_test("mini:objects") is None
     assert get("mmrlpp", "cross-dataset", "imagenet").method["beta"] == 0.9
     assert get("mmrlpp", "cross-dataset", "stanford_cars").method["beta"] == 0.7
+
+
+def test_at_most_lowers_one_value_and_says_why() -> None:
+    resolved = resolve("mmrl", protocol="few-shot", allowed={"method": (), "fit": ("batch_size", "epochs")})
+    lowered = resolved.at_most("batch_size", 10, "few images")
+    assert (resolved.fit["batch_size"], lowered.fit) == (32, {**resolved.fit, "batch_size": 10})
+    assert [s.source for s in lowered.settings if s.key == "batch_size"] == ["few images"]
+    assert resolved.at_most("batch_size", 100, "many images") == resolved

@@ -19,7 +19,7 @@ def train(
     seed: int = typer.Option(1, "--seed", help="Decides the draw, the initial values, order and augmentation."),
     template: str = typer.Option(None, "--template", help="Prompt with one {}; default: the dataset's."),
     protocol: str = typer.Option(
-        None, "--protocol", help="Whose published values to use; default: base-to-novel for base, few-shot for all."
+        None, "--protocol", help="Whose published values to use; default: few-shot for all classes of a known dataset, else base-to-novel."
     ),
     set_: list[str] = typer.Option([], "--set", help="KEY=VALUE, an option of the method or of training; may be repeated."),
     resume: bool = typer.Option(False, "--resume", help="Go on with the run in --out."),

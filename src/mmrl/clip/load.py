@@ -17,7 +17,7 @@ from mmrl.errors import MmrlError, UsageError, unknown
 
 TINY = Path(__file__).parent / "tiny"
 _FILE_ENDINGS = (".pt", ".pth", ".bin", ".safetensors")
-_EXTRA_KEYS = ("input_resolution", "context_length", "vocab_size")
+_EXTRA_KEYS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 NAMES_HELP = "tiny, ARCH/TAG as in 'ViT-B-16-quickgelu/openai', hf-hub:ORG/NAME, local-dir:FOLDER, or an OpenAI .pt or .safetensors file"
 
 

@@ -90,7 +90,7 @@ def _check_enough(dataset: Dataset, groups: Mapping[int, list[Item]], ids: list[
     if have < shots:
         raise UsageError(
             f"shots is {shots}, but class '{dataset.classes[label]}' of '{dataset.name}' has {have} training images. "
-            f"Ask for at most {have}, or allow fewer to take all of a class that has not enough."
+            f"Ask for at most {have}, or allow fewer (--allow-fewer) to take all of a class that has not enough."
         )
 
 

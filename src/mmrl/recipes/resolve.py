@@ -42,6 +42,10 @@ class Resolved:
     def fit(self) -> dict[str, Any]:
         return self._section("fit")
 
+    def at_most(self, key: str, limit: Any, source: str) -> Resolved:
+        """The same with the value of `key` lowered to `limit` where it is above."""
+        return Resolved(tuple(Setting(s.section, key, limit, source) if s.key == key and s.value > limit else s for s in self.settings))
+
     def to_json(self) -> list[dict[str, Any]]:
         """As a run record keeps them under `options`."""
         return [{"section": s.section, "key": s.key, "value": s.value, "source": s.source} for s in self.settings]

@@ -1,0 +1,172 @@
+"""The command line as a user meets it: what it prints, where errors go, exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmrl.cli.main import run
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mmrl", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "160")
+        with pytest.raises(SystemExit) as left:
+            run()
+            raise SystemExit(0)
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of eight photos each, one red, one blue."""
+    root = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for name, channel in (("red_thing", 0), ("blue thing", 2)):
+        (root / name).mkdir()
+        for i in range(8):
+            pixels = random.integers(0, 60, (48, 56, 3), dtype=np.uint8)
+            pixels[..., channel] += 150
+            Image.fromarray(pixels).save(root / name / f"{i}.jpg")
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from mmrl import api
+
+    out = tmp_path_factory.mktemp("runs") / "x"
+    api.train(photos, shots=2, out=out, overrides={"epochs": 2, "batch_size": 2}, progress=False)
+    return out
+
+
+def test_train_eval_predict_on_a_folder_of_photos(cli: Cli, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ("--data", photos, "--shots", 2, "--out", out, "--set", "epochs=3", "--set", "batch_size=2", "--quiet")
+    code, printed, _ = cli("train", *arguments)
+    assert code == 0 and "zero-shot" in printed and "all classes" in printed
+    assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "run.json", "draw.json"} <= {p.name for p in out.iterdir()}
+    code, printed, _ = cli("eval", out, "--data", photos, "--json")
+    scores = json.loads(printed)
+    assert code == 0 and scores["trained"] == [True, True] and 0 <= scores["scores"]["top1"] <= 1
+    image = photos / "red_thing" / "0.jpg"
+    code, printed, _ = cli("predict", out, image, "--classes", "red thing,blue thing,green thing", "--json")
+    guesses = json.loads(printed)["guesses"]
+    assert code == 0 and {g["name"]: g["trained"] for g in guesses} == {"red thing": True, "blue thing": True, "green thing": False}
+    names = tmp_path / "names.txt"
+    names.write_text("red thing\ngreen thing\n")
+    code, printed, _ = cli("predict", out, photos / "red_thing", "--classes", names)
+    assert code == 0 and printed.count("green thing") == 8
+
+
+def test_zero_shot_needs_no_run(cli: Cli, photos: Path) -> None:
+    code, printed, _ = cli("predict", "zero-shot", photos / "red_thing" / "0.jpg", "--classes", "red,blue", "--template", "a {} picture.")
+    assert code == 0 and "red" in printed
+    code, printed, _ = cli("eval", "zero-shot", "--data", photos)
+    assert code == 0 and "0 of 2 classes were trained on" in printed
+
+
+def test_listings(cli: Cli) -> None:
+    code, printed, _ = cli("methods")
+    assert code == 0 and all(word in printed for word in ("zero-shot", "mmrlpp", "beta", "Table 9"))
+    code, printed, _ = cli("methods", "mmrl", "--json")
+    assert code == 0 and json.loads(printed)["mmrl"]["options"]["rep_tokens"]["default"] == 5
+    code, printed, _ = cli("data", "list")
+    assert code == 0 and "mini:digits" in printed
+    code, printed, _ = cli("config", "show", "--method", "mmrl", "--data", "dtd", "--set", "alpha=0.5")
+    assert code == 0 and "command line" in printed
+    code, printed, _ = cli("config", "show", "--data", "dtd", "--json")
+    assert {s["key"]: s["value"] for s in json.loads(printed)}["lam"] == 6
+    assert cli("--version")[1].strip()
+
+
+def test_another_run_is_not_overwritten_and_a_finished_one_resumes(cli: Cli, photos: Path, trained: Path) -> None:
+    before = (trained / "adapter_model.safetensors").read_bytes()
+    same = ("--data", photos, "--shots", 2, "--out", trained, "--set", "epochs=2", "--set", "batch_size=2", "--quiet")
+    code, _, err = cli("train", *same)
+    assert code == 2 and "resume" in err and "Traceback" not in err
+    code, _, err = cli("train", *same, "--resume", "--set", "lr=0.1")
+    assert code == 2 and "lr" in err
+    code, _, _ = cli("train", *same, "--resume")
+    assert code == 0 and (trained / "adapter_model.safetensors").read_bytes() == before
+
+
+BAD = [
+    (("train", "--method", "mmlr", "--data", "{photos}", "--out", "{tmp}/o"), "unknown method 'mmlr'. Did you mean 'mmrl'"),
+    (("train", "--data", "mini:digit", "--out", "{tmp}/o"), "mini:digits"),
+    (("train", "--data", "{tmp}/nowhere", "--out", "{tmp}/o"), "does not exist"),
+    (("train", "--data", "{tmp}", "--out", "{tmp}/o"), "one subfolder a class"),
+    (("train", "--data", "{photos}", "--shots", "2", "--backbone", "ViT-B-17/openai", "--out", "{tmp}/o"), "Did you mean 'ViT-B-16'"),
+    (("train", "--data", "{photos}", "--shots", "9", "--out", "{tmp}/o"), "shots is 9, but class"),
+    (("train", "--data", "{photos}", "--out", "{tmp}/o", "--shots", "2", "--set", "first_layer=9"), "has 8 layers; give 1 to 8"),
+    (("train", "--data", "{photos}", "--out", "{tmp}/o", "--shots", "2", "--set", "rep_tokens=0"), "rep_tokens is 0"),
+    (("train", "--data", "{photos}", "--out", "{tmp}/o", "--shots", "2", "--set", "alpha=2"), "alpha is 2"),
+    (("train", "--data", "{photos}", "--out", "{tmp}/o", "--shots", "2", "--set", "alhpa=0.5"), "did you mean 'alpha'"),
+    (("train", "--data", "{photos}", "--out", "{tmp}/o", "--shots", "2", "--set", "alpha"), "expected KEY=VALUE"),
+    (("train", "--data", "{photos}", "--out", "{tmp}/o", "--shots", "2", "--classes", "bse"), "base"),
+    (("train", "--data", "{photos}", "--out", "{tmp}/o", "--shots", "2", "--template", "no place"), "exactly one {}"),
+    (("train", "--data", "{photos}", "--shots", "2", "--out", "{tmp}/o", "--method", "zero-shot"), "nothing to train"),
+    (("predict", "{run}", "{tmp}/none.jpg"), "no such image"),
+    (("predict", "{run}", "{tmp}/broken.png"), "broken.png"),
+    (("predict", "{run}", "{tmp}"), "no images directly in it"),
+    (("predict", "{run}", "{photo}", "--classes", "a,a"), "stands 2 times"),
+    (("predict", "{run}", "{photo}", "--classes", "a,,b"), "blank"),
+    (("predict", "{run}", "{photo}", "--classes", "{tmp}/none.txt"), "cannot read the class names"),
+    (("predict", "{tmp}", "{photo}"), "adapter_config.json"),
+    (("predict", "{run}", "{photo}", "--backbone", "local-dir:{tmp}"), "no open_clip_config.json"),
+    (("eval", "{run}"), "give its folder with --data"),
+    (("eval", "{run}", "--data", "{photos}", "--split", "tset"), "Did you mean 'test'"),
+    (("methods", "mmrlp"), "unknown method 'mmrlp'"),
+    (("config", "show", "--protocol", "base"), "unknown protocol"),
+    (("demo", "--seeds", "1,x", "--out", "{tmp}/demo"), "--seeds is '1,x'"),
+    (("demo", "--data", "mini:digit", "--out", "{tmp}/demo"), "mini:digits"),
+    (("train", "--nonsense",), "No such option"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a)[:60] for a, _ in BAD])
+def test_a_users_mistake_is_one_message(
+    cli: Cli, photos: Path, trained: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    if "broken.png" in " ".join(arguments):
+        (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
+    places = {"photos": photos, "tmp": tmp_path, "run": trained, "photo": photos / "red_thing" / "0.jpg"}
+    code, out, err = cli(*(a.format(**places) if "{" in a else a for a in arguments))
+    assert code == 2, (out, err)
+    assert message in err and "Traceback" not in err
+    assert not (tmp_path / "o").exists() and not (tmp_path / "demo").exists()
+
+
+def test_damaged_adapters_are_failures(cli: Cli, trained: Path, photos: Path, tmp_path: Path) -> None:
+    import shutil
+
+    photo = photos / "red_thing" / "0.jpg"
+    for name, change, message in (
+        ("adapter_model.safetensors", lambda b: b[:-100], "edited, cut or exchanged"),
+        ("adapter_config.json", lambda b: b[:50], "damaged"),
+        ("adapter_config.json", lambda b: b.replace(b'"format": 1', b'"format": 99'), "later version"),
+    ):
+        folder = tmp_path / f"{name}-{message[:6]}"
+        shutil.copytree(trained, folder)
+        (folder / name).write_bytes(change((folder / name).read_bytes()))
+        code, _, err = cli("predict", folder, photo)
+        assert code == 1 and message in err and "Traceback" not in err
+
+
+def test_no_permission_is_a_failure(cli: Cli, photos: Path) -> None:
+    code, _, err = cli("train", "--data", photos, "--shots", 2, "--out", "/proc/nowhere/x", "--quiet")
+    assert code == 1, err
+    assert "/proc/nowhere" in err and "Traceback" not in err

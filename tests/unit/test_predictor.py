@@ -1,0 +1,86 @@
+"""Images in, class names out: every kind of image, changed class lists, saving and loading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mmrl
+from mmrl import methods
+from mmrl.clip import Clip
+from mmrl.errors import UsageError
+from mmrl.serve.predictor import Classifier
+
+NAMES = ("cat", "dog", "great_white shark")
+
+
+@pytest.fixture
+def classifier(small_clip: Clip) -> Classifier:
+    return Classifier(methods.build("mmrl", small_clip, seed=0), trained=NAMES, template="a photo of a {}.")
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
+
+
+def test_every_kind_of_image_gives_the_same(classifier: Classifier, photo: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    photo.save(path)
+    array = np.asarray(photo)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    forms = [photo, path, str(path), array, tensor]
+    answers = [classifier.predict(form) for form in forms]
+    assert len(set(answers)) == 1 and answers[0] in NAMES
+    probabilities = classifier.predict_proba(forms)
+    assert probabilities.shape == (5, 3) and np.allclose(probabilities, probabilities[0]) and np.allclose(probabilities.sum(1), 1)
+    batch = torch.stack([tensor, tensor])
+    assert classifier.predict(batch) == [answers[0]] * 2
+    assert classifier.predict([]) == []
+
+
+def test_new_classes_by_name(classifier: Classifier, photo: Image.Image) -> None:
+    ranked = classifier.rank([photo], ["dog", "zebra", "great white shark"], top=9)[0]
+    assert {guess.name: guess.trained for guess in ranked} == {"dog": True, "zebra": False, "great white shark": True}
+    assert [g.probability for g in ranked] == sorted((g.probability for g in ranked), reverse=True)
+    assert sum(g.probability for g in ranked) == pytest.approx(1)
+
+
+def test_class_features_follow_the_parameters(classifier: Classifier, photo: Image.Image) -> None:
+    before = classifier.predict_proba(photo)
+    assert np.array_equal(before, classifier.predict_proba(photo))
+    with torch.no_grad():
+        for parameter in classifier.method.parameters():
+            parameter.add_(0.05)
+    assert not np.array_equal(before, classifier.predict_proba(photo))
+
+
+def test_save_and_load(classifier: Classifier, small_clip: Clip, photo: Image.Image, tmp_path: Path) -> None:
+    classifier.save_pretrained(tmp_path / "adapter")
+    loaded = mmrl.from_pretrained(tmp_path / "adapter", backbone=small_clip)
+    assert loaded.trained == NAMES and loaded.template == classifier.template
+    assert np.array_equal(loaded.predict_proba(photo, ["cat", "owl"]), classifier.predict_proba(photo, ["cat", "owl"]))
+    assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_bad_input(classifier: Classifier, small_clip: Clip, photo: Image.Image, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff nothing")
+    with pytest.raises(UsageError, match=r"broken\.jpg"):
+        classifier.predict([photo, broken])
+    with pytest.raises(UsageError, match="stands 2 times"):
+        classifier.predict(photo, ["a", "a"])
+    with pytest.raises(UsageError, match="blank"):
+        classifier.predict(photo, ["a", " "])
+    with pytest.raises(UsageError, match="reads 24"):
+        classifier.predict(photo, ["dog " * 40])
+    with pytest.raises(UsageError, match="top is 0"):
+        classifier.rank([photo], top=0)
+    with pytest.raises(UsageError, match="no classes of its own"):
+        mmrl.zero_shot(small_clip).predict(photo)
+    with pytest.raises(UsageError, match="neither a folder that exists nor a hub name"):
+        mmrl.from_pretrained("nowhere")
