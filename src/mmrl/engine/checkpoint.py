@@ -1,0 +1,188 @@
+"""Adapters: a folder with the trained tensors, what is needed to use them, and a model card.
+
+`adapter_model.safetensors` holds the method's parameters alone, `adapter_config.json` an `AdapterConfig`, `README.md` the card. The
+configuration names the SHA-256 of the tensor file, so that a file edited, cut or exchanged is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from mmrl.clip import Clip, load_clip
+from mmrl.clip.prompts import check_names, fill
+from mmrl.errors import MmrlError, UsageError
+from mmrl.files import read_json, write_bytes, write_json, write_text
+from mmrl.methods import Method, build, get
+from mmrl.methods.base import describe_problem
+from mmrl.reports.card import model_card
+from mmrl.reports.records import RunRecord
+from mmrl.version import __version__
+
+FORMAT = 1
+TENSORS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+CARD = "README.md"
+
+
+class AdapterConfig(BaseModel):
+    """All that is needed to use an adapter besides its tensors and the backbone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    method: str
+    options: dict[str, Any] = Field(description="of the method")
+    backbone: str = Field(description="name for load_clip")
+    fingerprint: str = Field(description="of the backbone's weights")
+    class_names: tuple[str, ...] = Field(description="classes trained on")
+    template: str = Field(description="prompt, with one {} for the class name")
+    version: str = Field(description="of mmrl that wrote it")
+    sha256: str = Field(description=f"of {TENSORS}, hex")
+
+
+def save_adapter(folder: Path | str, method: Method, *, classes: Sequence[str], template: str, record: RunRecord | None = None) -> Path:
+    """Write the adapter into `folder`, over an adapter that is there.
+
+    Args:
+        classes: names of the classes trained on; may be empty for zero-shot.
+        record: the run that trained it, for the card.
+
+    Returns:
+        the folder.
+
+    Raises:
+        UsageError: bad class names or template, or `folder` holds a README.md of something else.
+        MmrlError: it cannot be written.
+    """
+    from safetensors.torch import save
+
+    folder = Path(folder).expanduser()
+    if (folder / CARD).exists() and not (folder / CONFIG).exists():
+        raise UsageError(f"{folder} has a {CARD} that no adapter belongs to, and the model card would replace it; choose another folder.")
+    names = check_names(classes) if classes or method.trainable else ()
+    fill(template, names)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in method.state_dict().items()}
+    content = save(tensors)
+    config = AdapterConfig(
+        method=method.name,
+        options=method.options.model_dump(mode="json"),
+        backbone=method.clip.name,
+        fingerprint=method.clip.fingerprint,
+        class_names=names,
+        template=template,
+        version=__version__,
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+    write_bytes(folder / TENSORS, content)
+    write_json(folder / CONFIG, config.model_dump(mode="json"))
+    write_card(folder, config, record)
+    return folder
+
+
+def write_card(folder: Path, config: AdapterConfig, record: RunRecord | None = None) -> None:
+    write_text(folder / CARD, model_card(config.model_dump(mode="json"), record))
+
+
+def read_config(folder: Path | str) -> AdapterConfig:
+    """The configuration of the adapter in `folder`.
+
+    Raises:
+        UsageError: there is no such folder, or no adapter in it.
+        MmrlError: the file is damaged, or of a later format.
+    """
+    folder = Path(folder).expanduser()
+    path = folder / CONFIG
+    if not path.is_file():
+        kind = "has no adapter: it lacks" if folder.is_dir() else "is no folder with an adapter: there is no"
+        unfinished = " Its training has not finished; resume it." if (folder / "training_state.pt").exists() else ""
+        raise UsageError(f"{folder} {kind} {CONFIG}.{unfinished}")
+    content = read_json(path, what="adapter configuration")
+    version = content.get("format") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT:
+        writer = f"mmrl {content.get('version')}, format {version}; this one reads format {FORMAT}"
+        raise MmrlError(f"the adapter in {folder} was written by a later version ({writer}): upgrade mmrl.")
+    try:
+        return AdapterConfig.model_validate(content)
+    except ValidationError as error:
+        problems = " ".join(describe_problem(problem) for problem in error.errors())
+        raise MmrlError(f"adapter configuration is damaged: {path}: {problems}") from error
+
+
+def load_adapter(folder: Path | str, clip: Clip | None = None, *, device: str | torch.device = "cpu") -> tuple[Method, AdapterConfig]:
+    """The adapter in `folder`, ready for evaluation, and its configuration.
+
+    Args:
+        clip: the backbone it was trained on; default: loaded by the name in the configuration.
+        device: for the backbone where it is loaded here.
+
+    Raises:
+        UsageError: no adapter in `folder`, an unknown method, or another backbone than it was trained on.
+        MmrlError: a file is missing, edited, cut, or of a later format, or the backbone cannot be loaded.
+    """
+    folder = Path(folder).expanduser()
+    config = read_config(folder)
+    get(config.method)
+    tensors = _read_tensors(folder, config)
+    if clip is None:
+        try:
+            clip = load_clip(config.backbone, device=device)
+        except MmrlError as error:
+            raise type(error)(f"the backbone of {folder} cannot be loaded: {error}") from error
+    if clip.fingerprint != config.fingerprint:
+        raise UsageError(
+            f"the adapter in {folder} was made for the backbone '{config.backbone}' (fingerprint {config.fingerprint}); "
+            f"'{clip.name}' has other weights (fingerprint {clip.fingerprint}). Use the one it was made for."
+        )
+    method = build(config.method, clip, config.options)
+    load_tensors(method, tensors, where=str(folder))
+    return method.eval(), config
+
+
+def _read_tensors(folder: Path, config: AdapterConfig) -> dict[str, Tensor]:
+    from safetensors.torch import load
+
+    path = folder / TENSORS
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise MmrlError(f"{folder} lacks {TENSORS}; copy it whole again.") from error
+    except OSError as error:
+        raise MmrlError(f"cannot read {path}: {error.strerror or error}") from error
+    if hashlib.sha256(content).hexdigest() != config.sha256:
+        raise MmrlError(f"{path} is not the file that {CONFIG} describes: it was edited, cut or exchanged. Copy the adapter again.")
+    try:
+        return load(content)
+    except Exception as error:
+        raise MmrlError(f"{path} is no safetensors file: {error}") from error
+
+
+def load_tensors(method: Method, tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Put `tensors` into `method`: the same names and shapes, or nothing.
+
+    Raises:
+        MmrlError: they do not fit; the first of each kind is named.
+    """
+    own = method.state_dict()
+    problems = [f"no tensor '{name}'" for name in own if name not in tensors][:1]
+    problems += [f"an unknown tensor '{name}'" for name in tensors if name not in own][:1]
+    problems += [
+        f"'{name}' of shape {tuple(value.shape)} where the options give {tuple(own[name].shape)}"
+        for name, value in tensors.items()
+        if name in own and own[name].shape != value.shape
+    ][:1]
+    if problems:
+        raise MmrlError(f"the tensors in {where} do not fit method '{method.name}' with its options: {'; '.join(problems)}.")
+    method.load_state_dict(dict(tensors), strict=True)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two pieces of plain data are equal once written as JSON (tuples are lists there)."""
+    return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)

@@ -1,0 +1,143 @@
+"""Evaluation: one pass over the images, class features computed once for it and then dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmrl.clip import ClassList, Clip
+from mmrl.data import Dataset, Item, Preprocess, test_batches
+from mmrl.engine.metrics import Tally
+from mmrl.engine.precision import autocast
+from mmrl.errors import UsageError
+from mmrl.methods import Method
+from mmrl.reports.records import Scores
+
+BATCH = 64
+Batch = tuple[Tensor, Tensor]  # images (B, 3, H, W), labels (B,)
+
+
+class Evaluation(NamedTuple):
+    """Scores of the adapted and of the zero-shot classifier on the same images."""
+
+    adapted: Scores
+    zero_shot: Scores
+
+
+def preprocess_of(clip: Clip, *, flip: bool = True) -> Preprocess:
+    """The transforms that make images into inputs of `clip`."""
+    (r, g, b), (sr, sg, sb) = clip.mean, clip.std
+    return Preprocess(clip.image_size, (r, g, b), (sr, sg, sb), clip.interpolation, flip=flip)
+
+
+def trained_mask(names: Sequence[str], trained: Sequence[str]) -> Tensor:
+    """Which of `names` (C) are among the `trained` ones: (C,) boolean. Underscores count as spaces."""
+    known = {name.replace("_", " ").strip() for name in trained}
+    return torch.tensor([name.replace("_", " ").strip() in known for name in names], dtype=torch.bool)
+
+
+def evaluate(
+    method: Method, classes: ClassList, batches: Iterable[Batch], seen: Tensor | bool = True, *, precision: str = "fp32"
+) -> Scores:
+    """Scores of `method` as it stands now.
+
+    Args:
+        batches: of images (B, 3, H, W), as the backbone's test preprocessing makes them, with labels (B,).
+        seen: whether the classes were trained on: one answer, or one per class (C,), boolean.
+
+    Raises:
+        UsageError: no images, or labels that are no class of the list.
+        MmrlError: logits that are not finite.
+    """
+    return _evaluate(method, classes, batches, seen, precision, zero_shot=False)[0]
+
+
+def evaluate_zero_shot(clip: Clip, classes: ClassList, batches: Iterable[Batch], *, precision: str = "fp32") -> Scores:
+    """Scores of the frozen CLIP. Raises as `evaluate`."""
+    tally, device = Tally(classes.names), clip.device
+    with torch.no_grad(), autocast(precision, device):
+        for images, labels in batches:
+            tally.add(_array(_zero_shot_logits(clip, classes, images.to(device))), labels.cpu().numpy())
+    return tally.scores()
+
+
+def evaluate_both(
+    method: Method, classes: ClassList, batches: Iterable[Batch], seen: Tensor | bool = True, *, precision: str = "fp32"
+) -> Evaluation:
+    """Both in one pass over `batches`. Arguments and errors as those of `evaluate`."""
+    adapted, zero_shot = _evaluate(method, classes, batches, seen, precision, zero_shot=True)
+    assert zero_shot is not None
+    return Evaluation(adapted, zero_shot)
+
+
+def evaluate_dataset(
+    method: Method,
+    dataset: Dataset,
+    items: Sequence[Item] | None = None,
+    *,
+    seen: Tensor | Sequence[bool] | bool,
+    template: str | None = None,
+    batch_size: int = BATCH,
+    workers: int = 0,
+    precision: str = "fp32",
+) -> Evaluation:
+    """Adapted and zero-shot scores on images of `dataset`, among its classes.
+
+    Args:
+        items: which images; default: the test ones.
+        seen: whether the classes were trained on, or per class of the set: `trained_mask(dataset.classes, trained)`.
+        template: prompt; default: the data set's.
+
+    Raises:
+        UsageError: no images, or `seen` of a length other than that of the class list.
+    """
+    answer = seen if isinstance(seen, bool) else torch.as_tensor(seen, dtype=torch.bool)
+    if isinstance(answer, Tensor) and answer.shape != (len(dataset.classes),):
+        count = len(dataset.classes)
+        raise UsageError(f"seen has shape {tuple(answer.shape)}; '{dataset.name}' has {count} classes, and each needs one answer.")
+    batches = test_batches(dataset, dataset.test if items is None else items, preprocess_of(method.clip), batch_size, workers)
+    classes = method.class_list(dataset.classes, template or dataset.template)
+    return evaluate_both(method, classes, batches, answer, precision=precision)
+
+
+def _evaluate(
+    method: Method, classes: ClassList, batches: Iterable[Batch], seen: Tensor | bool, precision: str, *, zero_shot: bool
+) -> tuple[Scores, Scores | None]:
+    clip, device = method.clip, method.clip.device
+    adapted, frozen = Tally(classes.names), Tally(classes.names)
+    with _evaluating(method), torch.no_grad(), autocast(precision, device):
+        seen = seen.to(device) if isinstance(seen, Tensor) else seen
+        text = method.text_features(classes)  # lives for this call alone, so it cannot go stale
+        for images, labels in batches:
+            images = images.to(device)
+            adapted.add(_array(method.logits(images, text, seen)), labels.cpu().numpy())
+            if zero_shot and method.trainable:
+                frozen.add(_array(_zero_shot_logits(clip, classes, images)), labels.cpu().numpy())
+    scores = adapted.scores()
+    if not zero_shot:
+        return scores, None
+    return scores, frozen.scores() if method.trainable else scores
+
+
+def _zero_shot_logits(clip: Clip, classes: ClassList, images: Tensor) -> Tensor:
+    return clip.logit_scale * clip.encode_image(images) @ classes.zero_shot.T
+
+
+def _array(logits: Tensor) -> NDArray[np.float32]:
+    return logits.float().cpu().numpy()
+
+
+@contextmanager
+def _evaluating(method: Method) -> Iterator[None]:
+    before = method.training
+    method.eval()
+    try:
+        yield
+    finally:
+        method.train(before)

@@ -1,0 +1,107 @@
+"""Checkpoints of the authors' code (Dassl's `model.pth.tar-N`) to adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmrl.clip import Clip, load_clip
+from mmrl.clip.prompts import DEFAULT_TEMPLATE
+from mmrl.engine.checkpoint import AdapterConfig, load_tensors, read_config, save_adapter
+from mmrl.engine.folder import TAKEN
+from mmrl.engine.untrusted import TensorFile
+from mmrl.errors import UsageError, unknown
+from mmrl.methods import Method, build
+from mmrl.methods.authors import from_authors, guess_method
+from mmrl.methods.base import registered
+
+BACKBONE = "ViT-B-16-quickgelu/openai"  # of all published runs
+_FROZEN = {  # of the whole CLIP in the file, what tells backbones of one shape apart: theirs -> open_clip's
+    "image_encoder.class_embedding": "visual.class_embedding",
+    "image_encoder.ln_post.weight": "visual.ln_post.weight",
+    "image_encoder.proj": "visual.proj",
+    "text_encoder.ln_final.weight": "ln_final.weight",
+    "text_encoder.text_projection": "text_projection",
+}
+_HALF = 2e-3  # relative error that rounding to half precision may make, and more
+
+
+def import_authors(
+    path: Path | str,
+    out: Path | str,
+    *,
+    classes: Sequence[str],
+    template: str = DEFAULT_TEMPLATE,
+    clip: Clip | str = BACKBONE,
+    options: Mapping[str, Any] | None = None,
+) -> tuple[Method, AdapterConfig]:
+    """Write the adapter in the authors' checkpoint `path` into `out`. Nothing that the file contains is executed.
+
+    The method, J, K, d_r and the ranks follow from the tensors. The file does not say alpha, lambda and beta: they are the
+    published defaults unless `options` has them.
+
+    Args:
+        classes: names trained on, in the order of the labels; the file does not have them.
+        clip: the backbone, or its name.
+        options: of the method.
+
+    Raises:
+        UsageError: `out` holds a run already; the file holds no method we know, or was made with another backbone; `options`
+            contradict the tensors.
+        MmrlError: the file is missing or damaged.
+    """
+    path, out = Path(path).expanduser(), Path(out).expanduser()
+    taken = [name for name in TAKEN if (out / name).exists()]
+    if taken:
+        raise UsageError(f"{out} holds another run already ({taken[0]}); choose another folder.")
+    tensors = TensorFile(path)
+    cls = guess_method(tensors, registered())
+    state = from_authors(cls, tensors)
+    model = load_clip(clip) if isinstance(clip, str) else clip
+    model.require_staged(cls.name)
+    _check_backbone(path, tensors, state, model)
+    method = build(cls.name, model, _options(cls, state, model, options or {}))
+    load_tensors(method, state, where=str(path))
+    method.eval()
+    save_adapter(out, method, classes=classes, template=template)
+    return method, read_config(out)
+
+
+def _options(cls: type[Method], state: Mapping[str, Tensor], clip: Clip, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that the shapes decide, joined with the `given` ones."""
+    k, d_r = state["rep_space"].shape
+    found = {
+        "rep_tokens": k,
+        "rep_dim": d_r,
+        "first_layer": clip.vision.depth - len(state["visual.bias"]) + 1,
+        "first_text_layer": clip.text.depth - len(state["text.bias"]) + 1,
+    }
+    if "visual.a" in state:
+        found |= {"layer_rank": state["visual.a"].shape[-1], "projection_rank": state["projection_a"].shape[-1]}
+    for key, value in given.items():
+        if key not in cls.Options.model_fields:
+            raise unknown(f"option of {cls.name}", key, cls.Options.model_fields)
+        if key in found and value is not None and value != found[key]:
+            raise UsageError(f"{key} is {value}, but the tensors of the checkpoint give {found[key]}; leave it out.")
+    return {**given, **found}
+
+
+def _check_backbone(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], clip: Clip) -> None:
+    """Raises UsageError if the checkpoint was made with another CLIP, as far as it can tell."""
+    for side, tower in (("visual", clip.vision), ("text", clip.text)):
+        layers, width = state[f"{side}.bias"].shape
+        if width != tower.width or layers > tower.depth:
+            raise UsageError(
+                f"{path} was made with another backbone: its {side} tower has width {width} and at least {layers} layers, "
+                f"that of '{clip.name}' width {tower.width} and {tower.depth} layers. Give the one it was made with."
+            )
+    own = clip.model.state_dict()
+    for theirs_name, ours_name in _FROZEN.items():
+        if theirs_name in tensors and ours_name in own:
+            a, b = tensors[theirs_name].float(), own[ours_name].float().cpu()
+            if a.shape != b.shape or not torch.allclose(a, b, rtol=_HALF, atol=_HALF * float(b.abs().max())):
+                raise UsageError(f"{path} was made with another backbone than '{clip.name}': '{theirs_name}' differs. Give its backbone.")

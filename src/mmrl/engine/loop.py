@@ -1,0 +1,204 @@
+"""The only training loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, NoReturn, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mmrl.clip import ClassList
+from mmrl.engine.config import FitConfig
+from mmrl.engine.schedule import learning_rates
+from mmrl.errors import MmrlError
+from mmrl.methods import Loss, Method
+
+BETAS = (0.9, 0.999)
+MOST_SKIPPED = 50  # steps in a row that fp16 may skip while its scale adapts
+Row = dict[str, float]  # one step of the history
+State = dict[str, Any]
+
+
+class Batches(Protocol):
+    """Training data: `epoch(number, start)` gives the batches of epoch `number` from position `start`, always the same ones."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+class NonFiniteError(MmrlError):
+    """A number that is not finite came up; the parameters are those before the step that would have used it."""
+
+
+class _Step(nn.Module):
+    """A forward pass that accelerate can wrap; what it trains is the method's parameters."""
+
+    def __init__(self, method: Method, classes: ClassList) -> None:
+        super().__init__()
+        self.method = method
+        self.classes = classes
+
+    def forward(self, images: Tensor, labels: Tensor) -> Loss:
+        return self.method.loss(images, labels, self.classes)
+
+
+class Trainer:
+    """Trains the parameters of `method` in place: AdamW, a learning rate for every epoch, gradients averaged over `accumulate` batches.
+
+    Args:
+        accelerator: from `mmrl.engine.precision.accelerator`.
+        save: called with the state at checkpoints.
+        watch: called after every step with its row of the history.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        batches: Batches,
+        classes: ClassList,
+        config: FitConfig,
+        accelerator: Any,
+        *,
+        save: Callable[[State], None] | None = None,
+        watch: Callable[[Row], None] | None = None,
+    ) -> None:
+        self.method, self.batches, self.config, self.accelerator = method, batches, config, accelerator
+        self.device = method.clip.device
+        self._save, self._watch = save, watch
+        optimizer = torch.optim.AdamW(method.parameters(), lr=config.lr, betas=BETAS, weight_decay=config.weight_decay)
+        self.forward, self.optimizer = accelerator.prepare(_Step(method, classes), optimizer)
+        self.rates = learning_rates(config.epochs, config.lr, warmup_epochs=config.warmup_epochs, warmup_lr=config.warmup_lr)
+        self.epoch, self.position, self.step = 0, 0, 0  # position: batches of this epoch behind us
+        self.history: list[Row] = []
+        self._before, self._start = 0.0, time.monotonic()
+        self._skipped = 0
+
+    @property
+    def seconds(self) -> float:
+        """Time spent training, also by processes before this one."""
+        return self._before + time.monotonic() - self._start
+
+    def state(self) -> State:
+        """Everything to go on from, as plain data and tensors."""
+        scaler = self.accelerator.scaler
+        return {
+            "finished": False,
+            "epoch": self.epoch,
+            "position": self.position,
+            "step": self.step,
+            "parameters": {name: value.detach().cpu() for name, value in self.method.state_dict().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "rng_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "history": self.history,
+            "seconds": self.seconds,
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on where `state` was taken."""
+        self.method.load_state_dict(state["parameters"], strict=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["rng"])
+        if self.device.type == "cuda" and state["rng_cuda"] is not None:
+            torch.cuda.set_rng_state(state["rng_cuda"], self.device)
+        self.epoch, self.position, self.step = state["epoch"], state["position"], state["step"]
+        self.history = list(state["history"])
+        self._before = state["seconds"]
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            NonFiniteError: something is not finite; it is named, and the parameters stay as they were before.
+        """
+        was_training = self.method.training
+        self.method.train()
+        try:
+            while self.epoch < self.config.epochs:
+                self._run_epoch()
+        finally:
+            self.method.train(was_training)
+
+    def _run_epoch(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rates[self.epoch]
+        total, every = len(self.batches), self.config.checkpoint_every
+        source = self.batches.epoch(self.epoch, self.position)
+        while group := list(islice(source, self.config.accumulate)):
+            row = self._update(group)
+            self.step += 1
+            self.position += len(group)
+            self.history.append({"step": self.step, "epoch": self.epoch + 1, "lr": self.rates[self.epoch], **row})
+            if self._watch is not None:
+                self._watch(self.history[-1])
+            if every and self.step % every == 0 and self.position < total:
+                self._checkpoint()
+        self.epoch, self.position = self.epoch + 1, 0
+        self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        if self._save is not None:
+            self._save(self.state())
+
+    def _update(self, group: list[tuple[Tensor, Tensor]]) -> Row:
+        """One step on the mean loss of a few batches; the row says loss, accuracy and terms, averaged over them."""
+        self.optimizer.zero_grad()
+        names, rows = ["loss", "accuracy"], []
+        for images, labels in group:
+            images, labels = images.to(self.device), labels.to(self.device)
+            loss = self.forward(images, labels)
+            self.accelerator.backward(loss.total / len(group))
+            accuracy = (loss.logits.argmax(-1) == labels).float().mean()
+            rows.append(torch.stack([loss.total.detach().float(), accuracy, *(t.detach().float() for t in loss.terms.values())]))
+            names[2:] = loss.terms
+        gradients = [p.grad for p in self.method.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients).reshape(1)
+        *means, size = torch.cat([torch.stack(rows).mean(0), norm]).tolist()  # one wait for the device a step
+        scaled = self.accelerator.scaler is not None  # then large gradients are met by a smaller scale, not by stopping
+        if not all(map(_finite, means)) or not (scaled or _finite(size)):
+            self._stop(group)
+        self.optimizer.step()
+        self._skipped = self._skipped + 1 if self.accelerator.optimizer_step_was_skipped else 0
+        if self._skipped > MOST_SKIPPED:
+            self._stop(group)
+        return dict(zip(names, means, strict=True))
+
+    def _stop(self, group: list[tuple[Tensor, Tensor]]) -> NoReturn:
+        name = self._first_bad(group)
+        self.optimizer.zero_grad()
+        raise NonFiniteError(
+            f"training stopped in epoch {self.epoch + 1}, step {self.step + 1}: {name} is not finite. "
+            "The parameters are those before this step. A lower lr often helps; with fp16 also bf16 or fp32."
+        )
+
+    def _first_bad(self, group: list[tuple[Tensor, Tensor]]) -> str:
+        """The first tensor that is not finite, in the order of computation: images, parameters, loss terms, gradients."""
+        for images, _ in group:
+            if not bool(images.isfinite().all()):
+                return "an input image"
+        for name, parameter in self.method.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                return f"parameter '{name}'"
+        for images, labels in group:
+            with torch.no_grad():
+                loss = self.forward(images.to(self.device), labels.to(self.device))
+            for name, term in loss.terms.items():
+                if not bool(term.isfinite().all()):
+                    return f"loss term '{name}'"
+            if not bool(loss.total.isfinite().all()):
+                return "the total loss"
+        for name, parameter in self.method.named_parameters():
+            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+                return f"the gradient of '{name}'"
+        return "the loss"  # it was, and is no more: the method is not deterministic
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0

@@ -1,0 +1,105 @@
+"""Scores from logits and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mmrl.errors import MmrlError, UsageError
+from mmrl.reports.records import ECE_BINS, Bin, Scores, harmonic_mean
+
+__all__ = ["ECE_BINS", "Bin", "Scores", "Tally", "calibration_bins", "expected_calibration_error", "harmonic_mean", "score"]
+
+
+class Tally:
+    """Collects batches of logits; keeps a few numbers an image, not the logits.
+
+    Args:
+        names: of the C classes, in the order of the logits.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self._labels: list[NDArray[np.int64]] = []
+        self._predicted: list[NDArray[np.int64]] = []
+        self._confidence: list[NDArray[np.float64]] = []
+        self._rank: list[NDArray[np.int64]] = []
+
+    def add(self, logits: ArrayLike, labels: ArrayLike) -> None:
+        """Logits (B, C) and labels (B,).
+
+        Raises:
+            UsageError: shapes that do not fit, or a label that is no class.
+            MmrlError: a logit that is not finite.
+        """
+        x, y = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
+        wanted = len(y), len(self.names)
+        if x.shape != wanted:
+            raise UsageError(f"logits have shape {x.shape}; {wanted[0]} labels and {wanted[1]} classes need {wanted}.")
+        if len(y) and (y.min() < 0 or y.max() >= len(self.names)):
+            raise UsageError(f"labels go from {y.min()} to {y.max()}, but there are {len(self.names)} classes, counted from 0.")
+        if not np.isfinite(x).all():
+            image, label = np.argwhere(~np.isfinite(x))[0]
+            where = f"the logit of class '{self.names[label]}' for image {self._seen() + image}"
+            raise MmrlError(f"{where} is not finite: the weights or the image are damaged, or the precision is too low.")
+        own = np.take_along_axis(x, y[:, None], axis=1)  # (B, 1)
+        ahead = (x > own) | ((x == own) & (np.arange(x.shape[1]) < y[:, None]))  # among equal logits the first class wins
+        self._labels.append(y)
+        self._predicted.append(x.argmax(1))
+        self._confidence.append(1 / np.exp(x - x.max(1, keepdims=True)).sum(1))  # softmax at its maximum
+        self._rank.append(ahead.sum(1))
+
+    def _seen(self) -> int:
+        return sum(len(part) for part in self._labels)
+
+    def scores(self) -> Scores:
+        """What was added so far. Raises UsageError if that is nothing."""
+        if not self._seen():
+            raise UsageError("there is nothing to evaluate: the list of images is empty.")
+        from sklearn.metrics import confusion_matrix
+
+        labels, predicted = np.concatenate(self._labels), np.concatenate(self._predicted)
+        confidence, rank = np.concatenate(self._confidence), np.concatenate(self._rank)
+        confusion = confusion_matrix(labels, predicted, labels=np.arange(len(self.names)))
+        counts = confusion.sum(1)
+        per_class = [float(hit / count) if count else None for hit, count in zip(confusion.diagonal(), counts, strict=True)]
+        bins = calibration_bins(confidence, predicted == labels)
+        return Scores(
+            top1=float((rank < 1).mean()),
+            top5=float((rank < 5).mean()),
+            macro=float(np.mean([value for value in per_class if value is not None])),
+            ece=expected_calibration_error(bins),
+            count=len(labels),
+            class_names=self.names,
+            per_class=tuple(per_class),
+            confusion=tuple(tuple(int(v) for v in row) for row in confusion),
+            bins=bins,
+        )
+
+
+def score(logits: ArrayLike, labels: ArrayLike, names: Sequence[str]) -> Scores:
+    """Scores of logits (N, C) against labels (N,); classes without images do not count in the macro average."""
+    tally = Tally(names)
+    tally.add(logits, labels)
+    return tally.scores()
+
+
+def calibration_bins(confidence: ArrayLike, correct: ArrayLike, bins: int = ECE_BINS) -> tuple[Bin, ...]:
+    """Equally wide bins of top-1 confidence over (0, 1], each closed at its upper end, with mean confidence and accuracy.
+
+    Args:
+        confidence: (N,), in [0, 1].
+        correct: (N,), whether the top-1 class was right.
+    """
+    p, right = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
+    place = np.clip(np.ceil(p * bins).astype(np.int64) - 1, 0, bins - 1)
+    count = np.bincount(place, minlength=bins)
+    mean = [np.bincount(place, weights=values, minlength=bins) / np.maximum(count, 1) for values in (p, right)]
+    return tuple(Bin(count=int(n), confidence=min(float(c), 1.0), accuracy=float(a)) for n, c, a in zip(count, *mean, strict=True))
+
+
+def expected_calibration_error(bins: Sequence[Bin]) -> float:
+    """Mean |accuracy - confidence| over the bins, each weighted by its share of the images."""
+    return sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / max(1, sum(b.count for b in bins))

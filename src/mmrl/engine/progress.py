@@ -1,0 +1,41 @@
+"""What a training shows while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mmrl.engine.loop import Row
+
+NOT_SHOWN = ("step", "epoch", "lr")
+
+
+def describe(row: Row) -> str:
+    """One step in one line: loss, accuracy and the terms."""
+    parts = [f"{name} {value:.0%}" if name == "accuracy" else f"{name} {value:.3f}" for name, value in row.items() if name not in NOT_SHOWN]
+    return "  ".join(parts)
+
+
+@contextmanager
+def training_progress(title: str, *, epochs: int, steps: int, done: int, show: bool) -> Iterator[Callable[[Row], None]]:
+    """A function that shows a step, on stderr; only on a terminal, so that logs stay short.
+
+    Args:
+        steps: in all; `done` of them before.
+    """
+    console = Console(stderr=True)
+    if not show or not console.is_terminal:
+        yield lambda row: None
+        return
+    texts = TextColumn("{task.description}"), TextColumn("{task.fields[numbers]}")
+    columns = (texts[0], BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), texts[1])
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(title, total=steps, completed=done, numbers="")
+
+        def show_row(row: Row) -> None:
+            bar.update(task, completed=row["step"], description=f"{title}, epoch {row['epoch']:.0f}/{epochs}", numbers=describe(row))
+
+        yield show_row

@@ -1,0 +1,111 @@
+"""One run: train on a draw, evaluate beside zero-shot CLIP, write the adapter and the record."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from mmrl.data import Dataset, Draw
+from mmrl.engine.checkpoint import read_config, write_card
+from mmrl.engine.config import FitConfig
+from mmrl.engine.evaluate import BATCH, Evaluation, evaluate_dataset
+from mmrl.engine.fit import FitResult, fit
+from mmrl.engine.run_record import make_record, write_record
+from mmrl.errors import UsageError
+from mmrl.methods import Method
+from mmrl.reports.records import Metrics, Option, RunRecord
+
+
+class BelowZeroShotWarning(UserWarning):
+    """Training ended with a lower accuracy than the frozen CLIP has."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run; `warnings` says where training ended below zero-shot."""
+
+    fitted: FitResult
+    record: RunRecord
+    warnings: tuple[str, ...]
+
+
+def run(
+    method: Method,
+    dataset: Dataset,
+    draw: Draw,
+    config: FitConfig | Mapping[str, Any] | None = None,
+    *,
+    out: Path | str | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    protocol: str = "base-to-novel",
+    options: Iterable[Option | Mapping[str, Any]] | None = None,
+    template: str | None = None,
+    batch_size: int = BATCH,
+    workers: int = 0,
+) -> RunResult:
+    """Train `method` in place on `draw` and score it, with zero-shot CLIP beside it, on the test images.
+
+    A draw of the base classes is tested on base classes (trained on) and novel ones (not), each among themselves, as in the paper; a draw
+    of all classes on all.
+
+    Args:
+        dataset: the whole set that `draw` comes from.
+        out: folder for adapter, checkpoints, `draw.json` and `run.json`; None writes nothing.
+        options: values and their sources for the record.
+        batch_size: for evaluation.
+
+    Warns:
+        BelowZeroShotWarning: an accuracy is below that of zero-shot CLIP. The record says so too.
+
+    Raises:
+        as `mmrl.engine.fit`; and UsageError, before training, if there are no test images.
+    """
+    started = datetime.now(timezone.utc)
+    whole = dataset.source or dataset
+    parts = _tested(whole, draw)
+    fitted = fit(
+        method, whole.restrict(draw.classes), draw, config, out=out, resume=resume, progress=progress, template=template, workers=workers
+    )
+    scores: dict[str, Evaluation] = {}
+    for part, tested in parts.items():
+        seen = part == draw.classes
+        scores[part] = evaluate_dataset(method, tested, seen=seen, template=template, batch_size=batch_size, workers=workers)
+    found = [_below(method.name, part, pair) for part, pair in scores.items() if pair.adapted.top1 < pair.zero_shot.top1]
+    for text in found:
+        warnings.warn(text, BelowZeroShotWarning, stacklevel=2)
+    record = make_record(
+        fitted,
+        draw,
+        protocol=protocol,
+        metrics=Metrics.model_validate({part: pair.adapted for part, pair in scores.items()}),
+        zero_shot=Metrics.model_validate({part: pair.zero_shot for part, pair in scores.items()}),
+        started=started,
+        options=options,
+    )
+    if fitted.folder is not None:
+        draw.save(fitted.folder / "draw.json")
+        write_record(fitted.folder, record, method, warnings=found)
+        write_card(fitted.folder, read_config(fitted.folder), record)
+    return RunResult(fitted, record, tuple(found))
+
+
+def _tested(dataset: Dataset, draw: Draw) -> dict[str, Dataset]:
+    """The parts of `dataset` that a run on `draw` is tested on, by name. Raises UsageError if one has no test images."""
+    names = ["all"] if draw.classes == "all" else ["base", "novel"] if len(dataset.classes) > 1 else ["base"]
+    parts = {name: dataset.restrict(name) for name in names}
+    for name, part in parts.items():
+        if not part.test:
+            raise UsageError(f"'{dataset.name}' has no test images of its {name} classes, so the run could not be scored; add some.")
+    return parts
+
+
+def _below(method: str, part: str, pair: Evaluation) -> str:
+    return (
+        f"{method} ended below zero-shot CLIP on the {part} classes: {pair.adapted.top1:.1%} against {pair.zero_shot.top1:.1%}. "
+        "Use zero-shot there, or train with other values (a lower lr, fewer epochs, a higher lam)."
+    )

@@ -1,0 +1,152 @@
+"""Writing the record of a run; `mmrl.reports.records` says what is in it and reads it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+from mmrl.data import Draw
+from mmrl.engine.fit import FitResult
+from mmrl.engine.loop import Row
+from mmrl.files import write_json
+from mmrl.methods import Method
+from mmrl.reports.records import RECORD_NAME, SCHEMA, Metrics, Option, RunRecord
+from mmrl.version import __version__
+
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "accelerate", "safetensors", "numpy", "scikit-learn", "pillow")
+HISTORY_ROWS = 200
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def make_record(
+    fitted: FitResult,
+    draw: Draw,
+    *,
+    protocol: str,
+    metrics: Metrics,
+    zero_shot: Metrics,
+    started: datetime,
+    options: Iterable[Option | Mapping[str, Any]] | None = None,
+) -> RunRecord:
+    """The record of a finished run.
+
+    Args:
+        options: the values and where each came from, as `mmrl.recipes` gives them; default: told apart from the defaults.
+        started: with an offset from UTC.
+    """
+    method = fitted.method
+    commit, dirty = source_state()
+    listed = default_sources(method, fitted.config) if options is None else options
+    return RunRecord(
+        schema=SCHEMA,
+        method=method.name,
+        protocol=protocol,
+        dataset=draw.dataset,
+        classes=draw.classes,
+        shots=draw.shots,
+        seed=fitted.config.seed,
+        draw_hash=draw.hash,
+        backbone=method.clip.name,
+        fingerprint=method.clip.fingerprint,
+        options=tuple(Option.model_validate(option) for option in listed),
+        versions=versions(),
+        commit=commit,
+        dirty=dirty,
+        hardware=hardware(method.clip.device),
+        started=started,
+        seconds=fitted.seconds,
+        metrics=metrics,
+        zero_shot=zero_shot,
+        history=tuple(thin(fitted.history)),
+    )
+
+
+def write_record(folder: Path, record: RunRecord, method: Method, *, warnings: Sequence[str] = ()) -> Path:
+    """Write `folder/run.json`, with `warnings` and the number of trained values beside what the record says."""
+    content = record.model_dump(mode="json", by_alias=True)
+    content["warnings"] = list(warnings)
+    content["trained_parameters"] = sum(parameter.numel() for parameter in method.parameters())
+    write_json(folder / RECORD_NAME, content)
+    return folder / RECORD_NAME
+
+
+def default_sources(method: Method, config: BaseModel) -> list[Option]:
+    """Every option of the method and of the training; 'given' where it is not the built-in default."""
+    out = []
+    for section, values in (("method", method.options), ("fit", config)):
+        fresh = {name: field.get_default(call_default_factory=True) for name, field in type(values).model_fields.items()}
+        for name, value in values.model_dump(mode="json").items():
+            out.append(Option(section=section, key=name, value=value, source="built-in default" if value == fresh[name] else "given"))
+    return out
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, mmrl and the packages its numbers depend on."""
+    out = {"python": platform.python_version(), "mmrl": __version__}
+    for package in PACKAGES:
+        try:
+            out[package] = version(package)
+        except PackageNotFoundError:  # vendored or renamed
+            continue
+    return out
+
+
+def source_state() -> tuple[str | None, bool | None]:
+    """Commit of the checkout that the package runs from, and whether the package's files differ from it; None twice if it is installed."""
+    if _git("ls-files", "--error-unmatch", "version.py") is None:  # no git, no checkout, or someone else's that a venv lies in
+        return None, None
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", ".")
+    return (None, None) if commit is None else (commit, None if changes is None else bool(changes))
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints in the package's folder, or None if it fails."""
+    try:
+        done = subprocess.run(["git", "-C", str(_PACKAGE), *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What the run ran on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    return {
+        "device": device.type,
+        "cpu": _cpu_model(),
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "gpu": gpu.name if gpu else None,
+        "gpu_memory_gib": round(gpu.total_memory / 2**30, 1) if gpu else None,
+        "platform": platform.platform(terse=True),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def thin(history: Sequence[Row], rows: int = HISTORY_ROWS) -> list[Row]:
+    """At most `rows` rows: each stands for a few steps with their mean values, and the last one's step, epoch and rate."""
+    size = max(1, -(-len(history) // rows))
+    out = []
+    for first in range(0, len(history), size):
+        window = history[first : first + size]
+        means = {name: sum(row[name] for row in window) / len(window) for name in window[-1]}
+        out.append({**means, **{name: window[-1][name] for name in ("step", "epoch", "lr")}})
+    return out
