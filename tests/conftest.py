@@ -11,7 +11,7 @@ import torch
 
 from mmrl.clip import Clip, random_clip
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it gives
 
 SMALL = {
     "embed_dim": 48,

@@ -35,7 +35,7 @@ MODEL_CFG: dict[str, Any] = {
 MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
 PREPROCESS = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
 LENGTHS = (12, 16, 32)  # text batches are padded to one of these
-WARMUP, FALL, CHECKPOINT_EVERY = 300, 0.25, 250
+WARMUP, FALL, CHECKPOINT_EVERY, LOG_EVERY = 300, 0.25, 250, 50
 CHUNK = 32  # batches drawn at a time
 
 
@@ -114,67 +114,85 @@ def write(path: Path, save: Any) -> None:
     os.replace(temporary, path)
 
 
+class Pretraining:
+    """Model, naming head and optimizer, with what a checkpoint needs."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        torch.manual_seed(args.seed)
+        self.args = args
+        self.model: Any = open_clip.CLIP(**MODEL_CFG)
+        self.head = torch.nn.Linear(MODEL_CFG["embed_dim"], sum(len(names) for names in FACTS.values()))
+        parameters = [*self.model.parameters(), *self.head.parameters()]
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": 0.05},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), fused=True)
+        self.step, self.began = 0, time.time()
+        self.checkpoint: Path = args.out / "checkpoint.pt"
+
+    def restore(self) -> None:
+        if not self.checkpoint.exists():
+            return
+        state = torch.load(self.checkpoint, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.head.load_state_dict(state["head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.began = state["step"], time.time() - state["seconds"]
+        print(f"going on at step {self.step} of {self.args.steps}, {state['seconds'] / 60:.1f} min spent", flush=True)
+
+    def save(self) -> None:
+        parts = {"model": self.model, "head": self.head, "optimizer": self.optimizer}
+        state = {name: part.state_dict() for name, part in parts.items()} | {"step": self.step, "seconds": time.time() - self.began}
+        write(self.checkpoint, lambda path: torch.save(state, path))
+
+    def update(self, images: torch.Tensor, tokens: torch.Tensor, facts: torch.Tensor) -> tuple[float, float, float]:
+        """One step; contrastive loss, naming loss, and the share of images whose own caption is the nearest."""
+        lr = rate(self.step, self.args.steps, self.args.lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.args.precision == "bf16"):
+            raw = self.model.encode_image(images)
+            image, text = F.normalize(raw, dim=-1), text_features(self.model, tokens)
+        loss = contrastive_loss(image, text, self.model.logit_scale.exp(), tokens)
+        if not math.isfinite(loss.item()):
+            raise SystemExit(f"loss is {loss.item()} at step {self.step}; the last checkpoint is {self.checkpoint}")
+        naming = facts_loss(self.head, raw.float(), facts)
+        self.optimizer.zero_grad(set_to_none=True)
+        (loss + 0.5 * lr / self.args.lr * naming).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0, math.log(100))
+            hits = (image @ text.T).argmax(1).eq(torch.arange(len(image))).float().mean()
+        self.step += 1
+        return loss.item(), naming.item(), hits.item()
+
+    def log(self, rows: list[tuple[float, float, float]]) -> None:
+        loss, naming, hits = np.mean(rows, axis=0).tolist()
+        scale, minutes = self.model.logit_scale.exp().item(), (time.time() - self.began) / 60
+        line = {"step": self.step, "images": self.step * self.args.batch, "loss": round(loss, 4), "naming": round(naming, 3)}
+        line |= {"retrieval@1": round(hits, 4), "scale": round(scale, 1), "minutes": round(minutes, 2)}
+        print(json.dumps(line), flush=True)
+        with (self.args.out / "log.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
 def train(args: argparse.Namespace) -> torch.nn.Module:
     args.out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(args.seed)
-    model = open_clip.CLIP(**MODEL_CFG)
-    head = torch.nn.Linear(MODEL_CFG["embed_dim"], sum(len(names) for names in FACTS.values()))
-    decay = [p for p in model.parameters() if p.ndim >= 2] + [head.weight]
-    other = [p for p in model.parameters() if p.ndim < 2] + [head.bias]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.05}, {"params": other, "weight_decay": 0.0}], lr=args.lr, betas=(0.9, 0.98), fused=True
-    )
-    step, spent = 0, 0.0
-    checkpoint = args.out / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        head.load_state_dict(state["head"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, spent = state["step"], state["seconds"]
-        print(f"going on at step {step} of {args.steps}, {spent / 60:.1f} min spent", flush=True)
+    run = Pretraining(args)
+    run.restore()
     tokenizer = open_clip.SimpleTokenizer(context_length=LENGTHS[-1])
-    began, losses, hits = time.time() - spent, [], []
-    for images, tokens, facts in batches(args, step, tokenizer):
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step, args.steps, args.lr)
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
-            raw = model.encode_image(images)
-            image = F.normalize(raw, dim=-1)
-            text = text_features(model, tokens)
-        loss = contrastive_loss(image, text, model.logit_scale.exp(), tokens)
-        naming = facts_loss(head, raw.float(), facts)
-        optimizer.zero_grad(set_to_none=True)
-        (loss + 0.5 * optimizer.param_groups[0]["lr"] / args.lr * naming).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, math.log(100))
-        if not math.isfinite(loss.item()):
-            raise SystemExit(f"loss is {loss.item()} at step {step}; the last checkpoint is {checkpoint}")
-        step += 1
-        losses.append(loss.item())
-        hits.append((image @ text.T).argmax(1).eq(torch.arange(len(image))).float().mean().item())
-        if step % 50 == 0:
-            line = {"step": step, "images": step * args.batch, "loss": round(float(np.mean(losses)), 4), "naming": round(naming.item(), 3), "retrieval@1": round(float(np.mean(hits)), 4),
-                    "scale": round(model.logit_scale.exp().item(), 1), "minutes": round((time.time() - began) / 60, 2)}  # fmt: skip
-            print(json.dumps(line), flush=True)
-            with (args.out / "log.jsonl").open("a") as log:
-                log.write(json.dumps(line) + "\n")
-            losses, hits = [], []
-        if step % CHECKPOINT_EVERY == 0 or step == args.steps:
-            state = {
-                "model": model.state_dict(),
-                "head": head.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step,
-                "seconds": time.time() - began,
-            }
-            write(checkpoint, lambda path, state=state: torch.save(state, path))
-        if step >= args.steps:
-            break
-    print(f"{step} steps, {step * args.batch} images, {(time.time() - began) / 60:.1f} min", flush=True)
-    return model
+    rows: list[tuple[float, float, float]] = []
+    for images, tokens, facts in batches(args, run.step, tokenizer):
+        rows.append(run.update(images, tokens, facts))
+        if run.step % LOG_EVERY == 0:
+            run.log(rows)
+            rows = []
+        if run.step % CHECKPOINT_EVERY == 0 or run.step == args.steps:
+            run.save()
+    print(f"{run.step} steps, {run.step * args.batch} images, {(time.time() - run.began) / 60:.1f} min", flush=True)
+    return run.model
 
 
 def export(model: torch.nn.Module, folder: Path) -> None:

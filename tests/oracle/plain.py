@@ -188,6 +188,7 @@ class Plain(nn.Module):
     """MMRL, or MMRL++ with `plus_plus`, for one list of classes given as token ids (C, T).
 
     The parameters are the trained tensors alone, on the device and in the dtype of `model`, drawn from torch's global generator.
+    `first_layer` is J, of both towers unless `first_text_layer` gives text one of its own (for towers of different depth).
     """
 
     def __init__(
@@ -196,6 +197,7 @@ class Plain(nn.Module):
         tokens: Tensor,
         *,
         first_layer: int = 6,
+        first_text_layer: int | None = None,
         rep_tokens: int = 5,
         rep_dim: int = 512,
         alpha: float = 0.7,
@@ -214,8 +216,9 @@ class Plain(nn.Module):
         self.clip = OracleClip(model)
         self.tokens = tokens.to(model.positional_embedding.device)
         self.first_layer, self.beta = first_layer, beta if plus_plus else None
+        self.first_text_layer = first_layer if first_text_layer is None else first_text_layer
         self.alpha, self.lam, self.regulariser, self.logit_scale = alpha, lam, regulariser, logit_scale
-        layers = (self.clip.visual_depth - first_layer + 1, self.clip.text_depth - first_layer + 1)
+        layers = (self.clip.visual_depth - first_layer + 1, self.clip.text_depth - self.first_text_layer + 1)
         rank = layer_rank if plus_plus else None
         self.representation_learner = RepresentationLearner(self.clip, layers, rep_tokens, rep_dim, space, rank, visual, textual)
         if visual:
@@ -231,7 +234,7 @@ class Plain(nn.Module):
         visual_tokens, text_tokens = self.representation_learner()
         states = self.clip.image_states(images, visual_tokens, self.first_layer, self.beta)
         f_c = F.normalize(states[:, 0] @ proj, dim=-1)
-        w = self.clip.text_features(self.tokens, text_tokens, self.first_layer, self.beta)
+        w = self.clip.text_features(self.tokens, text_tokens, self.first_text_layer, self.beta)
         with torch.no_grad():
             f_0 = F.normalize(self.clip.image_states(images, None, 0, None)[:, 0] @ proj, dim=-1)
             w_0 = self.clip.text_features(self.tokens, None, 0, None)

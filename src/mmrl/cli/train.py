@@ -38,7 +38,8 @@ def train(
     with quiet_warnings():
         result = api.train(
             data, method=method, backbone=backbone, shots=shots, classes=classes, seed=seed, out=out, resume=resume, device=device,
-            template=template, protocol=protocol, overrides=parse_settings(set_), allow_fewer=allow_fewer, progress=not quiet, workers=workers,
+            template=template, protocol=protocol, overrides=parse_settings(set_), allow_fewer=allow_fewer,
+            progress=not quiet, workers=workers,
             source="command line",
         )  # fmt: skip
     console = Console()

@@ -17,6 +17,7 @@ from mmrl.engine.metrics import Tally
 from mmrl.engine.precision import autocast
 from mmrl.errors import UsageError
 from mmrl.methods import Method
+from mmrl.methods.base import cosine_logits
 from mmrl.reports.records import Scores
 
 BATCH = 64
@@ -32,8 +33,7 @@ class Evaluation(NamedTuple):
 
 def preprocess_of(clip: Clip, *, flip: bool = True) -> Preprocess:
     """The transforms that make images into inputs of `clip`."""
-    (r, g, b), (sr, sg, sb) = clip.mean, clip.std
-    return Preprocess(clip.image_size, (r, g, b), (sr, sg, sb), clip.interpolation, flip=flip)
+    return Preprocess(clip.image_size, clip.mean, clip.std, clip.interpolation, flip=flip)
 
 
 def trained_mask(names: Sequence[str], trained: Sequence[str]) -> Tensor:
@@ -126,7 +126,7 @@ def _evaluate(
 
 
 def _zero_shot_logits(clip: Clip, classes: ClassList, images: Tensor) -> Tensor:
-    return clip.logit_scale * clip.encode_image(images) @ classes.zero_shot.T
+    return cosine_logits(clip.encode_image(images), classes.zero_shot, clip.logit_scale)
 
 
 def _array(logits: Tensor) -> NDArray[np.float32]:

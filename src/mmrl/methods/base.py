@@ -110,6 +110,12 @@ class Method(nn.Module, ABC):
         return self.combine(self.image_features(images), text, seen)
 
 
+def cosine_logits(image: Tensor, text: Tensor, scale: float) -> Tensor:
+    """scale x cosine of normalised features (B, d) and (C, d), in float32: half precision would round logits to a tenth."""
+    with torch.autocast(image.device.type, enabled=False):
+        return scale * image.float() @ text.float().T
+
+
 _REGISTRY: dict[str, type[Method]] = {}
 
 

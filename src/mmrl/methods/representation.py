@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmrl.clip import ClassList, Clip, Edit, Edits
 from mmrl.errors import UsageError
-from mmrl.methods.base import ImageFeatures, Loss, Method, MethodOptions
+from mmrl.methods.base import ImageFeatures, Loss, Method, MethodOptions, cosine_logits
 
 LOGIT_SCALE = 100.0  # logits are 100 x cosine whatever the backbone learned, as in the authors' code
 _ACTIVATIONS = 24  # floats a token and layer keeps for the backward pass, in units of the width (attention, MLP, norms)
@@ -171,12 +171,12 @@ class RepresentationMethod(Method):
             zero_shot = self._image_features(self.clip.vision.finish(entering, start)).class_token
         image = self._image_features(self.clip.vision.finish(entering, start, visual_edits)) if visual_edits else ImageFeatures(zero_shot)
         text = self._text_features(classes, text_edits)
-        class_logits = LOGIT_SCALE * image.class_token @ text.T
+        class_logits = cosine_logits(image.class_token, text, LOGIT_SCALE)
         terms = {"ce_class": F.cross_entropy(class_logits, labels)}
         if image.representation is None:
             logits, total = class_logits, terms["ce_class"]
         else:
-            rep_logits = LOGIT_SCALE * image.representation @ text.T
+            rep_logits = cosine_logits(image.representation, text, LOGIT_SCALE)
             terms["ce_rep"] = F.cross_entropy(rep_logits, labels)
             logits = o.alpha * class_logits.detach() + (1 - o.alpha) * rep_logits.detach()
             total = o.alpha * terms["ce_class"] + (1 - o.alpha) * terms["ce_rep"]
@@ -196,11 +196,11 @@ class RepresentationMethod(Method):
     # ---- inference ----
 
     def combine(self, images: ImageFeatures, text: Tensor, seen: Tensor | bool = True) -> Tensor:
-        class_logits = LOGIT_SCALE * images.class_token @ text.T
+        class_logits = cosine_logits(images.class_token, text, LOGIT_SCALE)
         if images.representation is None or self.options.inference == "class":
             return class_logits
         trained = torch.as_tensor(seen, device=text.device).expand(len(text))
         if self.options.inference == "both":
             trained = torch.ones_like(trained)
-        rep_logits = LOGIT_SCALE * images.representation @ text.T
+        rep_logits = cosine_logits(images.representation, text, LOGIT_SCALE)
         return combine_logits(class_logits, rep_logits, trained, alpha=self.options.alpha, fusion=self.options.fusion)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mmrl.clip import ClassList
 from mmrl.errors import UsageError
-from mmrl.methods.base import ImageFeatures, Loss, Method, register
+from mmrl.methods.base import ImageFeatures, Loss, Method, cosine_logits, register
 
 
 @register("zero-shot")
@@ -26,4 +26,4 @@ class ZeroShot(Method):
         return ImageFeatures(self.clip.encode_image(images))
 
     def combine(self, images: ImageFeatures, text: Tensor, seen: Tensor | bool = True) -> Tensor:
-        return self.clip.logit_scale * images.class_token @ text.T
+        return cosine_logits(images.class_token, text, self.clip.logit_scale)

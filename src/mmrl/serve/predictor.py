@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from mmrl.clip.prompts import DEFAULT_TEMPLATE, check_names
-from mmrl.data import Preprocess, to_rgb
+from mmrl.data import to_rgb
+from mmrl.engine import save_adapter
+from mmrl.engine.evaluate import preprocess_of
 from mmrl.errors import UsageError
 from mmrl.methods import Method
 
@@ -59,8 +61,7 @@ class Classifier:
         self.trained = tuple(trained)
         self.template = template
         self.config = config or {}
-        clip = method.clip
-        self.preprocess = Preprocess(clip.image_size, clip.mean, clip.std, clip.interpolation)
+        self.preprocess = preprocess_of(method.clip)
         self._heads: dict[tuple[Any, ...], _Head] = {}
 
     def __repr__(self) -> str:
@@ -124,8 +125,6 @@ class Classifier:
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the adapter: trained tensors, configuration, class names, model card."""
-        from mmrl.engine import save_adapter
-
         return save_adapter(Path(folder), self.method, classes=self.trained, template=self.template)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:

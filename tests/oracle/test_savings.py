@@ -1,0 +1,274 @@
+"""What the fast path leaves out, counted: floating-point operations and shapes are exact, so no timing is involved.
+
+That the savings change no number is the business of `test_random.py`; here they are taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmrl import methods
+from mmrl.clip import ClassList, Clip, random_clip
+from mmrl.methods.representation import RepresentationMethod
+from tests.oracle.pair import oracle_of
+
+LAYERS, WIDTH, EMBED, PATCHES = 4, 32, 24, 16
+TEMPLATE = "a photo of a {}."
+ATTENTION = "scaled_dot_product"
+
+
+def make_clip(context: int = 77) -> Clip:
+    return random_clip(
+        "ViT-B-32",
+        embed_dim=EMBED,
+        vision_cfg={"layers": LAYERS, "width": WIDTH, "head_width": 16, "patch_size": 8, "image_size": 32},
+        text_cfg={"layers": LAYERS, "width": WIDTH, "heads": 2, "context_length": context},
+    )
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return make_clip()
+
+
+def build(clip: Clip, name: str = "mmrl", **options: Any) -> RepresentationMethod:
+    method = methods.build(name, clip, {"first_layer": 2, "rep_tokens": 3, "rep_dim": 8, **options}, seed=0)
+    assert isinstance(method, RepresentationMethod)
+    return method
+
+
+def things(count: int) -> list[str]:
+    return [f"thing {chr(97 + i // 26)} {chr(97 + i % 26)}" for i in range(count)]
+
+
+def batch(size: int = 2) -> Tensor:
+    return torch.randn(size, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def flops(run: Callable[[], object], *, attention: bool = True) -> int:
+    """Floating-point operations of `run`; without `attention`, of the products with weights alone."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one fused operation that the counter does not know
+    try:
+        with FlopCounterMode(display=False) as counter:
+            run()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+    counts = counter.get_flop_counts()["Global"]
+    return sum(count for operation, count in counts.items() if attention or ATTENTION not in str(operation))
+
+
+@contextmanager
+def mlp_shapes(blocks: Iterable[nn.Module]) -> Iterator[list[list[tuple[int, ...]]]]:
+    """Per layer, the (batch, positions) that each call of its MLP gets."""
+    seen: list[list[tuple[int, ...]]] = []
+    hooks = []
+    for block in blocks:
+        calls: list[tuple[int, ...]] = []
+        seen.append(calls)
+        hooks.append(block.mlp.register_forward_pre_hook(lambda _, args, calls=calls: calls.append(tuple(args[0].shape[:-1]))))
+    yield seen
+    for hook in hooks:
+        hook.remove()
+
+
+def image_blocks(clip: Clip) -> nn.ModuleList:
+    return clip.model.visual.transformer.resblocks
+
+
+def text_blocks(clip: Clip) -> nn.ModuleList:
+    return clip.model.transformer.resblocks
+
+
+def body_length(classes: ClassList) -> int:
+    return classes.hidden.body.shape[1]
+
+
+# ---- the whole step ----
+
+
+@pytest.mark.parametrize("name", ["mmrl", "mmrlpp"])
+@pytest.mark.parametrize(("classes_count", "share"), [(12, 0.06), (40, 0.04)])
+def test_training_step_costs_a_fraction_of_the_oracle(clip: Clip, name: str, classes_count: int, share: float) -> None:
+    """At J = L / 2. The longest prompt needs 9 of 77 positions, and 3 of its 4 layers run once instead of all of them twice."""
+    method = build(clip, name)
+    classes = method.class_list(things(classes_count), TEMPLATE)
+    plain = oracle_of(method, classes)
+    images, labels = batch(), torch.tensor([0, 1])
+    fast = flops(lambda: method.loss(images, labels, classes).total.backward())
+    slow = flops(lambda: plain(images, labels)["loss"].backward())
+    assert 0 < fast <= share * slow, f"{fast / slow:.3f} of the oracle's operations"
+
+
+# ---- 1. nothing below J is repeated ----
+
+
+@pytest.mark.parametrize("first", [1, 2, 4])
+def test_layers_below_j_run_once_for_images_and_never_for_text(clip: Clip, first: int) -> None:
+    method = build(clip, first_layer=first)
+    classes = method.class_list(things(5), TEMPLATE)
+    with mlp_shapes(image_blocks(clip)) as image, mlp_shapes(text_blocks(clip)) as text:
+        method.loss(batch(), torch.tensor([0, 1]), classes)
+    assert [len(calls) for calls in image] == [1] * (first - 1) + [2] * (LAYERS - first + 1)
+    assert [len(calls) for calls in text] == [0] * (first - 1) + [2] * (LAYERS - first + 1)  # the shared beginning, and the prompts
+
+
+def test_class_list_runs_each_text_layer_once(clip: Clip) -> None:
+    """Zero-shot features go on from the states that enter layer J."""
+    method = build(clip, first_layer=3)
+    with mlp_shapes(text_blocks(clip)) as text:
+        classes = method.class_list(things(5), TEMPLATE)
+    prompts = [[shape for shape in calls if shape[0] == 5] for calls in text]
+    assert prompts == [[(5, body_length(classes))]] * (LAYERS - 1) + [[(5, 1)]]
+
+
+# ---- 2. cut to the longest prompt ----
+
+
+def test_text_cost_follows_the_longest_prompt_and_not_the_context(clip: Clip) -> None:
+    costs = {}
+    for context in (16, 77):
+        method = build(make_clip(context))
+        for names in (["x", "cat"], ["x", "cat with a hat"]):
+            classes = method.class_list(names, TEMPLATE)
+            longest = max(len(clip.tokenizer.encode(prompt)) for prompt in classes.prompts)
+            assert body_length(classes) == longest + 1  # EOT, but no BOT
+            costs[context, len(names[1])] = flops(lambda m=method, c=classes: m.text_features(c))  # type: ignore[misc]
+    assert costs[16, 3] == costs[77, 3] < costs[16, 14] == costs[77, 14]
+
+
+# ---- 3. what all classes share runs once; 5. the last layer at EOT alone ----
+
+
+def per_class_flops(length: int, layers: int) -> int:
+    """Products with weights for one prompt of `length` positions behind BOT in the last `layers` layers.
+
+    A multiplication and an addition count as two. A whole layer has 12 d^2 weights (3 in, 1 out, 8 MLP); the last one computes keys and
+    values everywhere and the other 10 d^2 at EOT alone, where the projection follows.
+    """
+    d = WIDTH
+    return 2 * ((layers - 1) * length * 12 * d * d + length * 2 * d * d + 10 * d * d + d * EMBED)
+
+
+@pytest.mark.parametrize("name", ["mmrl", "mmrlpp"])
+@pytest.mark.parametrize("first", [2, 4])
+def test_a_class_costs_its_own_tokens_whatever_k_is(clip: Clip, name: str, first: int) -> None:
+    for tokens in (1, 20):
+        method = build(clip, name, first_layer=first, rep_tokens=tokens)
+        few, more = method.class_list(things(4), TEMPLATE), method.class_list(things(11), TEMPLATE)
+        assert body_length(few) == body_length(more)
+        with torch.no_grad():
+            added = flops(lambda: method.text_features(more), attention=False) - flops(lambda: method.text_features(few), attention=False)  # noqa: B023
+        assert added == 7 * per_class_flops(body_length(few), LAYERS - first + 1)
+
+
+@pytest.mark.parametrize("name", ["mmrl", "mmrlpp"])
+def test_shared_beginning_costs_less_than_one_class_of_its_length(clip: Clip, name: str) -> None:
+    method = build(clip, name)
+    classes = method.class_list(things(50), TEMPLATE)
+    length, layers = body_length(classes), LAYERS - 1
+    tokens = method.edits()[1]
+    with torch.no_grad():
+        whole = flops(lambda: clip.encode_classes(classes, tokens), attention=False)
+    shared = whole - 50 * per_class_flops(length, layers)
+    assert 0 < shared <= layers * (1 + 3) * 2 * (12 + 2) * WIDTH**2  # BOT and K tokens, keys and values at most twice
+
+
+# ---- 4. replaced tokens are keys and values only; 5. the last layer at pooled positions ----
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "adapted", "shared"),
+    [
+        ("mmrl", {}, PATCHES + 1, 1),
+        ("mmrlpp", {"beta": 0.7}, PATCHES + 1 + 3, 1 + 3),
+        ("mmrlpp", {"beta": 1.0}, PATCHES + 1, 1),  # with beta 1 the outputs are replaced as in MMRL
+    ],
+)
+def test_mlps_see_only_positions_that_somebody_reads(clip: Clip, name: str, options: dict[str, Any], adapted: int, shared: int) -> None:
+    method = build(clip, name, **options)
+    classes = method.class_list(things(5), TEMPLATE)
+    with mlp_shapes(image_blocks(clip)) as image, mlp_shapes(text_blocks(clip)) as text:
+        method.loss(batch(), torch.tensor([0, 1]), classes)
+    zero_shot = (2, PATCHES + 1)
+    assert image == [[zero_shot]] + [[zero_shot, (2, adapted)]] * (LAYERS - 2) + [[(2, 1), (2, 1 + 3)]]
+    assert text[0] == []
+    assert text[1:-1] == [[(1, shared), (5, body_length(classes))]] * (LAYERS - 2)
+    assert text[-1][-1] == (5, 1)
+
+
+def test_image_tower_costs_no_more_than_open_clip(clip: Clip) -> None:
+    """MMRL's tokens are cheaper than what the last layer leaves out, so adapted inference is no slower than bare CLIP."""
+    method, images = build(clip), batch()
+    with torch.no_grad():
+        assert flops(lambda: method.image_features(images)) < flops(lambda: clip.model.encode_image(images))
+
+
+# ---- 6. text features once ----
+
+
+def test_evaluation_runs_no_text_layer(clip: Clip) -> None:
+    method = build(clip)
+    classes = method.class_list(things(5), TEMPLATE)
+    with torch.no_grad():
+        text = method.text_features(classes)
+        with mlp_shapes(image_blocks(clip)) as image, mlp_shapes(text_blocks(clip)) as ran:
+            method.logits(batch(), text)
+    assert ran == [[]] * LAYERS
+    assert [len(calls) for calls in image] == [1] * LAYERS
+
+
+# ---- memory ----
+
+
+def saved_bytes(clip: Clip, run: Callable[[], object]) -> int:
+    """Bytes that `run` keeps for the backward pass, frozen weights aside."""
+    frozen = {p.untyped_storage().data_ptr() for p in clip.model.parameters()}
+    kept: dict[int, tuple[Tensor, int]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in frozen:
+            kept[storage.data_ptr()] = (tensor, storage.nbytes())  # the reference keeps the address from being used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = run()
+    del result
+    return sum(size for _, size in kept.values())
+
+
+@pytest.mark.parametrize("name", ["mmrl", "mmrlpp"])
+def test_text_chunk_follows_the_memory_and_keeps_to_it(clip: Clip, name: str) -> None:
+    method = build(clip, name)
+    classes = method.class_list(things(60), TEMPLATE)
+    assert method.text_chunk(classes) is None
+    chunks = []
+    for mebibytes in (0.001, 1, 2, 4):
+        method.set_text_memory(mebibytes / 1024)
+        chunk = method.text_chunk(classes)
+        assert chunk is not None and chunk >= 1
+        chunks.append(chunk)
+        if mebibytes >= 1:
+            method.set_text_memory(None)
+            part = method.class_list(things(60)[:chunk], TEMPLATE)
+            used = saved_bytes(clip, lambda: method.text_features(part)) / 2**20  # noqa: B023
+            assert 0.25 * mebibytes < used <= mebibytes
+    assert chunks[0] == 1
+    assert chunks == sorted(set(chunks))
+
+
+def test_chunks_keep_next_to_nothing_until_the_backward_pass(clip: Clip) -> None:
+    method = build(clip)
+    classes = method.class_list(things(60), TEMPLATE)
+    whole = saved_bytes(clip, lambda: method.text_features(classes))
+    method.set_text_memory(0.5 / 1024)
+    assert method.text_chunk(classes) is not None
+    assert saved_bytes(clip, lambda: method.text_features(classes)) < 0.1 * whole
