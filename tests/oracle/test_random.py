@@ -1,21 +1,29 @@
 """The fast path against the plain definition on random sizes, in float64, where nothing but a mistake can differ by 1e-9.
 
 Whatever the sizes, the switches and the prompts are: loss, each of its terms, features, logits and every gradient are equal.
+One line is replaced for that: the package forms logits in float32 whatever comes in (`cosine_logits`, for half precision). It is tested
+by itself, and together with everything else in float32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import hypothesis.strategies as st
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
 from mmrl import methods
 from mmrl.clip import Clip, random_clip
+from mmrl.methods import representation
+from mmrl.methods.base import cosine_logits
 from mmrl.methods.representation import RepresentationMethod
 from tests.oracle.pair import disturb, gradients_of_both, oracle_of, relative_error
 
@@ -125,6 +133,12 @@ def make_method(case: Case) -> RepresentationMethod:
     return method
 
 
+@contextmanager
+def logits_in_float64() -> Iterator[None]:
+    with patch.object(representation, "cosine_logits", lambda image, text, scale: scale * image @ text.T):
+        yield
+
+
 def check(what: str, found: Tensor, expected: Tensor | None, floor: float = 1e-12) -> None:
     assert expected is not None, f"the oracle has no {what}"
     assert found.dtype == torch.float64
@@ -133,6 +147,11 @@ def check(what: str, found: Tensor, expected: Tensor | None, floor: float = 1e-1
 
 
 def compare(case: Case) -> None:
+    with logits_in_float64():
+        _compare(case)
+
+
+def _compare(case: Case) -> None:
     method = make_method(case)
     classes = method.class_list(case.names, "a {}.")
     plain = oracle_of(method, classes)
@@ -165,7 +184,7 @@ def compare(case: Case) -> None:
             check("representation features", image.representation, expected["representation_features"])
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases())
 def test_fast_path_equals_the_definition(case: Case) -> None:
     compare(case)
@@ -193,6 +212,28 @@ def test_a_single_class_with_one_image_and_one_token() -> None:
     shape = Shape(2, 2, 16, 12, False)
     for method in ("mmrl", "mmrlpp"):
         compare(Case(shape, method, {"rep_tokens": 1, "rep_dim": 1}, ["x"], 1, None, 0))
+
+
+@pytest.mark.parametrize("name", ["mmrl", "mmrlpp"])
+def test_nothing_replaced_in_float32(small_clip: Clip, images: Tensor, name: str) -> None:
+    method = methods.build(name, small_clip, {"first_layer": 2, "rep_tokens": 3, "rep_dim": 8}, seed=0)
+    assert isinstance(method, RepresentationMethod)
+    disturb(method, 0.1)
+    classes = method.class_list(["x", "yellow bird of Saint cat", "airplane"], "a photo of a {}.")
+    plain = oracle_of(method, classes)
+    labels = torch.tensor([2, 0, 1])
+    loss, expected = method.loss(images, labels, classes), plain(images, labels)
+    loss.total.backward()
+    expected["loss"].backward()
+    assert relative_error(loss.total, expected["loss"]) < 1e-5
+    assert relative_error(loss.logits, expected["logits_fused"]) < 1e-5
+    for tensor, (ours, theirs) in gradients_of_both(method, plain).items():
+        assert relative_error(ours, theirs) < 1e-4, tensor
+
+
+def test_logits_are_the_scaled_cosine() -> None:
+    image, text = torch.randn(3, 8, dtype=torch.float64), torch.randn(5, 8, dtype=torch.float64)
+    assert relative_error(cosine_logits(image, text, 100.0).double(), 100 * image @ text.T) < 1e-6
 
 
 def test_a_mistake_would_be_seen() -> None:

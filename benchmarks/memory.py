@@ -1,0 +1,106 @@
+"""Peak resident memory of one side's training step, and how much the oracle will need.
+
+Each side is measured in a fresh process of its own, since an allocator keeps what it once had and one side's peak would hide the other's.
+That process builds the model and the class list, then sets the kernel's high-water mark (VmHWM) back by writing 5 to /proc/self/clear_refs,
+takes two steps and reads the mark. What it reads is the whole process: Python, torch, the frozen weights and what the step adds. Where the
+mark cannot be set back (not Linux), it is the peak of the whole life of the process, class list and model building included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import resource
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks import common, sides
+from benchmarks.sides import Work
+from mmrl.clip import Clip
+
+
+class Peak(NamedTuple):
+    """Bytes resident before the steps and the most during them; seconds of the last step, and the fast path's classes at a time."""
+
+    before: int
+    most: int
+    seconds: float
+    chunk: int | None
+
+
+def _status(field: str) -> int | None:
+    """Bytes of a field of /proc/self/status, or None where there is none."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
+
+
+def _high_water() -> int:
+    marked = _status("VmHWM")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit if marked is None else marked
+
+
+def _measure(work: Work, side: str, threads: int, steps: int) -> Peak:
+    torch.set_num_threads(threads)
+    step = sides.make(work, side)
+    before = _status("VmRSS") or _high_water()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    seconds = common.interleaved({side: step}, steps)[side]
+    return Peak(before, _high_water(), seconds[-1], step.chunk)
+
+
+def peak_of(work: Work, side: str, *, threads: int, steps: int = 2) -> Peak | None:
+    """Peak of `side`, or None if its process was killed, which is what a lack of memory does."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_measure, work, side, threads, steps).result()
+        except BrokenProcessPool:
+            return None
+
+
+def available() -> int | None:
+    """Bytes that this machine can still give, or None if it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def oracle_needs(work: Work, clip: Clip) -> int:
+    """Estimated bytes of a process that takes an oracle step: Python and torch, the weights, the optimiser, and what autograd keeps.
+
+    The last is linear in the classes, so two small class lists tell it; a tenth more is for values in passing.
+    """
+    few, more = _kept(work, clip, 2), _kept(work, clip, 6)
+    weights = sum(p.untyped_storage().nbytes() for p in clip.model.parameters())
+    trained = sum(4 * p.nbytes for p in sides.make_method(work, clip).parameters())  # gradients, two moments, the parameters themselves
+    return int(2**30 + weights + trained + 1.1 * (few + (more - few) / 4 * (work.classes - 2)))
+
+
+def _kept(work: Work, clip: Clip, classes: int) -> int:
+    """Bytes of everything that the oracle's forward pass saves for the backward pass, weights aside."""
+    step = sides.oracle_step(work, clip, classes=classes)
+    weights = {p.untyped_storage().data_ptr() for p in clip.model.parameters()}
+    kept: dict[int, tuple[Tensor, int]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (tensor, storage.nbytes())  # the reference keeps the address from being used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = step.loss()
+    del loss
+    return sum(size for _, size in kept.values())

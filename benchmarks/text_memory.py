@@ -1,0 +1,63 @@
+"""Peak memory of a training step with many classes, whole and with the text encoded in chunks.
+
+    python -m benchmarks.text_memory --classes 1000 --batch 4 --backbone ViT-B-16 --memory 2
+
+A chunk's activations are computed anew in the backward pass, so memory grows with the chunk and not with the classes; the numbers stay
+the same. `--template` with a long prompt shows the worst case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from benchmarks import common
+from benchmarks.common import gib
+from benchmarks.memory import Peak, peak_of
+from benchmarks.sides import Work, longest_prompt
+
+COLUMNS = ["method", "text memory", "classes in a chunk", "s/step", "peak", "of it in the step"]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classes", type=int, default=1000, help="number of classes (default: %(default)s)")
+    parser.add_argument("--method", default="mmrl,mmrlpp", help="methods (default: %(default)s)")
+    parser.add_argument("--memory", default="2", help="memory of the text activations in GiB, one or more (default: %(default)s)")
+    parser.add_argument("--template", default=common.TEMPLATE, help="prompt (default: %(default)s)")
+    parser.add_argument("--goal", type=float, default=8.0, help="exit with 1 if a chunked step needs more GiB (default: %(default)s)")
+    common.add_common_options(parser, batch=4, repeats=2)
+    return parser
+
+
+def cells(method: str, memory: float | None, peak: Peak | None) -> list[str]:
+    allowed = "no limit" if memory is None else f"{memory:g} GiB"
+    if peak is None:
+        return [method, allowed, "-", "-", "killed: out of memory", "-"]
+    return [method, allowed, str(peak.chunk or "all"), f"{peak.seconds:.3g}", gib(peak.most), gib(peak.most - peak.before)]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = make_parser().parse_args(arguments)
+    length = longest_prompt(_work(options, "mmrl", None), common.make_clip(options.backbone, options.layers))
+    rows: list[dict[str, Any]] = []
+    table, over = [], False
+    for method in options.method.split(","):
+        for memory in (None, *map(float, options.memory.split(","))):
+            peak = peak_of(_work(options, method, memory), "fast", threads=options.threads, steps=options.repeats)
+            rows.append({"method": method, "memory_gib": memory, "peak": peak and peak._asdict()})
+            table.append(cells(method, memory, peak))
+            over |= memory is not None and (peak is None or peak.most > options.goal * 2**30)
+    about = common.about(options)
+    title = common.heading(about, f"Training step, {options.classes} classes, longest prompt {length} tokens")
+    common.report(title, common.markdown(COLUMNS, table), about | {"longest_prompt": length, "rows": rows}, options.out)
+    return int(over)
+
+
+def _work(options: argparse.Namespace, method: str, memory: float | None) -> Work:
+    return Work(options.backbone, options.layers, method, options.classes, options.batch, options.template, memory)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
