@@ -1,18 +1,13 @@
 """The fast path against the plain definition on random sizes, in float64, where nothing but a mistake can differ by 1e-9.
 
 Whatever the sizes, the switches and the prompts are: loss, each of its terms, features, logits and every gradient are equal.
-One line is replaced for that: the package forms logits in float32 whatever comes in (`cosine_logits`, for half precision). It is tested
-by itself, and together with everything else in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
-from unittest.mock import patch
 
 import hypothesis.strategies as st
 import pytest
@@ -22,7 +17,6 @@ from torch import Tensor
 
 from mmrl import methods
 from mmrl.clip import Clip, random_clip
-from mmrl.methods import representation
 from mmrl.methods.base import cosine_logits
 from mmrl.methods.representation import RepresentationMethod
 from tests.oracle.pair import disturb, gradients_of_both, oracle_of, relative_error
@@ -133,12 +127,6 @@ def make_method(case: Case) -> RepresentationMethod:
     return method
 
 
-@contextmanager
-def logits_in_float64() -> Iterator[None]:
-    with patch.object(representation, "cosine_logits", lambda image, text, scale: scale * image @ text.T):
-        yield
-
-
 def check(what: str, found: Tensor, expected: Tensor | None, floor: float = 1e-12) -> None:
     assert expected is not None, f"the oracle has no {what}"
     assert found.dtype == torch.float64
@@ -147,11 +135,6 @@ def check(what: str, found: Tensor, expected: Tensor | None, floor: float = 1e-1
 
 
 def compare(case: Case) -> None:
-    with logits_in_float64():
-        _compare(case)
-
-
-def _compare(case: Case) -> None:
     method = make_method(case)
     classes = method.class_list(case.names, "a {}.")
     plain = oracle_of(method, classes)
@@ -232,8 +215,11 @@ def test_nothing_replaced_in_float32(small_clip: Clip, images: Tensor, name: str
 
 
 def test_logits_are_the_scaled_cosine() -> None:
-    image, text = torch.randn(3, 8, dtype=torch.float64), torch.randn(5, 8, dtype=torch.float64)
-    assert relative_error(cosine_logits(image, text, 100.0).double(), 100 * image @ text.T) < 1e-6
+    image, text = torch.randn(3, 8, dtype=torch.bfloat16), torch.randn(5, 8, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = cosine_logits(image, text, 100.0)
+    assert logits.dtype == torch.float32  # no rounding on top of that of the features
+    assert relative_error(logits.double(), 100 * image.double() @ text.double().T) < 1e-6
 
 
 def test_a_mistake_would_be_seen() -> None:

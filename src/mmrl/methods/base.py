@@ -111,9 +111,10 @@ class Method(nn.Module, ABC):
 
 
 def cosine_logits(image: Tensor, text: Tensor, scale: float) -> Tensor:
-    """scale x cosine of normalised features (B, d) and (C, d), in float32: half precision would round logits to a tenth."""
+    """scale x cosine of normalised features (B, d) and (C, d), in float32 at least: half precision would round logits to a tenth."""
+    dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
     with torch.autocast(image.device.type, enabled=False):
-        return scale * image.float() @ text.float().T
+        return scale * image.to(dtype) @ text.to(dtype).T
 
 
 _REGISTRY: dict[str, type[Method]] = {}

@@ -169,7 +169,8 @@ def to_rich(summary: Summary, *, title: str | None = None) -> Table:
     """For the terminal; the best HM of each data set in bold."""
     table = Table(title=title, caption=NOTE, caption_justify="left", title_justify="left")
     for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading in HEADINGS[:2] else "right", no_wrap=heading not in HEADINGS[:2])
+        is_name = heading in HEADINGS[:2]
+        table.add_column(heading, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold")
     best = _best(summary)
     previous = None
     for row in (*summary.rows, *summary.averages):
