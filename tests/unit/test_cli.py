@@ -104,6 +104,23 @@ def test_another_run_is_not_overwritten_and_a_finished_one_resumes(cli: Cli, pho
     assert code == 0 and (trained / "adapter_model.safetensors").read_bytes() == before
 
 
+def test_import_of_the_authors_checkpoint(cli: Cli, photos: Path, tmp_path: Path) -> None:
+    from mmrl import methods
+    from mmrl.clip import load_clip
+    from tests.unit.test_import_authors import authors_state, write
+
+    method = methods.build("mmrlpp", load_clip("tiny"), {"rep_dim": 16, "first_layer": 5}, seed=0)
+    checkpoint = write(tmp_path / "model.pth.tar-10", authors_state(method), tmp_path / "executed")
+    arguments = ("import-checkpoint", checkpoint, "--classes", "red thing,blue thing", "--out", tmp_path / "adapter")
+    code, printed, err = cli(*arguments, "--backbone", "tiny", "--set", "beta=0.9")
+    assert code == 0 and "mmrlpp" in printed and "2 classes" in printed, err
+    assert not (tmp_path / "executed").exists()
+    code, printed, _ = cli("predict", tmp_path / "adapter", photos / "red_thing" / "0.jpg", "--json")
+    assert code == 0 and len(json.loads(printed)["guesses"]) == 2
+    code, _, err = cli("import-checkpoint", tmp_path / "none.tar", "--classes", "a,b", "--out", tmp_path / "o", "--backbone", "tiny")
+    assert code == 1 and "none.tar" in err and "Traceback" not in err
+
+
 BAD = [
     (("train", "--method", "mmlr", "--data", "{photos}", "--out", "{tmp}/o"), "unknown method 'mmlr'. Did you mean 'mmrl'"),
     (("train", "--data", "mini:digit", "--out", "{tmp}/o"), "mini:digits"),
