@@ -14,10 +14,10 @@ from mmrl.engine.checkpoint import read_config, write_card
 from mmrl.engine.config import FitConfig
 from mmrl.engine.evaluate import BATCH, Evaluation, evaluate_dataset
 from mmrl.engine.fit import FitResult, fit
-from mmrl.engine.run_record import make_record, write_record
+from mmrl.engine.run_record import make_record
 from mmrl.errors import UsageError
 from mmrl.methods import Method
-from mmrl.reports.records import Metrics, Option, RunRecord
+from mmrl.reports.records import RECORD_NAME, Metrics, Option, RunRecord
 
 
 class BelowZeroShotWarning(UserWarning):
@@ -86,10 +86,11 @@ def run(
         zero_shot=Metrics.model_validate({part: pair.zero_shot for part, pair in scores.items()}),
         started=started,
         options=options,
+        warnings=found,
     )
     if fitted.folder is not None:
         draw.save(fitted.folder / "draw.json")
-        write_record(fitted.folder, record, method, warnings=found)
+        record.write(fitted.folder / RECORD_NAME)
         write_card(fitted.folder, read_config(fitted.folder), record)
     return RunResult(fitted, record, tuple(found))
 

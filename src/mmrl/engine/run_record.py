@@ -17,9 +17,8 @@ from pydantic import BaseModel
 from mmrl.data import Draw
 from mmrl.engine.fit import FitResult
 from mmrl.engine.loop import Row
-from mmrl.files import write_json
 from mmrl.methods import Method
-from mmrl.reports.records import RECORD_NAME, SCHEMA, Metrics, Option, RunRecord
+from mmrl.reports.records import SCHEMA, Metrics, Option, RunRecord
 from mmrl.version import __version__
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "accelerate", "safetensors", "numpy", "scikit-learn", "pillow")
@@ -36,12 +35,14 @@ def make_record(
     zero_shot: Metrics,
     started: datetime,
     options: Iterable[Option | Mapping[str, Any]] | None = None,
+    warnings: Sequence[str] = (),
 ) -> RunRecord:
     """The record of a finished run.
 
     Args:
         options: the values and where each came from, as `mmrl.recipes` gives them; default: told apart from the defaults.
         started: with an offset from UTC.
+        warnings: what the user should know about the scores.
     """
     method = fitted.method
     commit, dirty = source_state()
@@ -67,16 +68,9 @@ def make_record(
         metrics=metrics,
         zero_shot=zero_shot,
         history=tuple(thin(fitted.history)),
+        trained_parameters=sum(parameter.numel() for parameter in method.parameters()),
+        warnings=tuple(warnings),
     )
-
-
-def write_record(folder: Path, record: RunRecord, method: Method, *, warnings: Sequence[str] = ()) -> Path:
-    """Write `folder/run.json`, with `warnings` and the number of trained values beside what the record says."""
-    content = record.model_dump(mode="json", by_alias=True)
-    content["warnings"] = list(warnings)
-    content["trained_parameters"] = sum(parameter.numel() for parameter in method.parameters())
-    write_json(folder / RECORD_NAME, content)
-    return folder / RECORD_NAME
 
 
 def default_sources(method: Method, config: BaseModel) -> list[Option]:

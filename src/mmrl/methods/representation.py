@@ -6,6 +6,7 @@ space (K, d_r); f_c and f_r the features of class token and representation token
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar, Literal
 
 import torch
@@ -101,13 +102,13 @@ class RepresentationMethod(Method):
 
     # ---- what a subclass gives ----
 
+    @abstractmethod
     def tokens(self) -> tuple[Tensor | None, Tensor | None]:
         """Representation tokens of the image layers (n_v, K, d_v) and of the text layers (n_t, K, d_t); None where switched off."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rep_projection(self) -> Tensor:
         """P_v^r (d_v, embed_dim)."""
-        raise NotImplementedError
 
     def keep(self) -> float:
         """Share of a representation token's output that the next layer sees."""

@@ -126,6 +126,8 @@ class RunRecord(_Part):
     seconds: float = Field(ge=0, description="training alone")
     metrics: Metrics
     zero_shot: Metrics | None = None
+    trained_parameters: int | None = Field(None, ge=0, description="number of trained values")
+    warnings: tuple[str, ...] = Field((), description="such as scores below zero-shot")
     history: tuple[dict[str, float], ...] = Field((), description="step, epoch, lr, accuracy and the terms of the loss, every few steps")
 
     _path: Path | None = PrivateAttr(None)
