@@ -151,6 +151,10 @@ BAD = [
     (("demo", "--seeds", "1,x", "--out", "{tmp}/demo"), "--seeds is '1,x'"),
     (("demo", "--data", "mini:digit", "--out", "{tmp}/demo"), "mini:digits"),
     (("train", "--nonsense",), "No such option"),
+    (("train", "--data", "{photos}", "--out", "{tmp}/o", "--shots", "-1"), "--shots"),
+    (("train", "--data", "{photos}", "--out", "{tmp}/o", "--shots", "2", "--device", "foo"), "device 'foo' cannot be used here"),
+    (("predict", "{run}", "{photo}", "--device", "cuda:99"), "device 'cuda:99' cannot be used here"),
+    (("predict", "zero-shot", "{photo}"), "or --classes on the command line"),
 ]  # fmt: skip
 
 
@@ -174,6 +178,7 @@ def test_damaged_adapters_are_failures(cli: Cli, trained: Path, photos: Path, tm
     for name, change, message in (
         ("adapter_model.safetensors", lambda b: b[:-100], "edited, cut or exchanged"),
         ("adapter_config.json", lambda b: b[:50], "damaged"),
+        ("adapter_config.json", lambda b: b.replace(b'"alpha": 0.7', b'"alpha": "abc"'), "adapter_config.json: alpha is 'abc'"),
         ("adapter_config.json", lambda b: b.replace(b'"format": 1', b'"format": 99'), "later version"),
     ):
         folder = tmp_path / f"{name}-{message[:6]}"

@@ -52,7 +52,9 @@ def test_more_shots_than_images_names_the_class(golden: Dataset) -> None:
 def test_no_shots_means_everything(golden: Dataset) -> None:
     draw = draw_shots(golden, 0, 1)
     assert draw.train == golden.train and draw.val == golden.val and draw.shots == 0
-    assert draw_shots(golden, -1, 1, "base").train == golden.restrict("base").train
+    assert draw_shots(golden, 0, 1, "base").train == golden.restrict("base").train
+    with pytest.raises(UsageError, match="shots is -1; give 1 or more"):
+        draw_shots(golden, -1, 1)
 
 
 def test_hash_tells_draws_apart_and_survives_a_file(golden: Dataset, tmp_path: Path) -> None:

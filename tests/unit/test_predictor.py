@@ -78,6 +78,10 @@ def test_bad_input(classifier: Classifier, small_clip: Clip, photo: Image.Image,
         classifier.predict(photo, ["a", " "])
     with pytest.raises(UsageError, match="reads 24"):
         classifier.predict(photo, ["dog " * 40])
+    with pytest.raises(UsageError, match="must be strings, but one is 2"):
+        classifier.predict(photo, ["a", 2])  # type: ignore[list-item]
+    with pytest.raises(UsageError, match="images is a NoneType"):
+        classifier.predict(None)
     with pytest.raises(UsageError, match="top is 0"):
         classifier.rank([photo], top=0)
     with pytest.raises(UsageError, match="no classes of its own"):

@@ -19,7 +19,7 @@ def list_datasets(as_json: bool = typer.Option(False, "--json", help="Print JSON
     from dataclasses import asdict
 
     from rich.console import Console
-    from rich.table import Column, Table
+    from rich.padding import Padding
 
     from mmrl.data import dataset_names, describe
 
@@ -27,8 +27,9 @@ def list_datasets(as_json: bool = typer.Option(False, "--json", help="Print JSON
     if as_json:
         typer.echo(json.dumps([asdict(info) for info in entries], indent=2))
         return
-    table = Table(Column("name", no_wrap=True), "classes", "train / val / test", "prompt", "what it is", box=None, padding=(0, 2))
+    console = Console(highlight=False)
     for info in entries:
-        table.add_row(info.name, str(len(info.classes)), f"{info.train} / {info.val} / {info.test}", info.template, info.summary)
-    Console().print(table)
+        sizes = f"{len(info.classes)} classes, {info.train} / {info.val} / {info.test} images to train, validate, test"
+        console.print(f"[bold]{info.name}[/bold]  {sizes}; prompt '{info.template}'")
+        console.print(Padding(info.summary, (0, 0, 0, 4)))
     typer.echo("A folder with one subfolder of images a class works as --data, too.")

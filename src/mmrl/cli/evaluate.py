@@ -16,7 +16,7 @@ def evaluate(
     backbone: str = typer.Option(None, "--backbone", help="Backbone, if not the one the adapter names."),
     batch_size: int = typer.Option(64, "--batch-size", min=1),
     device: str = typer.Option("cpu", "--device"),
-    workers: int = typer.Option(0, "--workers", help="Threads that prepare images."),
+    workers: int = typer.Option(0, "--workers", min=0, help="Threads that prepare images."),
     out: Path = typer.Option(None, "--out", help="Also write the scores to this JSON file."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:

@@ -14,7 +14,7 @@ def train(
     backbone: str = typer.Option(
         "tiny", "--backbone", help="tiny, ARCH/TAG, hf-hub:ORG/NAME, local-dir:FOLDER, or a file with OpenAI's weights."
     ),
-    shots: int = typer.Option(16, "--shots", help="Training images a class; 0 takes all."),
+    shots: int = typer.Option(16, "--shots", min=0, help="Training images a class; 0 takes all."),
     classes: str = typer.Option("all", "--classes", help="Train on 'all' classes, or on the 'base' half."),
     seed: int = typer.Option(1, "--seed", help="Decides the draw, the initial values, order and augmentation."),
     template: str = typer.Option(None, "--template", help="Prompt with one {}; default: the dataset's."),
@@ -25,7 +25,7 @@ def train(
     resume: bool = typer.Option(False, "--resume", help="Go on with the run in --out."),
     allow_fewer: bool = typer.Option(False, "--allow-fewer", help="Take all images of a class that has fewer than --shots."),
     device: str = typer.Option("cpu", "--device", help="cpu, cuda, cuda:1, ..."),
-    workers: int = typer.Option(0, "--workers", help="Threads that prepare images."),
+    workers: int = typer.Option(0, "--workers", min=0, help="Threads that prepare images."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress bar."),
 ) -> None:
     """Train on a few images a class, and score the result beside zero-shot CLIP."""
@@ -35,6 +35,8 @@ def train(
     from mmrl.cli.options import parse_settings
     from mmrl.cli.output import quiet_warnings, scores_table
 
+    if resume and not out.exists():
+        typer.echo(f"note: there is no run in {out} to go on with; starting one", err=True)
     with quiet_warnings():
         result = api.train(
             data, method=method, backbone=backbone, shots=shots, classes=classes, seed=seed, out=out, resume=resume, device=device,

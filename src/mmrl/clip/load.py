@@ -42,10 +42,13 @@ def load_clip(name: str = "tiny", *, device: str | torch.device = "cpu") -> Clip
             checkpoint file), `hf-hub:ORG/NAME`, `local-dir:FOLDER`, or a local file with OpenAI's weights: the published
             JIT archive, a plain state dict, or safetensors.
 
+        device: cpu, cuda, cuda:1, ...
+
     Raises:
-        UsageError: no such model, or a file that is no CLIP.
+        UsageError: no such model or device, or a file that is no CLIP.
         MmrlError: the weights cannot be fetched or read.
     """
+    place = _checked_device(device)
     if name == "tiny":
         clip = _from_schema(f"local-dir:{TINY}")
         clip.name = "tiny"
@@ -57,7 +60,21 @@ def load_clip(name: str = "tiny", *, device: str | torch.device = "cpu") -> Clip
         raise UsageError(f"backbone file not found: {name}. Give {NAMES_HELP}.")
     else:
         clip = _from_open_clip(name)
-    return clip.to(device)
+    return clip.to(place)
+
+
+def _checked_device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        here = [
+            kind
+            for kind, there in (("cpu", True), ("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
+            if there
+        ]
+        raise UsageError(f"device '{name}' cannot be used here: {_first_line(error)} Available: {', '.join(here)}.") from error
+    return device
 
 
 def random_clip(arch: str, *, seed: int = 0, **overrides: Any) -> Clip:

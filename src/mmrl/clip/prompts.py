@@ -14,8 +14,11 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
     """Class names, stripped.
 
     Raises:
-        UsageError: there is none, one is blank, or one stands twice (underscores count as spaces).
+        UsageError: there is none, one is no string or blank, or one stands twice (underscores count as spaces).
     """
+    other = [name for name in names if not isinstance(name, str)]
+    if other:
+        raise UsageError(f"class names must be strings, but one is {other[0]!r}.")
     stripped = tuple(name.strip() for name in names)
     if not stripped:
         raise UsageError("the class list is empty; give at least one class name.")

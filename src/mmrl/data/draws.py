@@ -90,7 +90,7 @@ def _check_enough(dataset: Dataset, groups: Mapping[int, list[Item]], ids: list[
     if have < shots:
         raise UsageError(
             f"shots is {shots}, but class '{dataset.classes[label]}' of '{dataset.name}' has {have} training images. "
-            f"Ask for at most {have}, or allow fewer (--allow-fewer) to take all of a class that has not enough."
+            f"Ask for at most {have}, or take all of a class that has not enough (allow_fewer=True, or --allow-fewer on the command line)."
         )
 
 
@@ -101,14 +101,16 @@ def draw_shots(dataset: Dataset, shots: int, seed: int, classes: Which | str = "
     A `dataset` that is already restricted is drawn from its whole set for the same reason.
 
     Args:
-        shots: images a class; 0 or less takes the whole training and validation lists.
+        shots: images a class; 0 takes the whole training and validation lists.
         seed: of Python's generator.
         classes: "all", "base" or "novel".
         allow_fewer: take all images of a class that has fewer than `shots` (CoOp does) instead of refusing.
 
     Raises:
-        UsageError: a class among those drawn has fewer than `shots` training images; the class is named.
+        UsageError: negative `shots`, or a class among those drawn has fewer than `shots` training images; the class is named.
     """
+    if shots < 0:
+        raise UsageError(f"shots is {shots}; give 1 or more images a class, or 0 for all.")
     whole = dataset.source or dataset
     if dataset.source is not None and dataset.kept is not None:
         if classes != "all":
@@ -125,4 +127,4 @@ def draw_shots(dataset: Dataset, shots: int, seed: int, classes: Which | str = "
         generator = random.Random(seed)
         train = _sample(groups, shots, generator)
         val = _sample(_by_class(val), min(shots, VAL_SHOTS), generator)
-    return Draw(whole.name, max(shots, 0), seed, classes, relabel(train, ids), relabel(val, ids))
+    return Draw(whole.name, shots, seed, classes, relabel(train, ids), relabel(val, ids))

@@ -141,7 +141,10 @@ def load_adapter(folder: Path | str, clip: Clip | None = None, *, device: str | 
             f"the adapter in {folder} was made for the backbone '{config.backbone}' (fingerprint {config.fingerprint}); "
             f"'{clip.name}' has other weights (fingerprint {clip.fingerprint}). Use the one it was made for."
         )
-    method = build(config.method, clip, config.options)
+    try:
+        method = build(config.method, clip, config.options)
+    except UsageError as error:
+        raise MmrlError(f"adapter configuration is damaged: {folder / CONFIG}: {error}") from error
     load_tensors(method, tensors, where=str(folder))
     return method.eval(), config
 

@@ -106,7 +106,8 @@ def _tested(dataset: Dataset, draw: Draw) -> dict[str, Dataset]:
 
 
 def _below(method: str, part: str, pair: Evaluation) -> str:
+    where = "all" if part == "all" else f"the {part}"
     return (
-        f"{method} ended below zero-shot CLIP on the {part} classes: {pair.adapted.top1:.1%} against {pair.zero_shot.top1:.1%}. "
+        f"{method} ended below zero-shot CLIP on {where} classes: {pair.adapted.top1:.1%} against {pair.zero_shot.top1:.1%}. "
         "Use zero-shot there, or train with other values (a lower lr, fewer epochs, a higher lam)."
     )

@@ -71,7 +71,7 @@ class Classifier:
         """Class features of a list. Kept for the latest few lists, as long as the parameters are the same."""
         names = self.trained if classes is None else check_names([classes] if isinstance(classes, str) else classes)
         if not names:
-            raise UsageError("this classifier has no classes of its own; give classes=[...].")
+            raise UsageError("this classifier has no classes of its own; give some (classes=[...], or --classes on the command line).")
         template = template or self.template
         versions = tuple(p._version for p in self.method.parameters())
         key = (names, template, versions)
@@ -146,4 +146,10 @@ def _is_single(images: Any) -> bool:
 
 
 def _listed(images: Any) -> list[str | Path | Image | np.ndarray | Tensor]:
-    return [images] if _is_single(images) else list(images)
+    if _is_single(images):
+        return [images]
+    try:
+        return list(images)
+    except TypeError as error:
+        kind = type(images).__name__
+        raise UsageError(f"images is a {kind}; give a path, a PIL image, an array or a tensor, or a list of such.") from error
