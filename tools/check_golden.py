@@ -1,7 +1,8 @@
 """Compare MMRL and MMRL++ with numbers of the authors' code: `python tools/check_golden.py FOLDER`.
 
 FOLDER holds clip.safetensors (OpenAI's layout), golden.json (class names, prompt, hyper-parameters and losses of each case) and one
-CASE.safetensors a case: initial parameters, images, labels, features, logits and gradients of step 1, parameters after all steps.
+CASE.safetensors a case (MMRL++ if the case has a beta, else MMRL): initial parameters, images, labels, features, logits and gradients
+of step 1, parameters after all steps.
 Prints the largest error of every group of tensors and exits with 1 if one is over the tolerance.
 
 Two errors count, each of the worst tensor of its group: |ours - theirs| / |theirs| in the Euclidean norm, and the largest difference of
@@ -81,7 +82,7 @@ def check_case(
     name: str, case: Mapping[str, Any], tensors: Mapping[str, Tensor], clip: Clip, classnames: list[str], template: str
 ) -> Errors:
     """Replay one case: all steps of AdamW from the given start."""
-    method = methods.build(name, clip, _options(case))
+    method = methods.build("mmrlpp" if "beta" in case else "mmrl", clip, _options(case))
     method.load_state_dict(from_authors(type(method), _with_prefix(tensors, "init.")))
     if sum(p.numel() for p in method.parameters()) != case["trainable"]:
         raise SystemExit(

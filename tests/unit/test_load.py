@@ -75,6 +75,11 @@ def test_all_formats_give_the_same_model(kind: str, tmp_path: Path, model: open_
     assert clip.mean == ((0.1, 0.2, 0.3) if kind == "local-dir" else open_clip.constants.OPENAI_DATASET_MEAN)
 
 
+def test_float32_weights_are_not_rounded(tmp_path: Path, model: open_clip.CLIP) -> None:
+    clip = load_clip(write("safetensors", tmp_path, model, {k: v.detach() for k, v in model.state_dict().items()}))
+    assert all(torch.equal(v, clip.model.state_dict()[k]) for k, v in model.state_dict().items())
+
+
 def test_arch_with_a_checkpoint_file(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = open_clip.create_model("ViT-S-32-alt", pretrained=None)

@@ -208,6 +208,7 @@ def _from_file(path: Path) -> Clip:
     try:
         with _quiet():
             model = build_model_from_openai_state_dict(weights, quick_gelu=True, cast_dtype=torch.float32).float()
+        model.load_state_dict(weights)  # again: the builder rounds to half precision, which files in float32 would not survive
     except Exception as error:
         raise UsageError(f"{path} is no CLIP in OpenAI's layout: {_first_line(error)}") from error
     tokenizer = SimpleTokenizer(context_length=model.context_length)
