@@ -100,7 +100,8 @@ def fit(data: str | Path | Dataset, **options: Any) -> Classifier:
         as `train`.
     """
     own = {name: options.pop(name) for name in list(options) if name in _TRAIN_ARGUMENTS}
-    result = train(data, **own, overrides={**own.pop("overrides", {}), **options}) if options else train(data, **own)
+    overrides = {**(own.pop("overrides", None) or {}), **options}
+    result = train(data, overrides=overrides, **own)
     fitted = result.fitted
     return Classifier(fitted.method, trained=fitted.classes, template=fitted.template)
 

@@ -88,3 +88,12 @@ def test_bad_input(classifier: Classifier, small_clip: Clip, photo: Image.Image,
         mmrl.zero_shot(small_clip).predict(photo)
     with pytest.raises(UsageError, match="neither a folder that exists nor a hub name"):
         mmrl.from_pretrained("nowhere")
+
+
+@pytest.mark.filterwarnings("ignore::mmrl.engine.BelowZeroShotWarning")
+def test_fit_takes_options_as_keywords() -> None:
+    clf = mmrl.fit("mini:digits", method="mmrlpp", shots=1, epochs=2, batch_size=10, beta=0.5, overrides={"lam": 0.25}, progress=False)
+    assert clf.trained[:2] == ("zero", "one") and clf.template == "the handwritten digit {}."
+    assert (clf.method.options.beta, clf.method.options.lam) == (0.5, 0.25)  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match=r"did you mean 'epochs'"):
+        mmrl.fit("mini:digits", epoch=2)

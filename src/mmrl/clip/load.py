@@ -41,7 +41,6 @@ def load_clip(name: str = "tiny", *, device: str | torch.device = "cpu") -> Clip
         name: `tiny` (ships with the package), `ARCH/TAG` of open_clip such as `ViT-B-16-quickgelu/openai` (TAG may be a
             checkpoint file), `hf-hub:ORG/NAME`, `local-dir:FOLDER`, or a local file with OpenAI's weights: the published
             JIT archive, a plain state dict, or safetensors.
-
         device: cpu, cuda, cuda:1, ...
 
     Raises:
