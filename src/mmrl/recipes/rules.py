@@ -62,7 +62,7 @@ def _parse(entry: Mapping[str, Any]) -> list[Rule]:
 
 def read_data(name: str) -> Any:
     """Parsed content of `data/<name>` in this package."""
-    return json.loads(files("mmrl.recipes").joinpath("data", name).read_text(encoding="utf-8"))
+    return json.loads(files("mmrl.recipes").joinpath("data").joinpath(name).read_text(encoding="utf-8"))
 
 
 @lru_cache(maxsize=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -178,7 +179,7 @@ def confusion_plot(scores: Scores, path: Path, *, title: str = "Confusion") -> N
             for row, column in np.argwhere(matrix > 0):
                 colour = "white" if share[row, column] > 0.55 else INK
                 panel.text(column, row, f"{matrix[row, column]:.0f}", ha="center", va="center", fontsize=7.5, color=colour)
-        bar = drawn.colorbar(image, ax=panel, shrink=0.75, label="share of the true class")
+        bar: Any = drawn.colorbar(image, ax=panel, shrink=0.75, label="share of the true class")  # some releases type its outline wrongly
         bar.outline.set_visible(False)
 
 
