@@ -6,12 +6,13 @@ That the savings change no number is the business of `test_random.py`; here they
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmrl import methods
@@ -57,7 +58,8 @@ def flops(run: Callable[[], object], *, attention: bool = True) -> int:
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one fused operation that the counter does not know
     try:
-        with FlopCounterMode(display=False) as counter:
+        plain = sdpa_kernel(SDPBackend.MATH) if attention else nullcontext()  # not every torch counts fused attention on a CPU
+        with plain, FlopCounterMode(display=False) as counter:
             run()
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
@@ -95,12 +97,9 @@ def body_length(classes: ClassList) -> int:
 
 
 @pytest.mark.parametrize("name", ["mmrl", "mmrlpp"])
-@pytest.mark.parametrize(("classes_count", "share"), [(12, 0.08), (40, 0.06)])
+@pytest.mark.parametrize(("classes_count", "share"), [(12, 0.06), (40, 0.04)])
 def test_training_step_costs_a_fraction_of_the_oracle(clip: Clip, name: str, classes_count: int, share: float) -> None:
-    """At J = L / 2. The longest prompt needs 9 of 77 positions, and 3 of its 4 layers run once instead of all of them twice.
-
-    The shares hold whether the counter counts attention on a CPU (torch 2.15: at most 5.4 % and 3.8 %) or not (2.14: 7.5 % and 5.4 %).
-    """
+    """At J = L / 2. The longest prompt needs 9 of 77 positions, and 3 of its 4 layers run once instead of all of them twice."""
     method = build(clip, name)
     classes = method.class_list(things(classes_count), TEMPLATE)
     plain = oracle_of(method, classes)

@@ -77,6 +77,7 @@ def test_zero_shot_needs_no_run(cli: Cli, photos: Path) -> None:
     assert code == 0 and "red" in printed
     code, printed, _ = cli("eval", "zero-shot", "--data", photos)
     assert code == 0 and "0 of 2 classes were trained on" in printed
+    assert printed.count("zero-shot") == 1
 
 
 def test_listings(cli: Cli) -> None:

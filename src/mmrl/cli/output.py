@@ -31,8 +31,8 @@ def scores_table(rows: Sequence[tuple[str, Scores, Scores | None]], method: str)
 
     table = Table("tested on", "method", "top-1", "top-5", "macro", "ECE", "images", box=None, padding=(0, 2))
     for name, adapted, zero_shot in rows:
-        for label, scores in ((method, adapted), ("zero-shot", zero_shot)):
-            if scores is not None and (label != "zero-shot" or method != "zero-shot" or scores is adapted):
-                cells = (percent(scores.top1), percent(scores.top5), percent(scores.macro), percent(scores.ece))
-                table.add_row(name, label, *cells, str(scores.count))
+        beside = [] if zero_shot is None or method == "zero-shot" else [("zero-shot", zero_shot)]
+        for label, scores in [(method, adapted), *beside]:
+            cells = (percent(scores.top1), percent(scores.top5), percent(scores.macro), percent(scores.ece))
+            table.add_row(name, label, *cells, str(scores.count))
     return table

@@ -167,7 +167,7 @@ def confusion_plot(scores: Scores, path: Path, *, title: str = "Confusion") -> N
         panel = drawn.subplots()
         image = panel.imshow(share, cmap="Blues", vmin=0, vmax=1)
         panel.set(xlabel="predicted class", ylabel="true class")
-        panel.set_title(f"{title} ({scores.count} images)")
+        panel.set_title(f"{title}\n{scores.count} images")
         panel.spines[:].set_visible(False)
         panel.tick_params(length=0)
         names = [shorten(name) for name in scores.class_names]
