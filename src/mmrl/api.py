@@ -14,35 +14,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmrl import methods, recipes
+from mmrl import methods
 from mmrl.clip import Clip, load_clip
 from mmrl.clip.prompts import DEFAULT_TEMPLATE
-from mmrl.data import Dataset, dataset_names, draw_shots, load_dataset
-from mmrl.engine import FitConfig, RunResult, load_adapter, run
+from mmrl.data import Dataset, dataset_names, load_dataset
+from mmrl.engine import RunResult, load_adapter, prepare, run
 from mmrl.errors import MmrlError, UsageError
 from mmrl.serve.predictor import Classifier
-
-
-def settings(
-    method: str,
-    *,
-    protocol: str = "base-to-novel",
-    dataset: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    source: str = "call",
-) -> recipes.Resolved:
-    """Every value of a run and where it came from. Raises UsageError with all unknown names."""
-    options = methods.get(method).Options.model_fields
-    allowed = {
-        "method": {name: field.default for name, field in options.items()},
-        "fit": {name: field.default for name, field in FitConfig.model_fields.items()},
-    }
-    return recipes.resolve(method, protocol=protocol, dataset=dataset, overrides=overrides, allowed=allowed, override_source=source)
 
 
 def train(
     data: str | Path | Dataset,
     *,
+    root: str | Path | None = None,
     method: str = "mmrl",
     backbone: str | Clip = "tiny",
     shots: int = 16,
@@ -62,7 +46,8 @@ def train(
     """One run: draw shots, train, score on the test images beside zero-shot, write adapter and record into `out`.
 
     Args:
-        data: a name of `mmrl data list`, or a folder with one subfolder of images a class.
+        data: a name of `mmrl data list`, a folder with one subfolder of images a class, or a file that lists images.
+        root: folder with the downloaded datasets; default: the environment variable DATA.
         shots: training images a class; 0 takes all.
         classes: train on "all" classes or on the "base" half.
         protocol: whose published values to use; default: few-shot for all classes of a known dataset, else base-to-novel.
@@ -72,21 +57,18 @@ def train(
         UsageError: unknown names, bad values, bad data, or an `out` that holds another run.
         MmrlError: something failed; what was computed is kept in `out`.
     """
-    dataset = data if isinstance(data, Dataset) else load_dataset(str(data))
+    dataset = data if isinstance(data, Dataset) else load_dataset(str(data), root=root)
     published = classes == "all" and dataset.name in dataset_names()
     chosen = protocol or ("few-shot" if published else "base-to-novel")
-    resolved = settings(method, protocol=chosen, dataset=dataset.name, overrides={**(overrides or {}), "seed": seed}, source=source)
-    methods.make_options(methods.get(method), resolved.method)
-    FitConfig(**resolved.fit)
-    draw = draw_shots(dataset, shots, seed, classes, allow_fewer=allow_fewer)
-    if "batch_size" not in (overrides or {}):
-        resolved = resolved.at_most("batch_size", len(draw.train), "all training images, fewer than a published batch")
-    config = FitConfig(**resolved.fit)
+    ready = prepare(
+        method, dataset, shots=shots, classes=classes, seed=seed, protocol=chosen,
+        overrides=overrides, allow_fewer=allow_fewer, source=source,
+    )  # fmt: skip
     clip = backbone if isinstance(backbone, Clip) else load_clip(backbone, device=device)
-    built = methods.build(method, clip, resolved.method, seed=seed)
+    built = methods.build(method, clip, ready.resolved.method, seed=seed)
     return run(
-        built, dataset, draw, config, out=out, resume=resume, progress=progress, protocol=chosen,
-        options=resolved.to_json(), template=template, workers=workers,
+        built, dataset, ready.draw, ready.config, out=out, resume=resume, progress=progress, protocol=chosen,
+        options=ready.resolved.to_json(), template=template, workers=workers,
     )  # fmt: skip
 
 

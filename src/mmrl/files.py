@@ -47,8 +47,10 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode())
 
 
-def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, content: Any, *, compact: bool = False) -> None:
+    """Write `content`, indented; `compact` puts it on one line, for files that are many and read by programs."""
+    layout: dict[str, Any] = {"separators": (",", ":")} if compact else {"indent": 2}
+    write_text(path, json.dumps(content, ensure_ascii=False, **layout) + "\n")
 
 
 def read_json(path: Path, *, what: str) -> Any:
@@ -63,3 +65,31 @@ def read_json(path: Path, *, what: str) -> Any:
         raise MmrlError(f"{what} not found: {path}") from error
     except (OSError, ValueError) as error:
         raise MmrlError(f"{what} is damaged: {path} ({error})") from error
+
+
+def lock(path: Path) -> int:
+    """Descriptor of the locked file `path`. The system gives the lock back when the process ends, however it ends.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not POSIX: no lock there
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its holder took the file away in between: lock the new one
+
+
+def unlock(path: Path, descriptor: int) -> None:
+    """Give back what `lock` gave, and take the file away."""
+    path.unlink(missing_ok=True)  # before the lock goes: `lock` notices a file that was unlinked
+    os.close(descriptor)

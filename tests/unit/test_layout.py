@@ -29,7 +29,7 @@ ALLOWED = {
     "recipes": BASE,
     "reports": BASE,
     "methods": BASE | {"clip"},
-    "protocols": BASE | {"methods", "data"},
+    "protocols": BASE | {"recipes"},
 }
 ALLOWED["engine"] = BASE | set(ALLOWED)
 ALLOWED["serve"] = ALLOWED["engine"] | {"engine"}

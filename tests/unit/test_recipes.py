@@ -107,7 +107,7 @@ def test_every_rule_names_a_source_and_known_runs():
         assert len(rule.source) > 10
         assert set(rule.protocols) <= set(PROTOCOLS)
         assert set(rule.methods) <= {"mmrl", "mmrlpp"}
-        assert set(rule.datasets) <= set(ELEVEN)
+        assert set(rule.datasets) <= {*ELEVEN, "mini:objects"}
         assert {key for section, key in rule.values if section == "fit"} <= set(FIT)
         assert {key for section, key in rule.values if section == "method"} <= set(METHOD)
 

@@ -26,11 +26,11 @@ def show(
     from rich.console import Console
     from rich.table import Table
 
-    from mmrl import api, methods
+    from mmrl import methods
     from mmrl.cli.options import parse_settings
-    from mmrl.engine import FitConfig
+    from mmrl.engine import FitConfig, settings
 
-    resolved = api.settings(method, protocol=protocol, dataset=data, overrides=parse_settings(set_), source="command line")
+    resolved = settings(method, protocol=protocol, dataset=data, overrides=parse_settings(set_), source="command line")
     methods.make_options(methods.get(method), resolved.method)
     FitConfig(**resolved.fit)
     if as_json:

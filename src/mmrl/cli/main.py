@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from mmrl.cli import config, data, demo, evaluate, importer, methods, predict, train
+from mmrl.cli import ablate, bench, config, data, demo, evaluate, importer, methods, predict, train
 from mmrl.errors import MmrlError
 
 app = typer.Typer(
@@ -20,6 +20,8 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("bench")(bench.bench)
+app.command("ablate")(ablate.ablate)
 app.command("methods")(methods.methods)
 app.command("demo")(demo.demo)
 app.command("import-checkpoint")(importer.import_checkpoint)

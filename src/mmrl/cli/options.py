@@ -78,3 +78,22 @@ def parse_seeds(value: str) -> list[int]:
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise UsageError(f"--seeds is '{value}'; each seed must be 0 or more and stand once.")
     return seeds
+
+
+def parse_shots(value: str) -> list[int]:
+    """Shots from '1,2,4'. Raises UsageError for anything but different numbers from 1."""
+    try:
+        shots = [int(part) for part in value.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--shots is '{value}'; give whole numbers separated by commas, for example 1,2,4,8,16.") from error
+    if len(set(shots)) < len(shots) or min(shots) < 1:
+        raise UsageError(f"--shots is '{value}'; each must be 1 or more and stand once.")
+    return shots
+
+
+def parse_values(value: str) -> list[Any]:
+    """Values from 'a,b,c', numbers as numbers. Raises UsageError for a blank or repeated one."""
+    parts = [part.strip() for part in value.split(",")]
+    if not all(parts) or len(set(parts)) < len(parts):
+        raise UsageError(f"--values is '{value}'; give values separated by commas, each once.")
+    return [parse_settings([f"value={part}"])["value"] for part in parts]

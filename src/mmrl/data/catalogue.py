@@ -60,11 +60,12 @@ def describe(name: str) -> DatasetInfo:
     return _REGISTRY[name][1]
 
 
-def load_dataset(spec: str, *, cache: Path | None = None) -> Dataset:
+def load_dataset(spec: str, *, root: Path | str | None = None, cache: Path | None = None) -> Dataset:
     """The data set of that name, or the folder of images at that path.
 
     Args:
         spec: one of `dataset_names()`, or a folder with one subfolder a class.
+        root: folder of downloaded sets; the mini sets need none.
         cache: folder for generated images; None keeps them in the process only.
 
     Raises:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import ceil
 from typing import Literal
 
@@ -67,6 +70,18 @@ class Dataset:
         for item in (*self.train, *self.val, *self.test):
             if not 0 <= item.label < len(self.classes):
                 raise UsageError(f"item '{item.key}' of '{self.name}' has label {item.label}; labels go from 0 to {len(self.classes) - 1}.")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of a SHA-256 over name, classes, template and the three lists of the whole set; not over the pixels."""
+        if self.source is not None:
+            return self.source.fingerprint
+        digest = hashlib.sha256(json.dumps([self.name, self.classes, self.template]).encode())
+        for part in (self.train, self.val, self.test):
+            digest.update(json.dumps([len(part)]).encode())
+            for item in part:
+                digest.update(f"{item.label} {item.key}\0".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()[:16]
 
     def image(self, item: Item) -> Image.Image:
         """The image of `item`, RGB.

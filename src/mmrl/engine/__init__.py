@@ -9,6 +9,7 @@ from mmrl.engine.loop import NonFiniteError
 from mmrl.engine.metrics import Scores, harmonic_mean, score
 from mmrl.engine.run import BelowZeroShotWarning, RunResult, run
 from mmrl.engine.schedule import learning_rates
+from mmrl.engine.setup import Prepared, prepare, settings
 
 __all__ = [
     "AdapterConfig",
@@ -17,6 +18,7 @@ __all__ = [
     "FitConfig",
     "FitResult",
     "NonFiniteError",
+    "Prepared",
     "RunResult",
     "Scores",
     "evaluate",
@@ -29,10 +31,12 @@ __all__ = [
     "learning_rates",
     "load_adapter",
     "make_config",
+    "prepare",
     "read_config",
     "run",
     "save_adapter",
     "score",
+    "settings",
     "train",
     "trained_mask",
 ]

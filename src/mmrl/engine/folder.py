@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +12,7 @@ import torch
 
 from mmrl.engine.checkpoint import CARD, CONFIG, TENSORS, same
 from mmrl.errors import MmrlError, UsageError
-from mmrl.files import write_bytes
+from mmrl.files import lock, unlock, write_bytes
 from mmrl.reports.records import RECORD_NAME
 
 STATE = "training_state.pt"
@@ -45,7 +44,7 @@ class RunFolder:
             raise UsageError(f"{self.path} is a file; the output must be a folder.")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self.path / LOCK)
+            self._lock = lock(self.path / LOCK)
         except BlockingIOError as error:
             raise UsageError(f"another process trains into {self.path} at this moment; choose another folder, or wait.") from error
         except OSError as error:
@@ -62,8 +61,7 @@ class RunFolder:
 
     def _release(self) -> None:
         if self._lock is not None:
-            (self.path / LOCK).unlink(missing_ok=True)  # before the lock goes: `_lock` notices a file that was unlinked
-            os.close(self._lock)
+            unlock(self.path / LOCK, self._lock)
             self._lock = None
 
     def _check(self) -> None:
@@ -122,25 +120,3 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _lock(path: Path) -> int:
-    """Descriptor of the locked file `path`. The system gives the lock back when the process ends, however it ends.
-
-    Raises:
-        BlockingIOError: another process has it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # not POSIX: no lock there
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # its holder took the file away in between: lock the new one

@@ -18,6 +18,7 @@ from mmrl.data import Draw
 from mmrl.engine.fit import FitResult
 from mmrl.engine.loop import Row
 from mmrl.methods import Method
+from mmrl.reports.cells import Environment
 from mmrl.reports.records import SCHEMA, Metrics, Option, RunRecord
 from mmrl.version import __version__
 
@@ -71,6 +72,12 @@ def make_record(
         trained_parameters=sum(parameter.numel() for parameter in method.parameters()),
         warnings=tuple(warnings),
     )
+
+
+def environment(device: torch.device, started: datetime) -> Environment:
+    """Where and with what something is computed."""
+    commit, dirty = source_state()
+    return Environment(versions=versions(), commit=commit, dirty=dirty, hardware=hardware(device), started=started)
 
 
 def default_sources(method: Method, config: BaseModel) -> list[Option]:

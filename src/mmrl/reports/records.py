@@ -11,7 +11,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from mmrl.errors import MmrlError, UsageError
 from mmrl.files import read_json, write_json
@@ -19,6 +29,7 @@ from mmrl.files import read_json, write_json
 SCHEMA = "mmrl.run/1"
 RECORD_NAME = "run.json"
 ECE_BINS = 15
+DENSE_UP_TO = 50  # classes up to which a confusion matrix is written whole; a larger one has mostly zeros
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -30,17 +41,17 @@ def harmonic_mean(base: float, novel: float) -> float:
     return 0.0 if base == 0 or novel == 0 else 2 * base * novel / (base + novel)
 
 
-def _with_offset(time: datetime) -> datetime:
+def with_offset(time: datetime) -> datetime:
     if time.tzinfo is None:
         raise ValueError("has no offset from UTC")
     return time
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, allow_inf_nan=False)
 
 
-class Bin(_Part):
+class Bin(Part):
     """One of the equally wide confidence bins of a reliability diagram; the means are 0 in an empty bin."""
 
     count: int = Field(ge=0)
@@ -48,7 +59,7 @@ class Bin(_Part):
     accuracy: Fraction
 
 
-class Scores(_Part):
+class Scores(Part):
     """How one classifier did on one list of images over one list of classes."""
 
     top1: Fraction
@@ -60,6 +71,25 @@ class Scores(_Part):
     per_class: tuple[Fraction | None, ...] = Field((), description="accuracy of each class; null for one without images")
     confusion: tuple[tuple[int, ...], ...] = Field((), description="images by true class (row) and predicted class (column)")
     bins: tuple[Bin, ...] = ()
+
+    @field_validator("confusion", mode="before")
+    @classmethod
+    def _dense(cls, value: Any) -> Any:
+        """The whole matrix from {size, counts: [[row, column, images], ...]}, as which a large one is written."""
+        if not isinstance(value, dict):
+            return value
+        size = int(value["size"])
+        rows = [[0] * size for _ in range(size)]
+        for row, column, images in value["counts"]:
+            rows[row][column] = images
+        return rows
+
+    @field_serializer("confusion")
+    def _sparse(self, rows: tuple[tuple[int, ...], ...]) -> Any:
+        if len(rows) <= DENSE_UP_TO:
+            return rows
+        counts = [[i, j, images] for i, row in enumerate(rows) for j, images in enumerate(row) if images]
+        return {"size": len(rows), "counts": counts}
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Scores:
@@ -73,7 +103,7 @@ class Scores(_Part):
         return self
 
 
-class Metrics(_Part):
+class Metrics(Part):
     """Scores by the classes tested: base and novel halves, or all. `hm` follows from base and novel."""
 
     base: Scores | None = None
@@ -95,7 +125,7 @@ class Metrics(_Part):
         return self
 
 
-class Option(_Part):
+class Option(Part):
     """One value of the run and where it came from, as `mmrl.recipes.Setting`."""
 
     section: str
@@ -104,7 +134,7 @@ class Option(_Part):
     source: str
 
 
-class RunRecord(_Part):
+class RunRecord(Part):
     """One run: a method, trained once on one draw of one data set, and its scores beside those of zero-shot CLIP."""
 
     schema_name: str = Field(SCHEMA, alias="schema")
@@ -122,7 +152,7 @@ class RunRecord(_Part):
     commit: str | None = Field(None, description="of the source tree; null for an installed package")
     dirty: bool | None = Field(None, description="whether the source tree had changes")
     hardware: dict[str, Any]
-    started: Annotated[datetime, AfterValidator(_with_offset)]
+    started: Annotated[datetime, AfterValidator(with_offset)]
     seconds: float = Field(ge=0, description="training alone")
     metrics: Metrics
     zero_shot: Metrics | None = None

@@ -1,0 +1,174 @@
+"""What `mmrl bench` and `mmrl ablate` share: from cells to results in a folder, and what is said meanwhile."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+
+from mmrl.errors import MmrlError, UsageError, unknown
+
+if TYPE_CHECKING:
+    from mmrl.clip import Clip
+    from mmrl.engine.grid import Bench, Group, Outcome, ResultsFolder
+    from mmrl.protocols import Cell, Suite
+    from mmrl.reports.cells import Slot
+
+BACKBONE = "ViT-B-16-quickgelu/openai"
+ENGINES = ("local",)
+
+OUT = typer.Option(..., "--out", help="Results folder; what is there already is not computed again.")
+DATASETS = typer.Option("all", "--datasets", help="Names separated by commas, or 'all' of the paper's.")
+SEEDS = typer.Option("1,2,3", "--seeds", help="Seeds, separated by commas.")
+ROOT = typer.Option(None, "--root", envvar="DATA", help="Folder of the data sets.")
+BACKBONE_OPTION = typer.Option(None, "--backbone", help=f"Default: {BACKBONE}; with --mini: tiny.")
+IS_MINI = typer.Option(False, "--mini", help="The same on the embedded model and the mini benchmark.")
+SET = typer.Option([], "--set", help="KEY=VALUE, an option of the method or of training for every run; may be repeated.")
+PRECISION = typer.Option("fp32", "--precision", help="fp32, bf16 or fp16.")
+JOBS = typer.Option(1, "--jobs", min=1, help="Processes on this machine; CUDA devices are shared out among them.")
+ENGINE = typer.Option("local", "--engine", help="Where cells run: local, or ray.")
+ADDRESS = typer.Option(None, "--address", help="With --engine ray: of the cluster, or 'auto'; default: start one here.")
+GPU_FRACTION = typer.Option(0.0, "--gpu-fraction", min=0.0, help="With --engine ray: GPUs a task, such as 0.25.")
+DEVICE = typer.Option("cpu", "--device", help="cpu, cuda, cuda:1, ...")
+WORKERS = typer.Option(None, "--workers", min=0, help="Threads that prepare images; default: by the number of cores.")
+SKIP_BROKEN = typer.Option(False, "--skip-broken", help="Leave broken images out, and say how many.")
+SKIP_MISSING = typer.Option(False, "--skip-missing", help="Leave out data sets that are not there.")
+DRY_RUN = typer.Option(False, "--dry-run", help="Say what would be computed, and stop.")
+
+
+def suite_of(mini: bool) -> Suite:
+    from mmrl.protocols import MINI, PAPER
+
+    return MINI if mini else PAPER
+
+
+def suite_name(cells: Sequence[Cell], mini: bool) -> Literal["paper", "mini", "own"]:
+    """'paper' or 'mini' where all data sets are that suite's, else 'own'."""
+    suite = suite_of(mini)
+    used = {cell.dataset for cell in cells} | {cell.training.dataset for cell in cells if cell.training}
+    if not used <= set(suite.names):
+        return "own"
+    return "mini" if mini else "paper"
+
+
+def depth_of(backbone: str) -> int:
+    """Layers of the image tower. Raises UsageError for a backbone whose layers cannot be edited."""
+    from mmrl.clip import load_clip
+
+    clip = load_clip(backbone)
+    clip.require_staged("mmrl")
+    return clip.vision.depth
+
+
+def names(value: str) -> list[str] | None:
+    """Names from 'a,b,c'; None for 'all'. Raises UsageError for a blank or repeated one."""
+    if value.strip() == "all":
+        return None
+    found = [name.strip() for name in value.split(",")]
+    if not all(found) or len(set(found)) < len(found):
+        raise UsageError(f"'{value}': give names separated by commas, each once, or 'all'.")
+    return found
+
+
+def present(chosen: Sequence[str], root: Path | None, skip_missing: bool) -> list[str]:
+    """Those of `chosen` that can be read; without `skip_missing`, all. Raises UsageError if none is left."""
+    from mmrl.data import load_dataset
+
+    if not skip_missing:
+        return list(chosen)
+    kept = []
+    for name in chosen:
+        try:
+            load_dataset(name, root=root)
+            kept.append(name)
+        except MmrlError as error:
+            typer.echo(f"left out: {error}", err=True)
+    if not kept:
+        raise UsageError("none of the data sets is there; see `mmrl data check`.")
+    return kept
+
+
+def carry_out(
+    cells: Sequence[Cell],
+    *,
+    suite: Literal["paper", "mini", "own"],
+    out: Path,
+    backbone: str,
+    root: Path | None,
+    precision: str,
+    jobs: int,
+    engine: str,
+    address: str | None,
+    gpu_fraction: float,
+    device: str,
+    workers: int | None,
+    skip_broken: bool,
+    dry_run: bool,
+    paper_compat: bool = False,
+    notes: Sequence[str] = (),
+) -> None:
+    """Bind, note the plans, compute what is missing. Exits with 1 where cells failed or are left."""
+    from mmrl.clip import load_clip
+    from mmrl.engine.grid import Bench, Context, ResultsFolder, bind
+
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    store = ResultsFolder(out)
+    bench = Bench(backbone, root, store.cache.resolve(), precision, skip_broken, _threads(workers, suite, jobs))
+    clip = load_clip(backbone, device="cpu" if jobs > 1 or engine == "ray" else device)
+    groups, slots = bind(cells, Context(bench, clip))
+    for plan in _plans(slots, suite, paper_compat, notes):
+        if not dry_run:
+            store.add_plan(plan)
+    if not _announce(groups, slots, store) or dry_run:
+        return
+    outcome = _run_here(groups, bench, store, jobs, device, clip)
+    if outcome.failed or outcome.left:
+        raise MmrlError(
+            f"{len(outcome.failed)} of {len(groups)} trainings and zero-shot passes failed, {len(outcome.left)} were left undone. "
+            f"`mmrl status {out}` says why; the same command again does what is missing."
+        )
+
+
+def _run_here(groups: Sequence[Group], bench: Bench, store: ResultsFolder, jobs: int, device: str, clip: Clip) -> Outcome:
+    from mmrl.engine.grid import run_here
+
+    return run_here(groups, bench, store, jobs=jobs, device=device, clip=clip, say=typer.echo)
+
+
+def _threads(workers: int | None, suite: str, jobs: int) -> int:
+    """Threads that read images, for each process; the mini sets lie in memory."""
+    import os
+
+    if workers is not None:
+        return workers
+    return 0 if suite == "mini" else max(1, min(8, (os.cpu_count() or 1) // jobs))
+
+
+def _plans(slots: Sequence[Slot], suite: Literal["paper", "mini", "own"], paper_compat: bool, notes: Sequence[str]) -> list[Any]:
+    from mmrl.reports.cells import Plan
+
+    command = " ".join(["mmrl", *sys.argv[1:]])
+    return [
+        Plan(
+            schema="mmrl.plan/1", study=study, suite=suite, slots=tuple(slot for slot in slots if slot.study == study),
+            paper_compat=paper_compat, command=command, notes=tuple(notes),
+        )
+        for study in dict.fromkeys(slot.study for slot in slots)
+    ]  # fmt: skip
+
+
+def _announce(groups: Sequence[Group], slots: Sequence[Slot], store: ResultsFolder) -> int:
+    """Say how much there is to do. Gives the number of groups with missing cells."""
+    from mmrl.engine.grid import missing_cells
+
+    lacking = [group for group in groups if missing_cells(group, store)]
+    keys = {slot.key for slot in slots}
+    there = len(keys) - sum(len(missing_cells(group, store)) for group in lacking)
+    trainings = sum(group.training is not None for group in lacking)
+    passes = len(lacking) - trainings
+    typer.echo(f"{len(keys)} cells, {there} of them there already; {trainings} trainings and {passes} zero-shot passes to do")
+    return len(lacking)

@@ -1,0 +1,126 @@
+"""Writing a results folder; `mmrl.reports.results` reads it and `mmrl.reports.cells` says what is in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+from mmrl.errors import MmrlError, UsageError
+from mmrl.files import lock, unlock, write_json
+from mmrl.reports.cells import FORMAT, MARKER, CellRecord, Failure, Plan, Slot, TrainingRecord
+from mmrl.reports.records import Part
+from mmrl.reports.results import check_format, read_part
+from mmrl.version import __version__
+
+Kind = Literal["cells", "trainings", "failed", "plans"]
+PARTS: dict[Kind, tuple[type[Part], str]] = {
+    "cells": (CellRecord, "cell"),
+    "trainings": (TrainingRecord, "training record"),
+    "failed": (Failure, "failure"),
+    "plans": (Plan, "plan"),
+}
+
+
+class ResultsFolder:
+    """The results folder `folder`, made where there is none.
+
+    Raises:
+        UsageError: it is a file, or a folder of something else.
+        MmrlError: it has results of another version, or cannot be written.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder).expanduser()
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"{self.folder} is a file; results need a folder.")
+        if not (self.folder / MARKER).exists():
+            strange = sorted(path.name for path in self.folder.iterdir() if path.name[0] != ".") if self.folder.exists() else []
+            if strange:
+                raise UsageError(f"{self.folder} holds other things ({', '.join(strange[:3])}); give a new folder, or one with results.")
+            write_json(self.folder / MARKER, {"format": FORMAT, "mmrl": __version__})
+        check_format(self.folder)
+
+    def path(self, kind: Kind, key: str) -> Path:
+        return self.folder / kind / f"{key}.json"
+
+    def work(self, key: str) -> Path:
+        """Folder of the training `key`: adapter, draw, checkpoints."""
+        return self.folder / "work" / key
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "cache"
+
+    def read(self, kind: Kind, key: str) -> Part | None:
+        """What was written, or None where nothing was, or it is damaged."""
+        kind_of, what = PARTS[kind]
+        try:
+            return read_part(self.path(kind, key), kind_of, what=what)
+        except MmrlError:
+            return None
+
+    def has(self, kind: Kind, key: str) -> bool:
+        return self.path(kind, key).exists() and self.read(kind, key) is not None
+
+    def write(self, kind: Kind, key: str, content: Part) -> None:
+        self.write_raw(kind, key, content.model_dump(mode="json", by_alias=True))
+
+    def write_raw(self, kind: Kind, key: str, content: Any) -> None:
+        write_json(self.path(kind, key), content, compact=kind in ("cells", "trainings"))
+
+    def forget(self, kind: Kind, key: str) -> None:
+        self.path(kind, key).unlink(missing_ok=True)
+
+    def add_plan(self, plan: Plan) -> Plan:
+        """Write `plan`, joined with what was asked for before; a slot whose result is now another points to the new one."""
+        with self._held("plans"):
+            before = self.read("plans", plan.study)
+            if isinstance(before, Plan):
+                places = {slot.place for slot in plan.slots}
+                kept: Sequence[Slot] = [slot for slot in before.slots if slot.place not in places]
+                suite = plan.suite if before.suite == plan.suite else "own"
+                notes = tuple(dict.fromkeys((*before.notes, *plan.notes)))
+                commands = "\n".join(dict.fromkeys([*before.command.splitlines(), *plan.command.splitlines()]))
+                compat = plan.paper_compat or before.paper_compat
+                update = {"slots": (*kept, *plan.slots), "suite": suite, "notes": notes, "command": commands, "paper_compat": compat}
+                plan = plan.model_copy(update=update)
+            self.write("plans", plan.study, plan)
+        return plan
+
+    @contextmanager
+    def _held(self, name: str) -> Iterator[None]:
+        import time
+
+        while True:
+            held = self.claim(name)
+            if held is not None:
+                break
+            time.sleep(0.05)
+        try:
+            yield
+        finally:
+            self.release(name, held)
+
+    def claim(self, group: str) -> int | None:
+        """A lock on the group, or None where another process has it. It is given back when this process ends, however it ends."""
+        path = self.folder / "locks" / f"{group}.lock"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held = lock(path)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise MmrlError(f"cannot write into {self.folder}: {error.strerror or error}. Choose another folder.") from error
+        since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        os.ftruncate(held, 0)
+        os.pwrite(held, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}).encode(), 0)
+        return held
+
+    def release(self, group: str, held: int) -> None:
+        unlock(self.folder / "locks" / f"{group}.lock", held)

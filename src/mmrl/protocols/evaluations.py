@@ -1,0 +1,153 @@
+"""The paper's four evaluations (section 4.1). Each lists its cells; which number meets which in a table is the reports' business."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mmrl.errors import UsageError, unknown
+from mmrl.protocols.plan import ZERO_SHOT, Cell, Classes, Trained, Training, describe, values
+from mmrl.protocols.suites import Suite
+from mmrl.recipes import beta_at_test
+
+SHOTS = 16
+FEW_SHOTS = (1, 2, 4, 8, 16)
+EVALUATIONS = ("base-to-novel", "cross-dataset", "domain-generalisation", "few-shot")
+
+
+def base_to_novel(
+    methods: Sequence[str],
+    datasets: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    shots: Sequence[int] = (SHOTS,),
+    overrides: Mapping[str, Any] | None = None,
+) -> list[Cell]:
+    """Trained on the base half of the classes; tested on it and on the novel half, each among its own classes (Table 1)."""
+    study, given = "base-to-novel", values(overrides)
+    halves: tuple[Classes, ...] = ("base", "novel")
+    cells = []
+    for dataset in datasets:
+        for method, training in _trainings(methods, dataset, "base", shots, seeds, study, given):
+            variant = describe(given) if training else ""
+            for half in halves:
+                cells.append(Cell(study, training, dataset, half, seen=half == "base" and method != ZERO_SHOT, variant=variant))
+    return cells
+
+
+def few_shot(
+    methods: Sequence[str],
+    datasets: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    shots: Sequence[int] = FEW_SHOTS,
+    overrides: Mapping[str, Any] | None = None,
+) -> list[Cell]:
+    """Trained and tested on all classes, by number of shots (Fig. 4, Tables 10 and 11)."""
+    study, given = "few-shot", values(overrides)
+    return [
+        Cell(study, training, dataset, "all", seen=training is not None, variant=describe(given) if training else "")
+        for dataset in datasets
+        for _, training in _trainings(methods, dataset, "all", shots, seeds, study, given)
+    ]
+
+
+def cross_dataset(
+    methods: Sequence[str],
+    source: str,
+    targets: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    shots: Sequence[int] = (SHOTS,),
+    overrides: Mapping[str, Any] | None = None,
+    paper_compat: bool = False,
+) -> list[Cell]:
+    """Trained on all classes of `source`, tested there and on other data sets (Table 2).
+
+    Args:
+        paper_compat: test MMRL++ with the authors' beta for each target, which is tuning on the target; default: the trained beta.
+    """
+    return _transfer("cross-dataset", methods, source, targets, seeds, shots, overrides, paper_compat)
+
+
+def domain_generalisation(
+    methods: Sequence[str],
+    source: str,
+    shifted: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    shots: Sequence[int] = (SHOTS,),
+    overrides: Mapping[str, Any] | None = None,
+    paper_compat: bool = False,
+) -> list[Cell]:
+    """As `cross_dataset`, tested on the source's classes in other pictures (Table 3). The trainings are the same."""
+    return _transfer("domain-generalisation", methods, source, shifted, seeds, shots, overrides, paper_compat)
+
+
+def _transfer(
+    study: str,
+    methods: Sequence[str],
+    source: str,
+    targets: Sequence[str],
+    seeds: Sequence[int],
+    shots: Sequence[int],
+    overrides: Mapping[str, Any] | None,
+    paper_compat: bool,
+) -> list[Cell]:
+    given = values(overrides)
+    cells = []
+    for method, training in _trainings(methods, source, "all", shots, seeds, "cross-dataset", given):
+        variant = describe(given) if training else ""
+        for target in (source, *targets):
+            at_test = beta_at_test(target) if paper_compat and method == "mmrlpp" else None
+            options = values({"beta": at_test.value} if at_test else None)
+            seen = target == source and training is not None
+            cells.append(Cell(study, training, target, "all", seen=seen, options=options, variant=variant))
+    return cells
+
+
+def _trainings(
+    methods: Sequence[str], dataset: str, classes: Trained, shots: Sequence[int], seeds: Sequence[int], recipe: str, given: Any
+) -> Iterable[tuple[str, Training | None]]:
+    """Every method with its trainings on `dataset`; zero-shot once, with none."""
+    for method in methods:
+        if method == ZERO_SHOT:
+            yield method, None
+            continue
+        for count in shots:
+            for seed in seeds:
+                yield method, Training(method, dataset, classes, count, seed, recipe, given)
+
+
+def evaluation(
+    study: str,
+    suite: Suite,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    datasets: Sequence[str] | None = None,
+    source: str | None = None,
+    shots: Sequence[int] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    paper_compat: bool = False,
+) -> list[Cell]:
+    """The cells of one of `EVALUATIONS` over a suite.
+
+    Args:
+        datasets: other ones than the suite's; for cross-dataset and domain generalisation, the targets.
+        source: another data set to train on, for these two.
+
+    Raises:
+        UsageError: an unknown study, or an option that it does not have.
+    """
+    if study not in EVALUATIONS:
+        raise unknown("protocol", study, EVALUATIONS)
+    if study in ("base-to-novel", "few-shot"):
+        if source or paper_compat:
+            raise UsageError(f"{study} takes no {'--source' if source else '--paper-compat'}: it trains and tests on the same data set.")
+        single, counts = base_to_novel if study == "base-to-novel" else few_shot, shots or (FEW_SHOTS if study == "few-shot" else (SHOTS,))
+        return single(methods, datasets or suite.single, seeds, shots=counts, overrides=overrides)
+    across, targets = (cross_dataset, suite.targets) if study == "cross-dataset" else (domain_generalisation, suite.shifted)
+    origin, chosen = source or suite.source, datasets or targets
+    chosen = [name for name in chosen if name != origin]
+    return across(methods, origin, chosen, seeds, shots=shots or (SHOTS,), overrides=overrides, paper_compat=paper_compat)

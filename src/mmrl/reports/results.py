@@ -1,0 +1,94 @@
+"""Reading a results folder, whole or in the middle of being filled. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from mmrl.errors import MmrlError, UsageError
+from mmrl.files import read_json
+from mmrl.reports.cells import ABLATIONS, FORMAT, MARKER, STUDIES, CellRecord, Failure, Plan, TrainingRecord
+from mmrl.reports.records import Part
+
+P = TypeVar("P", bound=Part)
+ORDER = (*STUDIES, *ABLATIONS)
+
+
+def read_part(path: Path, kind: type[P], *, what: str) -> P:
+    """The `kind` in the JSON file `path`.
+
+    Raises:
+        MmrlError: it is missing, cut short, or not such a thing; the message names the file and the fix.
+    """
+    content = read_json(path, what=what)
+    schema = kind.model_fields["schema_name"].default
+    found = content.get("schema") if isinstance(content, dict) else None
+    if found != schema:
+        raise MmrlError(f"{what} {path} has schema {found!r}; this mmrl reads {schema!r}. Use the mmrl that wrote it, or another folder.")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or what}: {e['msg']}" for e in error.errors()[:5])
+        raise MmrlError(f"{what} is damaged: {path} ({problems})") from error
+
+
+def check_format(folder: Path) -> None:
+    """Raises UsageError if `folder` is no results folder, MmrlError if it is one of another version."""
+    if not folder.is_dir():
+        raise UsageError(f"results folder {folder} does not exist. `mmrl bench` and `mmrl ablate` make one.")
+    if not (folder / MARKER).is_file():
+        raise UsageError(f"{folder} is no results folder: it has no {MARKER}. Give the --out of `mmrl bench` or `mmrl ablate`.")
+    content = read_json(folder / MARKER, what="results folder's marker")
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise MmrlError(
+            f"{folder} has results of format {found!r}; this mmrl reads {FORMAT!r}. Use the mmrl that wrote it, or another folder."
+        )
+
+
+class Results:
+    """A results folder. What is read is kept; make a new one to see what happened since.
+
+    Attributes:
+        damaged: messages about files that cannot be read; their cells count as missing, and `mmrl bench` makes them anew.
+
+    Raises:
+        UsageError: no results folder. MmrlError: one of another version.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder).expanduser()
+        check_format(self.folder)
+        self.damaged: list[str] = []
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        """Plans by study, in the order of the paper."""
+        found = {plan.study: plan for plan in self._all("plans", Plan, "plan").values()}
+        return dict(sorted(found.items(), key=lambda item: (ORDER.index(item[0]) if item[0] in ORDER else len(ORDER), item[0])))
+
+    @cached_property
+    def cells(self) -> dict[str, CellRecord]:
+        return self._all("cells", CellRecord, "cell")
+
+    @cached_property
+    def trainings(self) -> dict[str, TrainingRecord]:
+        return self._all("trainings", TrainingRecord, "training record")
+
+    @cached_property
+    def failures(self) -> dict[str, Failure]:
+        return self._all("failed", Failure, "failure")
+
+    def _all(self, part: str, kind: type[P], what: str) -> dict[str, P]:
+        return dict(self._each(part, kind, what))
+
+    def _each(self, part: str, kind: type[P], what: str) -> Iterator[tuple[str, P]]:
+        for path in sorted((self.folder / part).glob("*.json")):
+            try:
+                yield path.stem, read_part(path, kind, what=what)
+            except MmrlError as error:
+                self.damaged.append(str(error))
