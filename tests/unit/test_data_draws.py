@@ -102,8 +102,8 @@ def test_halves_partition_the_classes(golden: Dataset) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"template": "a photo"}, "must contain '{}' once"),
-        ({"template": "{} {}"}, "must contain '{}' once"),
+        ({"template": "a photo"}, "exactly one {}"),
+        ({"template": "{} {}"}, "exactly one {}"),
         ({"classes": ()}, "no class"),
         ({"classes": ("cat", " ")}, "blank class name"),
         ({"classes": ("cat", "cat ")}, "class 'cat' twice"),

@@ -42,7 +42,7 @@ def test_test_transform_is_clips(size: tuple[int, int], interpolation: str) -> N
     image = photo(*size)
     out = Preprocess(32, MEAN, STD, interpolation).test(image)
     assert out.shape == (3, 32, 32) and out.dtype == torch.float32
-    torch.testing.assert_close(out, reference(image), rtol=0, atol=1e-6)
+    assert torch.equal(out, reference(image))
 
 
 def test_an_image_of_the_right_size_stays_as_it_is() -> None:
@@ -60,6 +60,17 @@ def test_train_transform_is_decided_by_its_seed() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert all(not torch.equal(first[0], other) for other in first[1:])
     assert first[0].shape == (3, 32, 32) and first[0].dtype == torch.float32
+
+
+def test_train_transform_is_torchvisions() -> None:
+    from torchvision.transforms import functional as F
+
+    for seed in range(30):
+        image, generator = photo(50 + seed, 70 - seed, seed), random.Random(seed)
+        top, left, height, width = Preprocess._crop(image.height, image.width, generator)
+        out = F.resized_crop(image, top, left, height, width, [32, 32], F.InterpolationMode.BICUBIC)
+        out = F.hflip(out) if generator.random() < 0.5 else out
+        assert torch.equal(Preprocess(32, MEAN, STD).train(image, seed), F.normalize(F.to_tensor(out), MEAN, STD))
 
 
 def test_crops_lie_inside_and_hold_half_to_all_of_the_area() -> None:
@@ -150,7 +161,7 @@ def test_images_are_decoded_once(dataset: Dataset) -> None:
         list(loader.epoch(epoch))
     assert sorted(read) == sorted(item.key for item in counted.train)
     read.clear()
-    bounded = TrainBatches(counted, counted.train, Preprocess(8, MEAN, STD), 4, 1, drop_last=False, memory_gib=3 * 300 / 2**30)
+    bounded = TrainBatches(counted, counted.train, Preprocess(8, MEAN, STD), 4, 1, drop_last=False, memory_gib=3 * 400 / 2**30)
     for epoch in range(2):
         list(bounded.epoch(epoch))
     assert len(read) == 11 + 8  # three of the eleven fit

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import typer
 
+from mmrl.cli import data_check, data_prepare
+
 app = typer.Typer(help="Datasets.", no_args_is_help=True)
+app.command("check")(data_check.check)
+app.command("prepare")(data_prepare.prepare)
 
 
 @app.callback()
@@ -28,8 +32,15 @@ def list_datasets(as_json: bool = typer.Option(False, "--json", help="Print JSON
         typer.echo(json.dumps([asdict(info) for info in entries], indent=2))
         return
     console = Console(highlight=False)
-    for info in entries:
-        sizes = f"{len(info.classes)} classes, {info.train} / {info.val} / {info.test} images to train, validate, test"
-        console.print(f"[bold]{info.name}[/bold]  {sizes}; prompt '{info.template}'")
-        console.print(Padding(info.summary, (0, 0, 0, 4)))
-    typer.echo("A folder with one subfolder of images a class works as --data, too.")
+    for below_root, heading in (
+        (False, "Drawn by the package, or registered:"),
+        (True, "Read from below the data root (--root, or DATA):"),
+    ):
+        console.print(heading)
+        for info in (info for info in entries if info.needs_root == below_root):
+            counts = " / ".join("-" if count is None else str(count) for count in (info.train, info.val, info.test))
+            sizes = f"{info.n_classes} classes, {counts} images to train, validate, test"
+            console.print(f"[bold]{info.name}[/bold]  {sizes}; prompt '{info.template}'")
+            console.print(Padding(info.summary, (0, 0, 0, 4)))
+    typer.echo("--data also takes a folder with one subfolder of images a class, a CSV or JSONL file (path, label and perhaps split),")
+    typer.echo("a split file (JSON), and a folder that the library 'datasets' saved.")

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmrl.clip.layers import Edits
-from mmrl.clip.prompts import check_names, fill
+from mmrl.clip.prompts import check_names
 from mmrl.clip.text import TextHidden, TextTower
 from mmrl.clip.vision import ImageHidden, VisionTower
 from mmrl.errors import UsageError
+from mmrl.templates import fill
 
 FROZEN_CHUNK = 128  # prompts at a time where no gradient is kept: bounds memory at 1000 classes and more
 
@@ -25,10 +26,11 @@ class ClassList:
     """All that is constant about one class list: nothing in it depends on a trained parameter, so it never goes stale.
 
     Attributes:
-        names, prompts: C of each.
+        names: C.
+        prompts: T * C, those of the first template first.
         start: the first layer that has not been run.
-        hidden: states that enter layer `start`.
-        end: position of EOT in the body (C,).
+        hidden: states of the prompts that enter layer `start`.
+        end: position of EOT in the body (T * C,).
         zero_shot: the frozen CLIP's class features (C, embed_dim), normalised.
     """
 
@@ -41,6 +43,13 @@ class ClassList:
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+def averaged(features: Tensor, classes: int) -> Tensor:
+    """CLIP's prompt ensembling: of normalised features (T * C, d) the mean over T templates, normalised again (C, d)."""
+    if len(features) == classes:  # one template: not a bit is changed
+        return features
+    return F.normalize(features.unflatten(0, (-1, classes)).mean(0), dim=-1)
 
 
 def _three(values: Sequence[float]) -> tuple[float, float, float]:
@@ -162,14 +171,17 @@ class Clip:
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Zero-shot text features (C, embed_dim), normalised."""
+        """Zero-shot text features of prompts (N, embed_dim), normalised."""
         tokens, end = self.tokenize(prompts)
         if self.not_staged is not None:
             return F.normalize(self.model.encode_text(tokens), dim=-1)
         return self._frozen(tokens, end, 0)[1]
 
-    def class_list(self, names: Sequence[str], template: str, *, start: int = 0) -> ClassList:
+    def class_list(self, names: Sequence[str], template: str | Sequence[str], *, start: int = 0) -> ClassList:
         """Run the prompts of `names` up to layer `start` and, unedited, to the end.
+
+        Args:
+            template: one, or several, whose features are averaged.
 
         Raises:
             UsageError: blank or repeated names, a template without exactly one `{}`, or a prompt over the context length.
@@ -178,11 +190,11 @@ class Clip:
         prompts = fill(template, checked)
         if self.not_staged is not None:
             none = TextHidden(torch.empty(0), torch.empty(0))
-            return ClassList(checked, tuple(prompts), start, none, torch.empty(0), self.encode_text(prompts))
+            return ClassList(checked, tuple(prompts), start, none, torch.empty(0), averaged(self.encode_text(prompts), len(checked)))
         tokens, end = self.tokenize(prompts)
         with torch.no_grad():
             hidden, features = self._frozen(tokens, end, start)
-        return ClassList(checked, tuple(prompts), start, hidden, end - 1, features)
+        return ClassList(checked, tuple(prompts), start, hidden, end - 1, averaged(features, len(checked)))
 
     def _frozen(self, tokens: Tensor, end: Tensor, start: int) -> tuple[TextHidden, Tensor]:
         """States that enter layer `start`, and zero-shot features."""
@@ -208,7 +220,7 @@ class Clip:
         """Adapted class features (C, embed_dim), normalised; differentiable in what the edits hold.
 
         Args:
-            chunk: classes at a time. Their activations are then computed anew in the backward pass, so memory grows with
+            chunk: prompts at a time. Their activations are then computed anew in the backward pass, so memory grows with
                 the chunk and not with C; the numbers stay the same.
         """
         _, shared = self.text.run_prefix(classes.hidden.prefix, classes.start, self.text.depth, edits)
@@ -218,10 +230,12 @@ class Clip:
 
         body, end = classes.hidden.body, classes.end
         if chunk is None or chunk >= len(body):
-            return part(body, end)
+            return averaged(part(body, end), len(classes))
         from torch.utils.checkpoint import checkpoint
 
         slices = [slice(first, first + chunk) for first in range(0, len(body), chunk)]
-        if not torch.is_grad_enabled():
-            return torch.cat([part(body[s], end[s]) for s in slices])
-        return torch.cat([checkpoint(part, body[s], end[s], use_reentrant=False, preserve_rng_state=False) for s in slices])
+        if torch.is_grad_enabled():
+            parts = [checkpoint(part, body[s], end[s], use_reentrant=False, preserve_rng_state=False) for s in slices]
+        else:
+            parts = [part(body[s], end[s]) for s in slices]
+        return averaged(torch.cat(parts), len(classes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ def load_clip(name: str = "tiny", *, device: str | torch.device = "cpu") -> Clip
         name: `tiny` (ships with the package), `ARCH/TAG` of open_clip such as `ViT-B-16-quickgelu/openai` (TAG may be a
             checkpoint file), `hf-hub:ORG/NAME`, `local-dir:FOLDER`, or a local file with OpenAI's weights: the published
             JIT archive, a plain state dict, or safetensors.
-        device: cpu, cuda, cuda:1, ...
+        device: cpu, cuda, cuda:1, ...; under torchrun or `accelerate launch`, cuda is the GPU of this process.
 
     Raises:
         UsageError: no such model or device, or a file that is no CLIP.
@@ -64,7 +65,7 @@ def load_clip(name: str = "tiny", *, device: str | torch.device = "cpu") -> Clip
 
 def _checked_device(name: str | torch.device) -> torch.device:
     try:
-        device = torch.device(name)
+        device = _own_gpu(torch.device(name))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         here = [
@@ -74,6 +75,13 @@ def _checked_device(name: str | torch.device) -> torch.device:
         ]
         raise UsageError(f"device '{name}' cannot be used here: {_first_line(error)} Available: {', '.join(here)}.") from error
     return device
+
+
+def _own_gpu(device: torch.device) -> torch.device:
+    """'cuda' in one of several processes that a launcher started is a GPU of its own, the one that accelerate gives it."""
+    if device.type != "cuda" or device.index is not None or "LOCAL_RANK" not in os.environ:
+        return device
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % max(1, torch.cuda.device_count()))
 
 
 def random_clip(arch: str, *, seed: int = 0, **overrides: Any) -> Clip:

@@ -1,4 +1,4 @@
-"""Class names and prompts."""
+"""Class names."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 from mmrl.errors import UsageError
-
-DEFAULT_TEMPLATE = "a photo of a {}."
 
 
 def check_names(names: Sequence[str]) -> tuple[str, ...]:
@@ -30,16 +28,3 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
     if twice:
         raise UsageError(f"class name '{twice[0]}' stands {counts[twice[0]]} times in the class list; every class needs a name of its own.")
     return stripped
-
-
-def fill(template: str, names: Sequence[str]) -> list[str]:
-    """Prompts of `names`; underscores become spaces, as in the whole CoOp family.
-
-    Raises:
-        UsageError: the template has not exactly one `{}`.
-    """
-    if template.count("{}") != 1:
-        raise UsageError(
-            f"the prompt template '{template}' must have exactly one {{}}, for the class name; for example '{DEFAULT_TEMPLATE}'"
-        )
-    return [template.replace("{}", name.replace("_", " ")) for name in names]

@@ -6,41 +6,61 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmrl.data.catalogue import DatasetInfo, dataset_names, describe, load_dataset, register_dataset
+    from mmrl.data.benchmark.entries import Entry
+    from mmrl.data.broken import Broken, BrokenImageWarning, describe_broken, readable, require_every_class, warn_broken
+    from mmrl.data.catalogue import DatasetInfo, Places, dataset_names, describe, load_dataset, register_benchmark, register_dataset
+    from mmrl.data.coop_draws import read_coop_draw
     from mmrl.data.draws import Draw, draw_shots
     from mmrl.data.folder import read_folder
     from mmrl.data.images import to_rgb
-    from mmrl.data.loader import TrainBatches, test_batches
+    from mmrl.data.loader import TrainBatches, image_batches, test_batches
+    from mmrl.data.parallel import usual_workers
     from mmrl.data.preprocess import Preprocess
     from mmrl.data.records import Dataset, Item, class_ids
 
 _HOME = {
-    "catalogue": ("DatasetInfo", "dataset_names", "describe", "load_dataset", "register_dataset"),
+    "benchmark.entries": ("Entry",),
+    "broken": ("Broken", "BrokenImageWarning", "describe_broken", "readable", "require_every_class", "warn_broken"),
+    "catalogue": ("DatasetInfo", "Places", "dataset_names", "describe", "load_dataset", "register_benchmark", "register_dataset"),
+    "coop_draws": ("read_coop_draw",),
     "draws": ("Draw", "draw_shots"),
     "folder": ("read_folder",),
     "images": ("to_rgb",),
-    "loader": ("TrainBatches", "test_batches"),
+    "loader": ("TrainBatches", "image_batches", "test_batches"),
+    "parallel": ("usual_workers",),
     "preprocess": ("Preprocess",),
     "records": ("Dataset", "Item", "class_ids"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "Broken",
+    "BrokenImageWarning",
     "Dataset",
     "DatasetInfo",
     "Draw",
+    "Entry",
     "Item",
+    "Places",
     "Preprocess",
     "TrainBatches",
     "class_ids",
     "dataset_names",
     "describe",
+    "describe_broken",
     "draw_shots",
+    "image_batches",
     "load_dataset",
+    "read_coop_draw",
     "read_folder",
+    "readable",
+    "register_benchmark",
     "register_dataset",
+    "require_every_class",
     "test_batches",
     "to_rgb",
+    "usual_workers",
+    "warn_broken",
 ]
 
 

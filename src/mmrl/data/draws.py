@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mmrl.data.records import Dataset, Item, Which, class_ids, relabel
-from mmrl.errors import MmrlError, UsageError
+from mmrl.errors import MmrlError, UsageError, unknown
 from mmrl.files import read_json, write_json
 
 VAL_SHOTS = 4  # at most this many a class for validation
+DRAWS = ("coop",)
 
 
 @dataclass(frozen=True)
@@ -94,31 +95,43 @@ def _check_enough(dataset: Dataset, groups: Mapping[int, list[Item]], ids: list[
         )
 
 
-def draw_shots(dataset: Dataset, shots: int, seed: int, classes: Which | str = "all", *, allow_fewer: bool = False) -> Draw:
+def labels_drawn(dataset: Dataset, classes: Which | str) -> tuple[Dataset, str, list[int]]:
+    """The whole set, which classes of it are drawn ("all", "base" or "novel"), and their labels there.
+
+    Raises:
+        UsageError: `dataset` is restricted already, and `classes` asks for another part.
+    """
+    if dataset.source is None or dataset.kept is None:
+        return dataset, classes, class_ids(len(dataset.classes), classes)
+    if classes != "all":
+        raise UsageError(f"'{dataset.name}' is already restricted; draw '{classes}' from the whole set instead.")
+    return dataset.source, "base" if dataset.kept[0] == 0 else "novel", list(dataset.kept)
+
+
+def draw_shots(
+    dataset: Dataset, shots: int, seed: int, classes: Which | str = "all", *, allow_fewer: bool = False, draw: str = "coop"
+) -> Draw:
     """`shots` training images of every class, and min(shots, 4) for validation.
 
     As in CoOp the draw is made from all classes and then cut to `classes`, so the base draw is part of the whole one.
-    A `dataset` that is already restricted is drawn from its whole set for the same reason.
+    A `dataset` that is already restricted is drawn from its whole set for the same reason. Equal lists give the CoOp family's
+    images; of ImageNet, whose files that family takes in the order of the disk, the lists here are sorted.
 
     Args:
         shots: images a class; 0 takes the whole training and validation lists.
         seed: of Python's generator.
         classes: "all", "base" or "novel".
         allow_fewer: take all images of a class that has fewer than `shots` (CoOp does) instead of refusing.
+        draw: whose way of drawing; there is one, "coop".
 
     Raises:
         UsageError: negative `shots`, or a class among those drawn has fewer than `shots` training images; the class is named.
     """
     if shots < 0:
         raise UsageError(f"shots is {shots}; give 1 or more images a class, or 0 for all.")
-    whole = dataset.source or dataset
-    if dataset.source is not None and dataset.kept is not None:
-        if classes != "all":
-            raise UsageError(f"'{dataset.name}' is already restricted; draw '{classes}' from the whole set instead.")
-        ids = list(dataset.kept)
-        classes = "base" if ids[0] == 0 else "novel"
-    else:
-        ids = class_ids(len(whole.classes), classes)
+    if draw not in DRAWS:
+        raise unknown("draw", draw, DRAWS)
+    whole, classes, ids = labels_drawn(dataset, classes)
     train, val = whole.train, whole.val
     if shots > 0:
         groups = _by_class(train)

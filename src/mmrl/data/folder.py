@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
 
 from mmrl.data.images import to_rgb
-from mmrl.data.records import Dataset, Item
+from mmrl.data.records import Contents, Dataset, Item
+from mmrl.data.splits import PARTS, class_name, divide, small_sizes
 from mmrl.errors import UsageError
+from mmrl.templates import DEFAULT_TEMPLATE, Template
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"})
-_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
+SPLIT_OF = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
 _LAYOUT = "Expected one subfolder a class with its images in it, e.g. {root}/cat/1.jpg, or the same below {root}/train and {root}/test."
-TEMPLATE = "a photo of a {}."
 
 
-def read_folder(root: Path | str, *, template: str = TEMPLATE) -> Dataset:
+def read_folder(root: Path | str, *, template: Template = DEFAULT_TEMPLATE) -> Dataset:
     """The images below `root`, one class a subfolder; underscores in folder names become spaces.
 
     Below `train`, `val` and `test` subfolders the split is theirs (where there is no `test`, `val` is the test set, as in
@@ -34,22 +34,27 @@ def read_folder(root: Path | str, *, template: str = TEMPLATE) -> Dataset:
     if not root.exists():
         raise UsageError(f"data folder {root} does not exist. Check the path.")
     if not root.is_dir():
-        raise UsageError(f"{root} is a file, not a folder. {_LAYOUT.format(root=root.parent)}")
-    folders = _subfolders(root)
+        raise UsageError(
+            f"{root} is a file, not a folder, and no .csv, .jsonl or .json that lists images. {_LAYOUT.format(root=root.parent)}"
+        )
+    folders = subfolders(root)
     if not folders:
         raise UsageError(_no_classes(root))
     splits = _split_folders(root, folders)
-    name = root.resolve().name
     if splits is None:
-        found = {folder: _images(root, root / folder) for folder in folders}
-        classes = _class_names(found, root)
-        parts = _divide(found)
+        groups = {folder: images_below(root, root / folder) for folder in folders}
+        contents = divide(dict(zip(class_names(folders, root), groups.values())), small_sizes)
     else:
-        classes, parts = _read_splits(root, splits)
-    return Dataset(name, classes, template, parts["train"], parts["val"], parts["test"], read=_Reader(root))
+        contents = _read_splits(root, splits)
+    return dataset_of(contents, root.resolve().name, root, template=template)
 
 
-class _Reader:
+def dataset_of(contents: Contents, name: str, images: Path, *, template: Template = DEFAULT_TEMPLATE, flip: bool = True) -> Dataset:
+    """`contents`, whose keys are paths below the folder `images`, as a data set."""
+    return Dataset(name, contents.classes, template, contents.train, contents.val, contents.test, read=ImagesBelow(images), flip=flip)
+
+
+class ImagesBelow:
     """Reads the images of keys below `root`."""
 
     def __init__(self, root: Path) -> None:
@@ -59,7 +64,8 @@ class _Reader:
         return to_rgb(self.root / key)
 
 
-def _subfolders(folder: Path) -> list[str]:
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders in `folder`, sorted; hidden ones are passed over."""
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
@@ -72,8 +78,8 @@ def _no_classes(root: Path) -> str:
 
 def _split_folders(root: Path, folders: list[str]) -> dict[str, str] | None:
     """Folder of each split, when that is what the subfolders are: all have a split's name and "train" has subfolders."""
-    named = {_SPLITS[folder.lower()]: folder for folder in folders if folder.lower() in _SPLITS}
-    if len(named) < len(folders) or "train" not in named or not _subfolders(root / named["train"]):
+    named = {SPLIT_OF[folder.lower()]: folder for folder in folders if folder.lower() in SPLIT_OF}
+    if len(named) < len(folders) or "train" not in named or not subfolders(root / named["train"]):
         return None
     if len(named) == 1:
         train = named["train"]
@@ -83,7 +89,7 @@ def _split_folders(root: Path, folders: list[str]) -> dict[str, str] | None:
     return named
 
 
-def _images(root: Path, folder: Path) -> list[str]:
+def images_below(root: Path, folder: Path) -> list[str]:
     """Keys of the images anywhere below `folder`, sorted; the error names a folder that has none."""
     keys, other = [], 0
     for path, below, files in os.walk(folder, followlinks=True):
@@ -101,11 +107,8 @@ def _images(root: Path, folder: Path) -> list[str]:
     return sorted(keys)
 
 
-def class_name(folder: str) -> str:
-    return folder.replace("_", " ").strip()
-
-
-def _class_names(folders: Iterable[str], root: Path) -> tuple[str, ...]:
+def class_names(folders: Iterable[str], root: Path) -> tuple[str, ...]:
+    """Names of the classes whose folders are in `root`. Raises UsageError where two folders name one class."""
     names: dict[str, str] = {}
     for folder in folders:
         name = class_name(folder)
@@ -115,26 +118,12 @@ def _class_names(folders: Iterable[str], root: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _divide(found: dict[str, list[str]]) -> dict[str, list[Item]]:
-    """50/20/30 of each class; a class of one image trains only, any larger one also tests."""
-    parts: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
-    for label, (folder, keys) in enumerate(found.items()):
-        shuffled = list(keys)
-        random.Random(class_name(folder)).shuffle(shuffled)
-        n = len(keys)
-        train, test = max(1, round(n * 0.5)), min(n - 1, max(1, round(n * 0.3)))
-        cuts = {"train": shuffled[:train], "val": shuffled[train : n - test], "test": shuffled[n - test :]}
-        for split, chosen in cuts.items():
-            parts[split].extend(Item(key, label) for key in sorted(chosen))
-    return parts
-
-
-def _read_splits(root: Path, splits: dict[str, str]) -> tuple[tuple[str, ...], dict[str, list[Item]]]:
-    parts: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
-    folders = _subfolders(root / splits["train"])
-    classes = _class_names(folders, root / splits["train"])
+def _read_splits(root: Path, splits: dict[str, str]) -> Contents:
+    parts: dict[str, list[Item]] = {part: [] for part in PARTS}
+    folders = subfolders(root / splits["train"])
+    classes = class_names(folders, root / splits["train"])
     for split, place in splits.items():
-        here = _subfolders(root / place)
+        here = subfolders(root / place)
         strange = sorted(set(here) - set(folders))
         if strange:
             names = ", ".join(strange[:5])
@@ -142,5 +131,5 @@ def _read_splits(root: Path, splits: dict[str, str]) -> tuple[tuple[str, ...], d
         if not here:
             raise UsageError(f"{root / place} has no class in it. {_LAYOUT.format(root=root)}")
         for folder in here:
-            parts[split].extend(Item(key, folders.index(folder)) for key in _images(root, root / place / folder))
-    return classes, parts
+            parts[split].extend(Item(key, folders.index(folder)) for key in images_below(root, root / place / folder))
+    return Contents(classes, **parts)

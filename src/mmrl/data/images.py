@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mmrl.errors import UsageError
 
@@ -37,7 +37,8 @@ def to_rgb(source: ImageSource) -> Image.Image:
     if isinstance(source, (bytes, bytearray)):
         return _open(io.BytesIO(source), f"image of {len(source)} bytes")
     if isinstance(source, Image.Image):
-        return _decoded(source, getattr(source, "filename", "") or "image")
+        image = _decoded(source, getattr(source, "filename", "") or "image")
+        return image.copy() if image is source else image
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if hasattr(source, "detach"):  # a tensor; torch is not imported for the others
@@ -71,13 +72,14 @@ def _decoded(image: Image.Image, name: str) -> Image.Image:
     except _BROKEN as error:
         raise UsageError(f"{name} is broken or truncated ({error}). Replace it or remove it.") from error
     with contextlib.suppress(*_BROKEN):  # bad EXIF: the pixels are fine, the notes beside them are not
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # exif_transpose copies upright ones, too
+            image = ImageOps.exif_transpose(image)
     return _eight_bits(image, name)
 
 
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
-        return image.copy()
+        return image
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_scaled(np.asarray(image), name)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:

@@ -14,17 +14,28 @@ from typing import Literal
 from PIL import Image
 
 from mmrl.errors import UsageError, unknown
+from mmrl.templates import Template, check_template
 
 Which = Literal["all", "base", "novel"]
 SUBSETS: tuple[Which, ...] = ("all", "base", "novel")
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Item:
     """One image of a data set: its key there (a path relative to the set's folder, or a generated name) and its label."""
 
     key: str
     label: int
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a reader finds: class names by label, and the items of each part, in a fixed order."""
+
+    classes: tuple[str, ...]
+    train: list[Item]
+    val: list[Item]
+    test: list[Item]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +45,7 @@ class Dataset:
     Attributes:
         name: as in results.
         classes: names, by label.
-        template: prompt with one `{}` for the class name.
+        template: prompt with one `{}` for the class name, or several, which are averaged.
         train, val, test: items, in a fixed order.
         read: the image of a key; safe to call from several threads.
         flip: whether a mirror image still shows its class (not so for digits and letters).
@@ -47,7 +58,7 @@ class Dataset:
 
     name: str
     classes: tuple[str, ...]
-    template: str
+    template: Template
     train: list[Item]
     val: list[Item]
     test: list[Item]
@@ -57,8 +68,7 @@ class Dataset:
     source: Dataset | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.template.count("{}") != 1:
-            raise UsageError(f"template '{self.template}' of '{self.name}' must contain '{{}}' once, for the class name.")
+        object.__setattr__(self, "template", check_template(self.template, of=f" of '{self.name}'"))  # frozen for everyone else
         if not self.classes:
             raise UsageError(f"data set '{self.name}' has no class.")
         seen: dict[str, str] = {}

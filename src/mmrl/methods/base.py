@@ -71,8 +71,8 @@ class Method(nn.Module, ABC):
         """Index from 0 of the first text layer this method edits; below it, class states are constant."""
         return 0
 
-    def class_list(self, names: Sequence[str], template: str) -> ClassList:
-        """Everything constant about a class list. Make a new one to move to other classes.
+    def class_list(self, names: Sequence[str], template: str | Sequence[str]) -> ClassList:
+        """Everything constant about a class list. Make a new one to move to other classes. Several templates are averaged.
 
         Raises:
             UsageError: blank or repeated names, a bad template, or a prompt over the context length.

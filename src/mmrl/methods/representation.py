@@ -131,12 +131,12 @@ class RepresentationMethod(Method):
         return {first - 1 + i: Edit(layer, keep=self.keep()) for i, layer in enumerate(tokens.unbind(0))}
 
     def text_chunk(self, classes: ClassList) -> int | None:
-        """Classes at a time, so that their activations stay within the memory set by `set_text_memory`."""
+        """Prompts at a time, so that their activations stay within the memory set by `set_text_memory`."""
         if self.text_memory_gib is None:
             return None
         length = classes.hidden.body.shape[1] + 1
-        per_class = 4 * _ACTIVATIONS * self.clip.text.width * length * self.text_layers
-        return max(1, int(self.text_memory_gib * 2**30 / per_class))
+        per_prompt = 4 * _ACTIVATIONS * self.clip.text.width * length * self.text_layers
+        return max(1, int(self.text_memory_gib * 2**30 / per_prompt))
 
     def text_features(self, classes: ClassList) -> Tensor:
         return self._text_features(classes, self.edits()[1])

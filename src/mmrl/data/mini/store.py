@@ -25,6 +25,8 @@ class Store:
     to one .npz file; a file that is damaged, or of another version, is drawn anew and replaced.
     """
 
+    in_memory = True
+
     def __init__(self, mini: MiniSet, cache: Path | None = None) -> None:
         self.mini = mini
         self.cache = cache

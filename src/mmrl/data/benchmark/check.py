@@ -1,0 +1,182 @@
+"""Is a data set of the benchmark all there? What is missing, by its exact path, and how to get it."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from mmrl.data.benchmark.entries import Entry
+from mmrl.data.benchmark.read import read_benchmark
+from mmrl.data.benchmark.sources import COOP, pieces_of
+from mmrl.data.parallel import ordered, usual_workers
+from mmrl.data.records import Dataset, Item
+from mmrl.data.splits import PARTS
+from mmrl.errors import MmrlError, UsageError
+
+Progress = Callable[[int, int], None]  # images looked at, images in all
+
+
+@dataclass
+class Report:
+    """What is there of one data set.
+
+    Attributes:
+        state: "ready", "partly" (something is missing or wrong) or "absent" (nothing is there).
+        found, missing: files and folders, whole paths. Images that are there are not listed one by one.
+        counts: for "classes" and each part what is there, and what Table 7 of the paper says (None: nothing).
+        problems: what is wrong with what is there.
+        unreadable: images that cannot be decoded, whole paths; looked for only with `deep`.
+        notes: what is worth knowing and no fault.
+        fixes: what to do about what is missing or wrong.
+    """
+
+    name: str
+    folder: str
+    state: Literal["ready", "partly", "absent"] = "absent"
+    found: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    counts: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    fixes: list[str] = field(default_factory=list)
+
+    @property
+    def ready(self) -> bool:
+        return self.state == "ready"
+
+    def lacks(self, target: Path) -> bool:
+        """Whether `target`, or something in it, is missing or cannot be read."""
+        inside = str(target / "_")[:-1]
+        return any(path == str(target) or path.startswith(inside) for path in (*self.missing, *self.unreadable))
+
+
+def data_root(given: Path | str | None) -> Path:
+    """The folder with the data sets, from what was given or the environment variable DATA.
+
+    Raises:
+        UsageError: neither says it, or it is no folder.
+    """
+    root = given or os.environ.get("DATA")
+    if not root:
+        raise UsageError("where are the data sets? Give their folder with --root, or set the environment variable DATA.")
+    if not Path(root).expanduser().is_dir():
+        raise UsageError(f"data root {root} is not a folder. Give the one that holds caltech-101/, oxford_pets/, ..., or create it.")
+    return Path(root).expanduser()
+
+
+def check_dataset(
+    entry: Entry, root: Path, *, deep: bool = False, workers: int | None = None, cache: Path | None = None, progress: Progress | None = None
+) -> Report:
+    """Look whether every file that `entry` needs is below the data root `root`.
+
+    Args:
+        deep: decode every image, too.
+        workers: threads that decode; default: one a core.
+        cache: folder for listings that take long.
+        progress: called after each image decoded.
+    """
+    report = Report(entry.name, str(entry.folder_of(root)))
+    split = entry.split_of(root)
+    lists = [split] if split and split.is_file() else entry.needs_of(root)
+    for path in (*entry.image_folders_of(root), *lists):
+        (report.found if _is_there(path) else report.missing).append(str(path))
+    if report.found and not report.missing:
+        try:
+            dataset = read_benchmark(entry, root, cache)
+            _count(report, entry, dataset)
+            there = _look_for_images(report, dataset, entry.images_of(root))
+            if deep:
+                _decode(report, dataset, there, entry.images_of(root), workers or usual_workers(), progress)
+        except (MmrlError, OSError) as error:
+            report.problems.append(str(error))
+        if entry.split and split not in lists:
+            report.notes.append(f"no {entry.split}: the split is drawn here and differs from the published one")
+    if report.found:
+        report.state = "partly" if report.missing or report.problems or report.unreadable else "ready"
+    _advise(report, entry, root)
+    return report
+
+
+def _is_there(path: Path) -> bool:
+    """Whether it is a file, or a folder with something in it."""
+    try:
+        return path.is_file() or (path.is_dir() and any(path.iterdir()))
+    except PermissionError:
+        return True  # reading it says more
+
+
+def _look_for_images(report: Report, dataset: Dataset, images: Path) -> list[Item]:
+    """Note the images that are not below the folder `images`; returns the others."""
+    items = sorted({item for part in PARTS for item in getattr(dataset, part)})
+    missing = _missing(images, (item.key for item in items))
+    report.missing += [str(images / key) for key in sorted(missing)]
+    return [item for item in items if item.key not in missing]
+
+
+def _decode(report: Report, dataset: Dataset, items: list[Item], images: Path, workers: int, progress: Progress | None) -> None:
+    """Note the images that cannot be decoded."""
+
+    def broken(item: Item) -> bool:
+        try:
+            dataset.image(item)
+        except UsageError:
+            return True
+        return False
+
+    for done, (item, bad) in enumerate(zip(items, ordered(broken, items, workers, ahead=4 * workers)), start=1):
+        if bad:
+            report.unreadable.append(str(images / item.key))
+        if progress is not None:
+            progress(done, len(items))
+
+
+def _missing(images: Path, keys: Iterable[str]) -> set[str]:
+    """Those of `keys` that are no files below `images`. Each folder is listed once, no file is opened."""
+    by_folder: dict[str, set[str]] = defaultdict(set)
+    for key in keys:
+        folder, slash, name = key.rpartition("/")
+        by_folder[folder + slash].add(name)
+    missing = set()
+    for folder, names in by_folder.items():
+        place = images / folder
+        here = {found.name for found in os.scandir(place) if found.is_file()} if place.is_dir() else set()
+        missing |= {folder + name for name in names - here}
+    return missing
+
+
+def _count(report: Report, entry: Entry, dataset: Dataset) -> None:
+    report.counts["classes"] = (len(dataset.classes), entry.classes)
+    for part in PARTS:
+        report.counts[part] = (len(getattr(dataset, part)), getattr(entry, part))
+    words = {"classes": "classes", "train": "training images", "val": "validation images", "test": "test images"}
+    other = [f"{have:,} of the {printed:,} {words[kind]}" for kind, (have, printed) in report.counts.items() if printed not in (None, have)]
+    if other:
+        report.notes.append(f"has {', '.join(other)} of Table 7")
+
+
+def _advise(report: Report, entry: Entry, root: Path) -> None:
+    """Say what to do: which files to get where, and the command that puts them in their places."""
+    if report.ready:
+        return
+    folder = entry.folder_of(root)
+    get: dict[str, list[str]] = {}
+    for piece in pieces_of(entry):
+        if report.lacks(folder / piece.target) and piece.wanted not in get.get(piece.home, ()):
+            get.setdefault(piece.home, []).append(piece.wanted)
+    report.fixes += [f"get {', '.join(files)} from {home}" for home, files in get.items()]
+    split = entry.split_of(root)
+    if split is not None and not split.is_file() and (report.problems or any(not path.exists() for path in entry.needs_of(root))):
+        report.fixes.append(f"or, in place of {' and '.join(entry.needs)}: {split.name} from {COOP}, the published split")
+    if report.unreadable:
+        report.fixes.append("remove the images that cannot be read")
+    if report.problems:
+        report.fixes.append("repair or remove the file that the problem names")
+    if get:
+        report.fixes.append(f"put them into {folder} and run: mmrl data prepare {entry.name} --root {root}")
+    elif report.missing:
+        report.fixes.append("put the missing files where they belong, as named above")

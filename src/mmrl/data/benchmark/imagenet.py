@@ -1,0 +1,135 @@
+"""ImageNet and its variants: one folder a class, named by WordNet id, or by the class's number.
+
+Listings are sorted, so draws are the same on every disk; the CoOp family takes ImageNet's files in the order of the disk,
+and its draws there cannot be reproduced elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmrl.data.folder import IMAGE_ENDINGS, subfolders
+from mmrl.data.records import Contents, Item
+from mmrl.data.splits import class_name
+from mmrl.errors import MmrlError, UsageError
+from mmrl.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from mmrl.data.benchmark.entries import Entry
+
+
+def whole(entry: Entry, root: Path, cache: Path | None) -> Contents:
+    """ImageNet itself: the label is the position of the folder in images/train; images/val is the test set, none validates."""
+    names = _names(entry, root)
+    folders = _known(subfolders(entry.images_of(root) / "train"), names, entry, root)
+    labels = {folder: label for label, folder in enumerate(folders)}
+    strange = sorted(set(subfolders(entry.images_of(root) / "val")) - set(folders))
+    if strange:
+        raise UsageError(f"{entry.images_of(root) / 'val'} has '{strange[0]}', which {entry.images_of(root) / 'train'} has not.")
+    train, test = (_items(entry.images_of(root), split, labels, cache) for split in ("train", "val"))
+    return Contents(tuple(names[folder] for folder in folders), train, [], test)
+
+
+def variant(entry: Entry, root: Path, cache: Path | None) -> Contents:
+    """A test set with the classes whose folders are there, by WordNet id."""
+    names = _names(entry, root)
+    folders = _known(subfolders(entry.images_of(root)), names, entry, root)
+    items = _items(entry.images_of(root), "", {folder: label for label, folder in enumerate(folders)}, cache)
+    return Contents(tuple(names[folder] for folder in folders), [], [], items)
+
+
+def numbered(entry: Entry, root: Path, cache: Path | None) -> Contents:
+    """A test set whose folders are the positions, from 0, of the classes in ImageNet."""
+    names = {str(position): name for position, name in enumerate(_names(entry, root).values())}
+    folders = sorted(_known(subfolders(entry.images_of(root)), names, entry, root), key=int)
+    items = _items(entry.images_of(root), "", {folder: label for label, folder in enumerate(folders)}, cache)
+    return Contents(tuple(names[folder] for folder in folders), [], [], items)
+
+
+def _names(entry: Entry, root: Path) -> dict[str, str]:
+    """Class name by WordNet id, sorted by id, from the lines `n01440764 tench` of classnames.txt.
+
+    CLIP's names for ImageNet have "missile" and "sunglasses" twice. Names must differ here, so the second one gets a
+    capital letter: CLIP's tokenizer lowers it again, and the prompts are the same.
+    """
+    (path,) = entry.needs_of(root)
+    try:
+        lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        written = {folder: class_name(name) for folder, name in sorted(lines)}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: {error}. It needs lines like 'n01440764 tench'.") from error
+    names: dict[str, str] = {}  # wnid by name
+    for folder, name in written.items():
+        names.setdefault(name if name not in names else name[:1].upper() + name[1:], folder)
+    if len(names) < len(written):
+        twice = next(name for folder, name in written.items() if folder not in names.values())
+        raise UsageError(f"{path} has the class name '{twice}' more than twice, or twice with a capital. Give each its own.")
+    return {folder: name for name, folder in names.items()}
+
+
+def _known(folders: list[str], names: dict[str, str], entry: Entry, root: Path) -> list[str]:
+    if not folders:
+        raise UsageError(
+            f"{entry.title} has no class folder below {entry.images_of(root)}. `mmrl data check {entry.name}` says what belongs there."
+        )
+    strange = [folder for folder in folders if folder not in names]
+    if strange:
+        raise UsageError(
+            f"{len(strange)} of {len(folders)} class folders of {entry.title} have no name in {entry.needs_of(root)[0]}, "
+            f"'{strange[0]}' for one. Add lines like 'n01440764 tench', or remove the folders."
+        )
+    return folders
+
+
+def _items(images: Path, below: str, labels: dict[str, int], cache: Path | None) -> list[Item]:
+    """Items of the class folders in `images`/`below`; subfolders of a class are not looked into."""
+    prefix = f"{below}/" if below else ""
+    listing = list_classes(images / below, list(labels), cache)
+    return [Item(f"{prefix}{folder}/{file}", label) for folder, label in labels.items() for file in listing[folder]]
+
+
+def list_classes(place: Path, folders: list[str], cache: Path | None) -> dict[str, list[str]]:
+    """Sorted names of the image files in each of `folders`, which are in `place`.
+
+    With a `cache` folder the names are kept there; a class folder is listed anew when its time of change is another, so
+    the 1.28 million files of ImageNet are listed once.
+
+    Raises:
+        UsageError: a folder has no image.
+    """
+    file = cache / f"listing-{hashlib.sha256(str(place.resolve()).encode()).hexdigest()[:16]}.json" if cache else None
+    kept = _kept(file)
+    listing: dict[str, list[str]] = {}
+    fresh: dict[str, tuple[int, list[str]]] = {}
+    for folder in folders:
+        changed = (place / folder).stat().st_mtime_ns
+        then, names = kept.get(folder, (None, []))
+        if then != changed:
+            names = sorted(name for name in os.listdir(place / folder) if _is_image(name))
+        if not names:
+            raise UsageError(f"class folder {place / folder} has no image. Add some, or remove the folder.")
+        listing[folder] = names
+        fresh[folder] = (changed, names)
+    if file is not None and fresh != kept:
+        write_json(file, {"folder": str(place.resolve()), "classes": fresh}, compact=True)
+    return listing
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_ENDINGS
+
+
+def _kept(file: Path | None) -> dict[str, tuple[int, list[str]]]:
+    """What a listing file says, or nothing where there is none or it is damaged: it is written anew then."""
+    if file is None or not file.is_file():
+        return {}
+    try:
+        return {
+            str(folder): (int(then), [str(name) for name in names])
+            for folder, (then, names) in read_json(file, what="listing")["classes"].items()
+        }
+    except (MmrlError, KeyError, TypeError, ValueError, AttributeError):
+        return {}

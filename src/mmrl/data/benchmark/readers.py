@@ -1,0 +1,157 @@
+"""Readers of the raw layouts, for who has no published split file.
+
+Each takes (entry, data root, cache folder or None) and gives the contents. Where the authors' own files leave the split,
+or a part of it, open, it is drawn here, from sorted lists and a generator seeded by the class's name: the same on every
+machine, with the counts of the published split files, but not with the same images. Results from the two differ.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmrl.data.folder import class_names, images_below, subfolders
+from mmrl.data.records import Contents
+from mmrl.data.splits import Row, class_name, contents_of, divide, family_sizes, hold_out, json_of_user
+from mmrl.errors import UsageError
+
+if TYPE_CHECKING:
+    from mmrl.data.benchmark.entries import Entry
+
+Reader = Callable[["Entry", Path, "Path | None"], Contents]
+
+
+def class_folders(*, leave_out: Iterable[str] = (), rename: Mapping[str, str] | None = None) -> Reader:
+    """A reader of one folder a class, 50/20/30 of each; `rename` maps folders to names that are not the folder's."""
+    skipped, names = set(leave_out), rename or {}
+
+    def read(entry: Entry, root: Path, cache: Path | None) -> Contents:
+        images = entry.images_of(root)
+        folders = [folder for folder in subfolders(images) if folder not in skipped]
+        classes = class_names((names.get(folder, folder) for folder in folders), images)
+        keys = (images_below(images, images / folder) for folder in folders)
+        return divide(dict(zip(classes, keys)), family_sizes)
+
+    return read
+
+
+def pet_lists(entry: Entry, root: Path, cache: Path | None) -> Contents:
+    """Lines `Abyssinian_100 1 1 1`: image, class from 1, species, breed. The class's name is the image's without its number."""
+
+    def row(line: str) -> Row:
+        image, number, _species, _breed = line.split()
+        return f"{image}.jpg", int(number) - 1, image.rsplit("_", 1)[0].lower()
+
+    trainval, test = (list(_rows(path, row)) for path in entry.needs_of(root))
+    return contents_of({**hold_out(trainval), "test": test}, str(entry.folder_of(root)))
+
+
+def aircraft_lists(entry: Entry, root: Path, cache: Path | None) -> Contents:
+    """Lines `1025794 707-320` in a file for each part; the label is the variant's line in variants.txt."""
+    variants, *parts = entry.needs_of(root)
+    labels = {name: label for label, name in enumerate(_lines(variants))}
+
+    def row(line: str) -> Row:
+        image, name = line.split(maxsplit=1)
+        return f"{image}.jpg", labels[name], name
+
+    return contents_of({part: list(_rows(path, row)) for part, path in zip(("train", "val", "test"), parts)}, str(entry.folder_of(root)))
+
+
+def scene_lists(entry: Entry, root: Path, cache: Path | None) -> Contents:
+    """Lines `/a/abbey/sun_x.jpg`; the label is the line in ClassName.txt. `/c/control_tower/outdoor` is "outdoor control tower"."""
+    names, training, testing = entry.needs_of(root)
+    labels = {folder: label for label, folder in enumerate(_lines(names))}
+
+    def row(line: str) -> Row:
+        folder = line.rpartition("/")[0]
+        return line.removeprefix("/"), labels[folder], " ".join(reversed(folder.split("/")[2:]))
+
+    return contents_of({**hold_out(_rows(training, row)), "test": list(_rows(testing, row))}, str(entry.folder_of(root)))
+
+
+def action_lists(entry: Entry, root: Path, cache: Path | None) -> Contents:
+    """Lines `ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1`, in the test list without the number, which is the one in classInd.txt."""
+    index, training, testing = entry.needs_of(root)
+
+    def entry_of(line: str) -> tuple[str, int]:
+        number, action = line.split()
+        return action, int(number) - 1
+
+    labels = dict(_rows(index, entry_of))
+
+    def row(line: str) -> Row:
+        action, video = line.split()[0].split("/")
+        folder = "_".join(re.findall("[A-Z][^A-Z]*", action))
+        return f"{folder}/{Path(video).stem}.jpg", labels[action], folder
+
+    return contents_of({**hold_out(_rows(training, row)), "test": list(_rows(testing, row))}, str(entry.folder_of(root)))
+
+
+def flower_labels(entry: Entry, root: Path, cache: Path | None) -> Contents:
+    """imagelabels.mat has the class, from 1, of image_00001.jpg and those after it; cat_to_name.json the names. 50/20/30 of each class."""
+    labels_file, names_file = entry.needs_of(root)
+    labels = [int(label) for label in _mat(labels_file, "labels").ravel()]
+    names = json_of_user(names_file, "list of class names")
+    try:
+        groups: dict[str, list[str]] = {class_name(names[str(label)]): [] for label in sorted(set(labels))}
+        for number, label in enumerate(labels, 1):
+            groups[class_name(names[str(label)])].append(f"image_{number:05d}.jpg")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{names_file} must name every class of {labels_file}, as {{'1': 'pink primrose', ...}}; {error} fails."
+        ) from error
+    return divide(groups, family_sizes)
+
+
+def car_annotations(entry: Entry, root: Path, cache: Path | None) -> Contents:
+    """Classes, from 1, and file names in .mat files; in a class's name the year moves to the front."""
+    meta, train, test = entry.needs_of(root)
+    names = [str(name) for name in _mat(meta, "class_names").ravel()]
+
+    def rows(path: Path, folder: str) -> Iterator[Row]:
+        for car in _mat(path, "annotations").ravel():
+            try:
+                label, file = int(car["class"]) - 1, str(car["fname"])
+                model, _, year = names[label].rpartition(" ")
+            except (IndexError, ValueError, TypeError) as error:
+                raise UsageError(f"{path} is not what the authors of {entry.title} publish: {error}. Get it again.") from error
+            yield f"{folder}/{file}", label, f"{year} {model}"
+
+    parts = {**hold_out(rows(train, "cars_train")), "test": list(rows(test, "cars_test"))}
+    return contents_of(parts, str(entry.folder_of(root)))
+
+
+def _mat(path: Path, name: str) -> Any:
+    """Array `name` of a MATLAB file, cells and structs unpacked. Raises UsageError where the file is damaged or lacks it."""
+    import numpy as np
+    from scipy.io import loadmat
+
+    try:
+        content = loadmat(path, squeeze_me=True)
+    except Exception as error:  # scipy raises what a damaged file makes it stumble on
+        raise UsageError(f"{path} cannot be read as a MATLAB file: {error}. Get it again.") from error
+    if name not in content:
+        raise UsageError(f"{path} has no '{name}'. Get it again from the authors of the data set.")
+    return np.asarray(content[name])
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines that are not blank, stripped."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}. Get it again.") from error
+    yield from (line.strip() for line in text.splitlines() if line.strip())
+
+
+def _rows(path: Path, parse: Callable[[str], Any]) -> Iterator[Any]:
+    """`parse` of every line. Raises UsageError with the line that cannot be parsed."""
+    for line in _lines(path):
+        try:
+            row = parse(line)
+        except (ValueError, KeyError, IndexError) as error:
+            raise UsageError(f"{path}: the line '{line:.80}' is not as the authors publish it ({error!r}). Get the file again.") from error
+        yield row

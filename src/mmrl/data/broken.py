@@ -1,0 +1,81 @@
+"""Images that are missing or broken: found in a list, or on the way through a test set, and told once."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mmrl.data.parallel import ordered
+from mmrl.data.records import Dataset, Item
+from mmrl.errors import UsageError
+
+NAMED = 3  # of the images left out, in a warning
+
+
+class BrokenImageWarning(UserWarning):
+    """Images were left out, since they are missing or broken."""
+
+
+class Broken(NamedTuple):
+    """An image that cannot be read, and why."""
+
+    key: str
+    message: str
+
+
+def readable(dataset: Dataset, items: Sequence[Item], workers: int = 0) -> tuple[list[Item], list[Broken]]:
+    """Those of `items` whose images can be decoded, and the others; both in order.
+
+    Args:
+        workers: threads that decode.
+    """
+
+    def problem(item: Item) -> str | None:
+        try:
+            dataset.image(item)
+        except UsageError as error:
+            return str(error)
+        return None
+
+    good: list[Item] = []
+    bad: list[Broken] = []
+    for item, message in zip(items, ordered(problem, items, workers, ahead=4 * workers)):
+        if message is None:
+            good.append(item)
+        else:
+            bad.append(Broken(item.key, message))
+    return good, bad
+
+
+def require_every_class(dataset: Dataset, before: Sequence[Item], good: Sequence[Item]) -> None:
+    """Raises UsageError, naming the class, where all images of a class that had some are broken."""
+    left = Counter(item.label for item in good)
+    for label, count in sorted(Counter(item.label for item in before).items()):
+        if not left[label]:
+            raise UsageError(
+                f"all {count} training images of class '{dataset.classes[label]}' of '{dataset.name}' are missing or broken. "
+                "Replace them, draw with another seed, or remove the class."
+            )
+
+
+def describe_broken(bad: Sequence[Broken], total: int, *, of: str = "") -> str:
+    """One sentence: how many of `total` images (of the set `of`) are left out, and the first few by name."""
+    first = "; ".join(one.message.rstrip(".") for one in bad[:NAMED])
+    more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    where = f" of '{of}'" if of else ""
+    return f"{len(bad)} of {total} images{where} left out, missing or broken: {first}{more}."
+
+
+def warn_broken(bad: Sequence[Broken], total: int, *, of: str = "") -> tuple[str, ...]:
+    """Warn where images were left out; the text of the warning, if any.
+
+    Warns:
+        BrokenImageWarning: `bad` is not empty.
+    """
+    if not bad:
+        return ()
+    text = describe_broken(bad, total, of=of)
+    warnings.warn(text, BrokenImageWarning, stacklevel=3)
+    return (text,)

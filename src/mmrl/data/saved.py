@@ -1,0 +1,98 @@
+"""Folders that the library `datasets` wrote with `save_to_disk`: images and labels in Arrow files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mmrl.data.folder import SPLIT_OF
+from mmrl.data.images import to_rgb
+from mmrl.data.records import Contents, Dataset
+from mmrl.data.splits import Row, class_name, contents_of, divide, small_sizes, test_of_val
+from mmrl.errors import UsageError
+from mmrl.templates import DEFAULT_TEMPLATE
+
+
+def is_saved(path: Path) -> bool:
+    """Whether `path` is such a folder, of one table or of several splits."""
+    return (path / "dataset_dict.json").is_file() or ((path / "dataset_info.json").is_file() and (path / "state.json").is_file())
+
+
+def read_saved(path: Path) -> Dataset:
+    """The data set in such a folder. The columns are found by their type: one `Image`, one `ClassLabel`.
+
+    Splits are taken by their names (where there is no test, validation is the test set); a table without splits is split
+    50/20/30, as a folder is. Keys are "split/number".
+
+    Raises:
+        UsageError: `datasets` is not installed, the folder is damaged, or there is not one column of either type.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise UsageError(f"{path} was saved by the library 'datasets', which is not installed: pip install 'mmrl[hf]'.") from error
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # whatever a damaged Arrow file makes it stumble on
+        raise UsageError(f"{path} cannot be read as a folder saved by 'datasets': {error}. Save it again.") from error
+    tables = dict(loaded) if isinstance(loaded, Mapping) else {"": loaded}
+    first = next(iter(tables.values()))
+    image, label = _column(first, datasets.Image, path), _column(first, datasets.ClassLabel, path)
+    names = first.features[label].names
+    tables = {_part(split, path): table for split, table in tables.items()}
+    read = _Reader({part: table.cast_column(image, datasets.Image(decode=False)) for part, table in tables.items()}, image, path)
+    rows = {part: _rows(part, table[label], names, path) for part, table in tables.items()}
+    contents = contents_of(test_of_val(rows), str(path)) if "" not in rows else _divided(rows[""])
+    return Dataset(path.resolve().name, contents.classes, DEFAULT_TEMPLATE, contents.train, contents.val, contents.test, read=read)
+
+
+def _divided(rows: list[Row]) -> Contents:
+    groups: dict[str, list[str]] = {name: [] for _, name in sorted({row[1:] for row in rows})}
+    for key, _, name in rows:
+        groups[name].append(key)
+    return divide(groups, small_sizes)
+
+
+def _part(split: str, path: Path) -> str:
+    if split and split.lower() not in SPLIT_OF:
+        raise UsageError(f"{path} has the split '{split}'; splits are called {', '.join(SPLIT_OF)}. Rename or remove it.")
+    return SPLIT_OF[split.lower()] if split else ""
+
+
+def _column(table: Any, kind: type, path: Path) -> str:
+    found = [name for name, feature in table.features.items() if isinstance(feature, kind)]
+    if len(found) != 1:
+        have = f"the columns {', '.join(found)}" if found else "no column"
+        raise UsageError(f"{path} has {have} of type {kind.__name__}, where one is needed; its columns are {', '.join(table.features)}.")
+    return found[0]
+
+
+def _rows(part: str, labels: Any, names: list[str], path: Path) -> list[Row]:
+    rows = []
+    for number, label in enumerate(labels):
+        if label is None or not 0 <= label < len(names):
+            raise UsageError(f"{path}: image {number}{f' of {part}' if part else ''} has no label ({label}). Leave it out.")
+        rows.append((f"{part or 'all'}/{number}", label, class_name(names[label])))
+    return rows
+
+
+class _Reader:
+    """Reads the image of a key 'split/number' from its table."""
+
+    def __init__(self, tables: dict[str, Any], column: str, path: Path) -> None:
+        self.tables = {part or "all": table for part, table in tables.items()}
+        self.column = column
+        self.path = path
+
+    def __call__(self, key: str) -> Image.Image:
+        part, _, number = key.partition("/")
+        content = (self.tables[part][int(number)][self.column] or {}).get("bytes")
+        if content is None:
+            raise UsageError(f"{self.path}: image {key} is not in the saved files. Save the data set again, with its images.")
+        try:
+            return to_rgb(content)
+        except UsageError as error:
+            raise UsageError(f"{self.path}, image {key}: {error}") from error

@@ -1,0 +1,164 @@
+"""Which images train, validate and test: as a split file says, or divided here where nobody says it.
+
+A split file is the CoOp family's: JSON that lists [path, label, class name] under train, val and test.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmrl.data.records import Contents, Item
+from mmrl.errors import MmrlError, UsageError
+from mmrl.files import read_json
+
+PARTS = ("train", "val", "test")
+Row = tuple[str, int, str]  # key, label, class name
+_SHAPE = 'Expected {"train": [["forest/1.jpg", 0, "forest"], ...], "val": [...], "test": [...]}.'
+
+
+def class_name(written: str) -> str:
+    """A class's name from how a folder or file has it: underscores become spaces."""
+    return written.replace("_", " ").strip()
+
+
+def check_key(key: str, where: str) -> str:
+    """`key`, which must be a relative path with forward slashes that stays inside the folder it is relative to.
+
+    Only the text is judged: a link on the way is the doing of whoever laid out the data, and is followed.
+
+    Raises:
+        UsageError: it is blank, absolute, goes up with '..', or has a backslash; `where` starts the message.
+    """
+    if not key.strip(" ./"):
+        raise UsageError(f"{where}: the path of the image is '{key}'. Give a path relative to the image folder.")
+    if re.match(r"/|[A-Za-z]:[/\\]", key):
+        raise UsageError(f"{where}: path '{key}' is absolute. Give it relative to the image folder.")
+    if ".." in key.split("/") or "\\" in key or "\0" in key:
+        raise UsageError(f"{where}: path '{key}' must stay inside the image folder: no '..', and '/' between folders.")
+    return key
+
+
+def contents_of(rows: Mapping[str, Iterable[Row]], where: str) -> Contents:
+    """The contents that `rows` of "train", "test" and perhaps "val" make.
+
+    Raises:
+        UsageError: what `check_key` refuses, a label with two names or a name with two labels, labels with a gap, a class
+            that has no training image, or no test image at all; `where` says whose rows they are.
+    """
+    names: dict[int, str] = {}
+    labels: dict[str, int] = {}
+    parts: dict[str, list[Item]] = {part: [] for part in PARTS}
+    for part in PARTS:
+        for number, (key, label, written) in enumerate(rows.get(part, ())):
+            name = class_name(written)
+            if part != "train" and label not in names:
+                raise UsageError(f"{where}: '{key}' in {part} has class '{name}' (label {label}), which has no training image.")
+            if names.setdefault(label, name) != name:
+                raise UsageError(f"{where}: label {label} is called both '{names[label]}' and '{name}' ('{key}'). Give it one name.")
+            if labels.setdefault(name, label) != label:
+                raise UsageError(f"{where}: class '{name}' has both label {labels[name]} and label {label} ('{key}'). Give it one label.")
+            parts[part].append(Item(check_key(key, f"{where}, {part}[{number}]"), label))
+    for part in ("train", "test"):
+        if not parts[part]:
+            raise UsageError(f"{where}: there is no {part} image.")
+    gap = next((label for label in range(len(names)) if label not in names), None)
+    if gap is not None:
+        raise UsageError(f"{where}: no image has label {gap}, but there are {len(names)} classes up to label {max(names)}. Count from 0.")
+    return Contents(tuple(names[label] for label in range(len(names))), **parts)
+
+
+def read_split(path: Path) -> Contents:
+    """The contents of a split file. "val" may be missing.
+
+    Raises:
+        UsageError: it is missing, no JSON or cut short, has another shape, or what `contents_of` refuses.
+    """
+    content = json_of_user(path, "split file")
+    if not isinstance(content, dict) or not {"train", "test"} <= set(content) or not set(content) <= set(PARTS):
+        what = f"has {', '.join(map(repr, content)) or 'nothing'}" if isinstance(content, dict) else f"holds a {type(content).__name__}"
+        raise UsageError(f"split file {path} {what}. {_SHAPE}")
+    return contents_of({part: _rows(path, part, rows) for part, rows in content.items()}, f"split file {path}")
+
+
+def json_of_user(path: Path, what: str) -> Any:
+    """Content of a JSON file that the user gave. Raises UsageError where it is missing, no JSON or cut short."""
+    if not path.is_file():
+        raise UsageError(f"{what} {path} does not exist. Check the path.")
+    try:
+        return read_json(path, what=what)
+    except (MmrlError, RecursionError) as error:
+        raise UsageError(f"{what} {path} is no valid JSON, or was cut short: {error.__cause__ or error}. Get it again.") from error
+
+
+def _rows(path: Path, part: str, rows: Any) -> list[Row]:
+    if not isinstance(rows, list):
+        raise UsageError(f"split file {path}: '{part}' is a {type(rows).__name__}, not a list. {_SHAPE}")
+    return [_row(row, f"split file {path}, {part}[{number}]") for number, row in enumerate(rows)]
+
+
+def _row(row: Any, where: str) -> Row:
+    if not isinstance(row, list) or len(row) != 3:
+        raise UsageError(f"{where} is {row!r:.80}; expected [path, label, class name].")
+    key, label, name = row
+    if not isinstance(key, str) or type(label) is not int or not isinstance(name, str) or label < 0 or not name.strip():
+        raise UsageError(f"{where} is {row!r:.80}; expected a path, a label from 0 on, and a class name.")
+    return key, label, name
+
+
+def divide(groups: Mapping[str, Sequence[str]], sizes: Callable[[int], tuple[int, int]]) -> Contents:
+    """Each class's keys shuffled, in an order decided by the class's name alone, and cut into train, val and test.
+
+    Args:
+        groups: keys by class name, in the order of the labels.
+        sizes: from the number of a class's keys to how many train and how many validate; the rest tests.
+    """
+    parts: dict[str, list[Item]] = {part: [] for part in PARTS}
+    for label, (name, keys) in enumerate(groups.items()):
+        shuffled = sorted(keys)
+        random.Random(name).shuffle(shuffled)
+        train, val = sizes(len(keys))
+        cuts = (shuffled[:train], shuffled[train : train + val], shuffled[train + val :])
+        for part, chosen in zip(PARTS, cuts):
+            parts[part].extend(Item(key, label) for key in sorted(chosen))
+    return Contents(tuple(groups), **parts)
+
+
+def family_sizes(n: int) -> tuple[int, int]:
+    """50/20/30 rounded as the CoOp family does (train, then val), but a class of two or three also tests."""
+    train = max(1, round(n * 0.5))
+    return train, max(0, min(round(n * 0.2), n - train - 1))
+
+
+def small_sizes(n: int) -> tuple[int, int]:
+    """50/20/30 with train and test rounded: for users' own images, whose parts have been these since the first release."""
+    train, test = max(1, round(n * 0.5)), min(n - 1, max(1, round(n * 0.3)))
+    return train, n - train - test
+
+
+def test_of_val(parts: Mapping[str, list[Row]]) -> dict[str, list[Row]]:
+    """`parts`, with what validates as the test set where there is no other."""
+    if parts.get("test"):
+        return dict(parts)
+    return {"train": parts.get("train", []), "test": parts.get("val", [])}
+
+
+test_of_val.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever pytest makes of its name
+
+
+def hold_out(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """A fifth of each class's training rows becomes "val"; at least one row of a class stays in "train"."""
+    groups: dict[tuple[int, str], list[Row]] = {}
+    for row in sorted(rows):
+        groups.setdefault(row[1:], []).append(row)
+    parts: dict[str, list[Row]] = {"train": [], "val": []}
+    for (_, name), group in sorted(groups.items()):
+        shuffled = list(group)
+        random.Random(name).shuffle(shuffled)
+        held = min(round(len(group) * 0.2), len(group) - 1)
+        parts["val"] += sorted(shuffled[:held])
+        parts["train"] += sorted(shuffled[held:])
+    return parts

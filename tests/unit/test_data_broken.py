@@ -1,0 +1,144 @@
+"""Missing and broken images: left out when asked, counted and named; batches and scores are those of the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from mmrl import engine
+from mmrl.clip import Clip
+from mmrl.data import Broken, BrokenImageWarning, Dataset, Item, Preprocess, describe_broken, readable, test_batches, to_rgb
+from mmrl.data.broken import warn_broken
+from mmrl.data.mini.store import Store
+from mmrl.data.parallel import usual_workers
+from mmrl.errors import UsageError
+from mmrl.serve.predictor import Classifier
+from tests.unit.colours import base_draw, clip_on_one_thread, colours, fresh, read
+
+clip = pytest.fixture(scope="module")(clip_on_one_thread)
+CONFIG = {"epochs": 2, "batch_size": 2}
+
+
+def damaged(*keys: str) -> Dataset:
+    """The colours, but images of these keys cannot be read."""
+
+    def reader(key: str) -> Image.Image:
+        if key in keys:
+            raise UsageError(f"{key} is broken. Replace it or remove it.")
+        return read(key)
+
+    return dataclasses.replace(colours(), read=reader)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_readable_tells_them_apart_in_order(tmp_path: Path, workers: int) -> None:
+    for i in range(6):
+        read("red/1").save(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_bytes(b"\x89PNG nothing")
+    (tmp_path / "4.png").unlink()
+    items = [Item(f"{i}.png", 0) for i in range(6)]
+    dataset = Dataset("files", ("red",), "a {}", items, [], [], read=lambda key: to_rgb(tmp_path / key))
+    good, bad = readable(dataset, items, workers)
+    assert [item.key for item in good] == ["0.png", "2.png", "3.png", "5.png"]
+    assert [one.key for one in bad] == ["1.png", "4.png"] and "does not exist" in bad[1].message
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_test_batches_leave_them_out(workers: int) -> None:
+    dataset, preprocess = damaged("red/12", "blue/15", "grey/19"), Preprocess(32, (0, 0, 0), (1, 1, 1))
+    skipped: list[Broken] = []
+    found = list(test_batches(dataset, dataset.test, preprocess, 10, workers, skipped=skipped))
+    good, bad = readable(dataset, dataset.test)
+    whole = list(test_batches(dataset, good, preprocess, 10))
+    assert skipped == bad and [len(labels) for _, labels in found] == [10, 10, 9]
+    assert all(torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(found, whole, strict=True))
+    with pytest.raises(UsageError, match="red/12 is broken"):
+        list(test_batches(dataset, dataset.test, preprocess, 10, workers))
+    with pytest.raises(UsageError, match="none of the 1 images can be read; the first: red/12 is broken"):
+        list(test_batches(dataset, dataset.test[:1], preprocess, 10, workers, skipped=[]))
+
+
+def test_each_image_is_decoded_once() -> None:
+    reads: list[str] = []
+    dataset = dataclasses.replace(colours(), read=lambda key: (reads.append(key), read(key))[1])
+    list(test_batches(dataset, dataset.test, Preprocess(32, (0, 0, 0), (1, 1, 1)), 10, skipped=[]))
+    assert sorted(reads) == sorted(item.key for item in dataset.test)
+
+
+def test_the_warning_counts_and_names_the_first() -> None:
+    bad = [Broken(str(i), f"{i}.jpg is broken.") for i in range(5)]
+    assert describe_broken(bad, 9, of="x") == "5 of 9 images of 'x' left out, missing or broken: 0.jpg is broken; 1.jpg is broken; " \
+        "2.jpg is broken; and 2 more."  # fmt: skip
+    with pytest.warns(BrokenImageWarning, match=r"1 of 9 images left out, missing or broken: 0.jpg is broken\.$"):
+        assert len(warn_broken(bad[:1], 9)) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert warn_broken([], 9) == ()
+
+
+def test_training_goes_on_with_the_others(clip: Clip) -> None:
+    draw = base_draw()
+    lost = draw.train[1].key
+    with pytest.raises(UsageError, match=f"{lost} is broken"):
+        engine.fit(fresh(clip), damaged(lost), draw, CONFIG, progress=False)
+    with pytest.warns(BrokenImageWarning, match=f"1 of 8 images of 'colours' left out, missing or broken: {lost} is broken"):
+        fitted = engine.fit(fresh(clip), damaged(lost), draw, CONFIG, progress=False, skip_broken=True)
+    others = [item for item in draw.train if item.key != lost]
+    expected = engine.fit(fresh(clip), colours().restrict("base"), others, CONFIG, progress=False)
+    assert fitted.history == expected.history and len(fitted.warnings) == 1
+    red = [item.key for item in draw.train if item.label == 0]
+    with pytest.raises(UsageError, match="all 4 training images of class 'red' of 'colours' are missing or broken"):
+        engine.fit(fresh(clip), damaged(*red), draw, CONFIG, progress=False, skip_broken=True)
+
+
+@pytest.mark.filterwarnings("ignore::mmrl.engine.BelowZeroShotWarning")
+def test_a_run_records_what_was_left_out(clip: Clip) -> None:
+    draw = base_draw()
+    lost = draw.train[0].key
+    with pytest.warns(BrokenImageWarning):
+        record = engine.run(fresh(clip), damaged(lost, "grey/12"), draw, CONFIG, progress=False, skip_broken=True).record
+    assert record.metrics.base and record.metrics.base.count == 16
+    assert record.metrics.novel and record.metrics.novel.count == 15
+    left_out = [text for text in record.warnings if "left out" in text]
+    assert len(left_out) == 2 and lost in left_out[0] and "1 of 16 images of 'colours'" in left_out[1] and "grey/12" in left_out[1]
+
+
+def test_evaluation_says_what_it_left_out(clip: Clip) -> None:
+    method = fresh(clip)
+    with pytest.warns(BrokenImageWarning, match="red/12"):
+        pair = engine.evaluate_dataset(method, damaged("red/12"), seen=True, skip_broken=True, workers=2)
+    good = [item for item in colours().test if item.key != "red/12"]
+    expected = engine.evaluate_dataset(method, colours(), good, seen=True)
+    assert (pair.adapted, pair.zero_shot) == (expected.adapted, expected.zero_shot) and expected.skipped == ()
+    assert [one.key for one in pair.skipped] == ["red/12"]
+
+
+def test_a_published_batch_fits_what_can_be_read() -> None:
+    lost = base_draw().train[0].key
+    options = {"shots": 4, "classes": "base", "seed": 1, "protocol": "base-to-novel"}
+    assert engine.prepare("mmrl", damaged(lost), **options).config.batch_size == 4  # the published one
+    everything = base_draw().train
+    few = damaged(*(item.key for i, item in enumerate(everything) if i not in (0, 4, 5)))
+    assert engine.prepare("mmrl", few, **options, skip_broken=True).config.batch_size == 3
+
+
+def test_classifier_gives_no_guesses_for_a_broken_image(clip: Clip, tmp_path: Path) -> None:
+    for i in range(5):
+        read(f"red/{i}").save(tmp_path / f"{i}.png")
+    (tmp_path / "0.png").write_bytes(b"nothing")
+    (tmp_path / "3.png").write_bytes(b"nothing")
+    files = sorted(tmp_path.iterdir())
+    classifier = Classifier(fresh(clip), trained=("red", "green"))
+    with pytest.warns(BrokenImageWarning, match="2 of 5 images left out"):
+        ranked = classifier.rank(files, skip_broken=True)
+    assert [len(guesses) for guesses in ranked] == [0, 2, 2, 0, 2]
+    assert [ranked[i] for i in (1, 2, 4)] == classifier.rank([files[i] for i in (1, 2, 4)])
+
+
+def test_pictures_drawn_in_memory_need_no_threads() -> None:
+    assert usual_workers(Store) == 0 < usual_workers(read) <= 8

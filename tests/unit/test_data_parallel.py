@@ -1,0 +1,324 @@
+"""One training in two processes equals the same in one, and they fail together.
+
+`scenarios` runs in two processes that torchrun starts, one training after another in one process group; each writes down what it found.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmrl import engine
+from mmrl.cli.main import app
+from mmrl.clip import Clip
+from mmrl.clip.load import _own_gpu
+from mmrl.data import TrainBatches
+from mmrl.engine.evaluate import preprocess_of
+from mmrl.errors import MmrlError, UsageError
+from mmrl.methods import Loss, Method
+from tests.unit.colours import COLOURS, NAMES, base_draw, clip_on_one_thread, colours, fresh, noise, read, smallest_clip
+
+ROOT = Path(__file__).parents[2]
+FIT = {"epochs": 3, "lr": 1e-3, "batch_size": 4}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mmrl": ("mmrl", {}),
+    "mmrlpp": ("mmrlpp", {}),
+    "accumulated": ("mmrl", {"batch_size": 2, "accumulate": 3}),  # of 4 batches an epoch
+    "bf16": ("mmrl", {"precision": "bf16"}),
+}
+Found = dict[str, Any]
+
+
+class Noise:
+    """Random batches, other ones in every epoch. In the last process, the one at `fatal` has a bad value or cannot be read."""
+
+    def __init__(self, fatal: tuple[int, int] | None = None, value: float | Exception = 0.0) -> None:
+        self.fatal, self.value, self.part = fatal, value, (0, 1)
+
+    def __len__(self) -> int:
+        return 4
+
+    def shard(self, rank: int, of: int) -> Noise:
+        part = Noise(self.fatal, self.value)
+        part.part = (rank, of)
+        return part
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        rank, of = self.part
+        for position, (images, labels) in enumerate(noise(4, size=4, seed=number)[start:], start):
+            images, labels = images.chunk(of)[rank], labels.chunk(of)[rank]
+            if (number, position) == self.fatal and rank == of - 1:
+                if isinstance(self.value, Exception):
+                    raise self.value
+                images = images.clone()
+                images[0, 0, 0, 0] = self.value
+            yield images, labels
+
+
+class Halves:
+    """What two processes train on, one half of a batch after the other."""
+
+    def __init__(self, whole: TrainBatches) -> None:
+        self.parts = [whole.shard(rank, 2) for rank in range(2)]
+
+    def __len__(self) -> int:
+        return 2 * len(self.parts[0])
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from (half for pair in zip(*(part.epoch(number) for part in self.parts), strict=True) for half in pair)
+
+
+class Without:
+    """Batches that cannot be divided."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from noise(1)
+
+
+def state(method: Method) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in method.state_dict().items()}
+
+
+def fitted(clip: Clip, case: str, out: Path | None = None) -> Found:
+    name, values = CASES[case]
+    method = fresh(clip, name)
+    result = engine.fit(method, colours(), base_draw(), {**FIT, **values}, out=out, progress=False)
+    return {"state": state(method), "history": result.history, "processes": result.processes}
+
+
+def in_halves(clip: Clip, case: str) -> Found:
+    name, values = CASES[case]
+    data, draw, config = colours().restrict("base"), base_draw(), engine.FitConfig(**{**FIT, **values})
+    whole = TrainBatches(data, draw.train, preprocess_of(clip, flip=data.flip), config.batch_size, config.seed)
+    return trained(clip, Halves(whole), name=name, classes=data.classes, **{**values, "accumulate": 2 * config.accumulate})
+
+
+def trained(
+    clip: Clip, batches: Any, out: Path | None = None, resume: bool = False, *, name: str = "mmrl", classes: Any = NAMES, **values: Any
+) -> Found:
+    method = fresh(clip, name)
+    config = engine.FitConfig(**{**FIT, **values})
+    result = engine.train(method, batches, classes, config, template="a photo of {}.", out=out, resume=resume, progress=False)
+    return {"state": state(method), "history": result.history}
+
+
+def refused(work: Callable[[], object]) -> str:
+    """Kind and message of the error."""
+    try:
+        work()
+    except (MmrlError, KeyError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def untouched(clip: Clip) -> Found:
+    """A method of one's own with a parameter that its loss does not use."""
+
+    class Idle(type(fresh(clip))):  # type: ignore[misc]
+        def loss(self, *arguments: Any) -> Loss:
+            self.projection.requires_grad_(True)
+            with torch.no_grad():
+                fixed = self.projection.clone()
+            kept, self._parameters["projection"] = self._parameters["projection"], fixed
+            try:
+                return super().loss(*arguments)
+            finally:
+                self._parameters["projection"] = kept
+
+    method = fresh(clip)
+    method.__class__ = Idle
+    config = engine.FitConfig(**FIT)
+    return {"error": refused(lambda: engine.train(method, Noise(), NAMES, config, template="a {}.", progress=False))}
+
+
+def scenarios(clip: Clip, place: Path) -> Found:
+    found: Found = {case: fitted(clip, case, place / case) for case in CASES}
+    found["uneven"] = refused(lambda: engine.fit(fresh(clip), colours(), base_draw(), {**FIT, "batch_size": 3}, progress=False))
+    found["without shard"] = refused(lambda: trained(clip, Without()))
+    found["taken"] = refused(lambda: fitted(clip, "mmrl", place / "mmrl"))
+    found["unused"] = untouched(clip)["error"]
+    broken = Noise((1, 2), UsageError("photo.jpg cannot be read"))
+    found["stopped"] = refused(lambda: trained(clip, broken, place / "resumed", checkpoint_every=1))
+    found["resumed"] = trained(clip, Noise(), place / "resumed", resume=True)
+    found["again"] = trained(clip, Noise(), place / "resumed", resume=True)
+    found["other"] = refused(lambda: trained(clip, Noise(), place / "resumed", resume=True, lr=0.5))
+    found["not finite"] = refused(lambda: trained(clip, Noise((1, 2), float("nan")), place / "nan"))
+    found["large"] = refused(lambda: trained(clip, Noise((1, 2), 1e38), place / "large"))
+    run = engine.run(fresh(clip), colours(), base_draw(), FIT, out=place / "run", progress=False)
+    found["run"] = run.record.model_dump_json()
+    found["bug"] = refused(lambda: trained(clip, Noise((0, 0), KeyError("number"))))
+    return found
+
+
+def printed(photos: Path, out: Path) -> str:
+    """What the command prints, in the process group that is there."""
+    words = ["train", "--data", photos, "--shots", 2, "--allow-fewer", "--out", out, "--set", "epochs=2", "--set", "batch_size=4"]
+    with redirect_stdout(io.StringIO()) as text:
+        app(list(map(str, words)), standalone_mode=False)
+    return text.getvalue()
+
+
+def launch(*command: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *map(str, command)]
+    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=280, check=False)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes went through all scenarios."""
+    folder = tmp_path_factory.mktemp("two")
+    for name in COLOURS:
+        (folder / "photos" / name).mkdir(parents=True)
+        for number in range(8):
+            read(f"{name}/{number}").save(folder / "photos" / name / f"{number}.png")
+    done = launch("tests.unit.test_data_parallel", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def both(place: Path) -> list[Found]:
+    return [torch.load(place / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+clip = pytest.fixture(scope="module")(clip_on_one_thread)
+
+
+def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Relative to the largest value of each tensor."""
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max() / b[name].abs().max()) for name in a)
+
+
+# ---- the same as one process ----
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_equal_one(both: list[Found], clip: Clip, case: str) -> None:
+    alone, halves = fitted(clip, case), in_halves(clip, case)
+    first, second = (found[case] for found in both)
+    assert first["processes"] == 2 and alone["processes"] == 1
+    assert largest_difference(first["state"], second["state"]) == 0 and first["history"] == second["history"]
+    assert largest_difference(state(fresh(clip, CASES[case][0])), alone["state"]) > 1e-3, "it learned nothing, so nothing was compared"
+    close = [(halves, 1e-6), *([(alone, 1e-5)] if case != "bf16" else [])]  # in bf16 a batch and its halves round differently
+    for other, tolerance in close:
+        assert len(first["history"]) == len(other["history"]) == 6
+        for ours, theirs in zip(first["history"], other["history"], strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+        for name, value in first["state"].items():
+            torch.testing.assert_close(value, other["state"][name], rtol=0, atol=tolerance)
+
+
+def test_a_shard_is_its_part_of_every_batch(clip: Clip) -> None:
+    read_by: list[list[str]] = [[], []]
+
+    def batches(rank: int, of: int, workers: int = 0) -> list[tuple[Tensor, Tensor]]:
+        data = replace(colours(), read=lambda key: (read_by[rank].append(key), read(key))[1])
+        loader = TrainBatches(data, data.train, preprocess_of(clip, flip=True), 6, seed=3, workers=workers)
+        return list(loader.shard(rank, of).epoch(2, start=1))
+
+    whole = batches(0, 1)
+    read_by[0].clear()
+    for parts in (batches(0, 2), batches(1, 2, workers=2)):
+        assert [len(labels) for _, labels in parts] == [3] * 4
+    assert not set(read_by[0]) & set(read_by[1])
+    for (images, labels), *parts in zip(whole, batches(0, 2), batches(1, 2), strict=True):
+        assert torch.equal(images, torch.cat([part[0] for part in parts])) and torch.equal(labels, torch.cat([part[1] for part in parts]))
+
+
+def test_one_record_of_the_main_process(both: list[Found], place: Path) -> None:
+    assert both[0]["run"] == both[1]["run"]
+    record = engine.read_config(place / "run"), (place / "run" / "run.json").read_text()
+    assert record[0].method == "mmrl" and '"novel"' in record[1]
+    assert sorted(path.name for path in (place / "mmrl").iterdir()) == sorted(
+        ["README.md", "adapter_config.json", "adapter_model.safetensors", "training_state.pt"]
+    )
+
+
+def test_a_resumed_training_equals_an_undisturbed_one(both: list[Found], clip: Clip) -> None:
+    alone = trained(clip, Noise())
+    for found in both:
+        assert found["stopped"] == "UsageError: photo.jpg cannot be read"
+        assert len(found["resumed"]["history"]) == 12
+        assert largest_difference(found["resumed"]["state"], alone["state"]) < 1e-5
+        assert largest_difference(found["again"]["state"], found["resumed"]["state"]) == 0
+
+
+# ---- failing together ----
+
+
+@pytest.mark.parametrize(
+    ("scenario", "message"),
+    [
+        ("uneven", "UsageError: batch_size is 3, which 2 processes cannot share equally; give a multiple of 2, such as 4."),
+        ("without shard", "UsageError: 2 processes cannot train on a Without"),
+        ("taken", "holds another run already"),
+        ("other", "fit.lr was 0.001, is 0.5"),
+        ("unused", "does not depend on its parameter 'projection'"),
+        ("not finite", "NonFiniteError: training stopped in epoch 2, step 7: an input image is not finite"),
+        ("large", "NonFiniteError: training stopped in epoch 2, step 7: loss term"),
+    ],
+)
+def test_all_processes_raise_the_same(both: list[Found], scenario: str, message: str) -> None:
+    assert message in both[0][scenario]
+    assert both[0][scenario] == both[1][scenario]
+
+
+def test_a_bug_in_one_process_ends_the_others(both: list[Found]) -> None:
+    assert both[0]["bug"] == "MmrlError: process 1 failed: KeyError('number')"
+    assert both[1]["bug"] == "KeyError: 'number'"
+
+
+def test_the_last_good_parameters_are_kept(both: list[Found], place: Path, clip: Clip) -> None:
+    assert f"They are kept in {place / 'nan' / 'last_good'}." in both[1]["not finite"]
+    method, _ = engine.load_adapter(place / "nan" / "last_good", clip)
+    assert all(bool(value.isfinite().all()) for value in method.state_dict().values())
+
+
+# ---- the command ----
+
+
+def test_the_command_trains_once_and_prints_once(both: list[Found], place: Path) -> None:
+    assert both[0]["printed"].count("tested on") == both[0]["printed"].count("written to") == 1
+    assert both[1]["printed"] == ""
+    assert (place / "command" / "run.json").exists()
+
+
+def test_a_mistake_is_one_message(place: Path, tmp_path: Path) -> None:
+    words = ["--data", place / "photos", "--shots", 2, "--out", tmp_path / "run", "--set", "epochs=2", "--set", "batch_size=3"]
+    done = launch("mmrl", "train", *words)
+    assert done.returncode != 0 and "exitcode  : 2 " in done.stderr
+    assert done.stderr.count("error: batch_size is 3, which 2 processes cannot share equally") == done.stderr.count("error: ") == 1
+
+
+def test_cuda_is_the_gpu_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    cuda = torch.device("cuda")
+    assert _own_gpu(cuda) == cuda
+    for rank, expected in (("1", "cuda:1"), ("2", "cuda:0")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert str(_own_gpu(cuda)) == expected
+        assert str(_own_gpu(torch.device("cuda:1"))) == "cuda:1" and str(_own_gpu(torch.device("cpu"))) == "cpu"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    target = Path(sys.argv[1])
+    everything = scenarios(smallest_clip(), target)
+    everything["printed"] = printed(target / "photos", target / "command")  # leaves the process group: the last one
+    torch.save(everything, target / f"{os.environ['RANK']}.pt")
