@@ -16,11 +16,11 @@ from typing import Any
 
 from mmrl import methods
 from mmrl.clip import Clip, load_clip
-from mmrl.clip.prompts import DEFAULT_TEMPLATE
-from mmrl.data import Dataset, dataset_names, load_dataset
+from mmrl.data import Dataset, Draw, dataset_names, load_dataset
 from mmrl.engine import RunResult, load_adapter, prepare, run
 from mmrl.errors import MmrlError, UsageError
 from mmrl.serve.predictor import Classifier
+from mmrl.templates import DEFAULT_TEMPLATE, Template
 
 
 def train(
@@ -35,12 +35,14 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     device: str = "cpu",
-    template: str | None = None,
+    template: Template | None = None,
     protocol: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     allow_fewer: bool = False,
+    draw: Draw | str | Path | None = None,
     progress: bool = True,
     workers: int = 0,
+    skip_broken: bool = False,
     source: str = "call",
 ) -> RunResult:
     """One run: draw shots, train, score on the test images beside zero-shot, write adapter and record into `out`.
@@ -52,6 +54,9 @@ def train(
         classes: train on "all" classes or on the "base" half.
         protocol: whose published values to use; default: few-shot for all classes of a known dataset, else base-to-novel.
         overrides: options of the method and of training, by name.
+        template: prompt with one `{}`, or several, whose class features are averaged; default: the dataset's.
+        draw: the training images: a draw made before, its `draw.json`, or CoOp's `shot_16-seed_1.pkl`; then `shots` does not matter.
+        skip_broken: leave out images that are missing or broken, for training and testing; the record names them.
 
     Raises:
         UsageError: unknown names, bad values, bad data, or an `out` that holds another run.
@@ -62,13 +67,13 @@ def train(
     chosen = protocol or ("few-shot" if published else "base-to-novel")
     ready = prepare(
         method, dataset, shots=shots, classes=classes, seed=seed, protocol=chosen,
-        overrides=overrides, allow_fewer=allow_fewer, source=source,
+        overrides=overrides, allow_fewer=allow_fewer, source=source, skip_broken=skip_broken, workers=workers, draw=draw,
     )  # fmt: skip
     clip = backbone if isinstance(backbone, Clip) else load_clip(backbone, device=device)
     built = methods.build(method, clip, ready.resolved.method, seed=seed)
     return run(
         built, dataset, ready.draw, ready.config, out=out, resume=resume, progress=progress, protocol=chosen,
-        options=ready.resolved.to_json(), template=template, workers=workers,
+        options=ready.resolved.to_json(), template=template, workers=workers, skip_broken=skip_broken,
     )  # fmt: skip
 
 
@@ -122,7 +127,7 @@ def _from_hub(name: str) -> Path:
         raise MmrlError(f"'{name}' is no folder here, and cannot be fetched from the hub: {str(error).splitlines()[0]}") from error
 
 
-def zero_shot(backbone: str | Clip = "tiny", *, template: str = DEFAULT_TEMPLATE, device: str = "cpu") -> Classifier:
+def zero_shot(backbone: str | Clip = "tiny", *, template: Template = DEFAULT_TEMPLATE, device: str = "cpu") -> Classifier:
     """The frozen CLIP as a classifier: give `predict` the class names."""
     clip = backbone if isinstance(backbone, Clip) else load_clip(backbone, device=device)
     return Classifier(methods.build("zero-shot", clip), template=template)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmrl.reports.cells import Slot
 
 BACKBONE = "ViT-B-16-quickgelu/openai"
-ENGINES = ("local",)
+ENGINES = ("local", "ray")
 
 OUT = typer.Option(..., "--out", help="Results folder; what is there already is not computed again.")
 DATASETS = typer.Option("all", "--datasets", help="Names separated by commas, or 'all' of the paper's.")
@@ -110,7 +110,7 @@ def carry_out(
     paper_compat: bool = False,
     notes: Sequence[str] = (),
 ) -> None:
-    """Bind, note the plans, compute what is missing. Exits with 1 where cells failed or are left."""
+    """Bind, note the plans, compute what is missing, print the tables. Exits with 1 where cells failed or are left."""
     from mmrl.clip import load_clip
     from mmrl.engine.grid import Bench, Context, ResultsFolder, bind
 
@@ -124,8 +124,16 @@ def carry_out(
         if not dry_run:
             store.add_plan(plan)
     if not _announce(groups, slots, store) or dry_run:
+        if not dry_run:
+            _tables(store, slots)
         return
-    outcome = _run_here(groups, bench, store, jobs, device, clip)
+    if engine == "ray":
+        from mmrl.engine.grid.cluster import run_on_ray
+
+        outcome = run_on_ray(groups, bench, store, address=address, gpu_fraction=gpu_fraction, say=typer.echo)
+    else:
+        outcome = _run_here(groups, bench, store, jobs, device, clip)
+    _tables(store, slots)
     if outcome.failed or outcome.left:
         raise MmrlError(
             f"{len(outcome.failed)} of {len(groups)} trainings and zero-shot passes failed, {len(outcome.left)} were left undone. "
@@ -172,3 +180,19 @@ def _announce(groups: Sequence[Group], slots: Sequence[Slot], store: ResultsFold
     passes = len(lacking) - trainings
     typer.echo(f"{len(keys)} cells, {there} of them there already; {trainings} trainings and {passes} zero-shot passes to do")
     return len(lacking)
+
+
+def _tables(store: ResultsFolder, slots: Sequence[Slot]) -> None:
+    """Print the tables of the studies just done, with the values of every seed."""
+    from rich.console import Console
+
+    from mmrl.cli.output import sheet_table
+    from mmrl.reports.aggregate import study_sheets
+    from mmrl.reports.measures import StudyScores
+    from mmrl.reports.results import Results
+
+    results, console = Results(store.folder), Console()
+    for study in dict.fromkeys(slot.study for slot in slots):
+        for sheet in study_sheets(StudyScores(results, results.plans[study])):
+            console.print(sheet_table(sheet))
+    typer.echo(f"`mmrl report {store.folder}` makes a page of all tables and figures")

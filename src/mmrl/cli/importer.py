@@ -11,7 +11,9 @@ def import_checkpoint(
     checkpoint: Path = typer.Argument(..., help="The authors' file, such as model.pth.tar-10."),
     out: Path = typer.Option(..., "--out", help="Folder for the adapter."),
     classes: str = typer.Option(..., "--classes", help="Names it was trained on, in the order of the labels: 'a,b,c' or a file."),
-    template: str = typer.Option("a photo of a {}.", "--template", help="Prompt it was trained with."),
+    template: list[str] = typer.Option(
+        ["a photo of a {}."], "--template", help="Prompt it was trained with; several if it was with their mean."
+    ),
     backbone: str = typer.Option("ViT-B-16-quickgelu/openai", "--backbone", help="The CLIP it was trained on."),
     set_: list[str] = typer.Option([], "--set", help="KEY=VALUE, for what the file does not say: alpha, lam, beta."),
 ) -> None:
@@ -20,7 +22,7 @@ def import_checkpoint(
     from mmrl.engine import import_authors
 
     method, config = import_authors(
-        checkpoint, out, classes=parse_classes(classes), template=template, clip=backbone, options=parse_settings(set_)
+        checkpoint, out, classes=parse_classes(classes), template=tuple(template), clip=backbone, options=parse_settings(set_)
     )
     count = sum(p.numel() for p in method.parameters())
     typer.echo(f"{config.method}: {count} trained parameters, {len(config.class_names)} classes, written to {out}")

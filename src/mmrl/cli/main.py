@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from mmrl.cli import ablate, bench, config, data, demo, evaluate, importer, methods, predict, train
+from mmrl.cli import ablate, bench, config, cost, data, demo, evaluate, importer, launcher, methods, predict, report, status, train
 from mmrl.errors import MmrlError
 
 app = typer.Typer(
@@ -22,8 +22,11 @@ app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("bench")(bench.bench)
 app.command("ablate")(ablate.ablate)
+app.command("cost")(cost.cost)
 app.command("methods")(methods.methods)
 app.command("demo")(demo.demo)
+app.command("status")(status.status)
+app.command("report")(report.report)
 app.command("import-checkpoint")(importer.import_checkpoint)
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
@@ -43,8 +46,7 @@ def run() -> None:
     try:
         app()
     except MmrlError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        launcher.fail(f"error: {error}", error.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mmrl.reports.records import Scores
+    from mmrl.reports.sheets import Sheet
 
 
 @contextmanager
@@ -35,4 +36,27 @@ def scores_table(rows: Sequence[tuple[str, Scores, Scores | None]], method: str)
         for label, scores in [(method, adapted), *beside]:
             cells = (percent(scores.top1), percent(scores.top5), percent(scores.macro), percent(scores.ece))
             table.add_row(name, label, *cells, str(scores.count))
+    return table
+
+
+def sheet_table(sheet: Sheet) -> Table:
+    """A table of the report for the terminal: the best of each column in bold; below a number those of its seeds, and the paper's."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from mmrl.reports.measures import Measure
+    from mmrl.reports.sheets import main_text, small_text
+
+    table = Table(title=escape(sheet.title), caption=escape("\n".join(sheet.all_notes)), caption_justify="left", title_justify="left")
+    for head, number in zip(sheet.heads, sheet.numeric, strict=True):
+        table.add_column(escape(head), justify="right" if number else "left", no_wrap=number)
+    best = sheet.best()
+    for i, row in enumerate(sheet.rows):
+        cells = []
+        for j, cell in enumerate(row):
+            text = escape(main_text(cell))
+            seeds = [f"{value:.2f}" for value in cell.by_seed.values()] if isinstance(cell, Measure) else []
+            below = [" ".join(seeds)] if len(seeds) > 1 else []
+            cells.append("\n".join([f"[bold]{text}[/bold]" if (i, j) in best else text, *map(escape, (*below, *small_text(cell)))]))
+        table.add_row(*cells)
     return table

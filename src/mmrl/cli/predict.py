@@ -11,10 +11,11 @@ def predict(
     classes: str = typer.Option(
         None, "--classes", help="Names to choose from: 'a,b,c' or a file; trained or not. Default: the trained ones."
     ),
-    template: str = typer.Option(None, "--template", help="Prompt with one {}; default: the adapter's."),
+    template: list[str] = typer.Option([], "--template", help="Prompt with one {}; default: the adapter's. Several are averaged."),
     backbone: str = typer.Option(None, "--backbone", help="Backbone, if not the one the adapter names."),
     top: int = typer.Option(3, "--top", help="How many classes to show."),
     device: str = typer.Option("cpu", "--device"),
+    skip_broken: bool = typer.Option(False, "--skip-broken", help="Name images that cannot be read, and go on without them."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object an image."),
 ) -> None:
     """Classify images among trained or new class names."""
@@ -25,6 +26,7 @@ def predict(
 
     from mmrl.api import from_pretrained, zero_shot
     from mmrl.cli.options import image_paths, parse_classes
+    from mmrl.cli.output import quiet_warnings
 
     files = image_paths(images)
     if adapter == "zero-shot":
@@ -32,7 +34,10 @@ def predict(
     else:
         classifier = from_pretrained(adapter, backbone=backbone, device=device)
     names = parse_classes(classes) if classes is not None else None
-    ranked = classifier.rank(files, names, top=top, template=template)
+    with quiet_warnings():
+        ranked = classifier.rank(files, names, top=top, template=tuple(template) or None, skip_broken=skip_broken)
+    for file in (file for file, guesses in zip(files, ranked) if not guesses):
+        typer.echo(f"warning: {file} is broken, and left out", err=True)
     if as_json:
         for file, guesses in zip(files, ranked):
             typer.echo(json.dumps({"image": file, "guesses": [guess._asdict() for guess in guesses]}, ensure_ascii=False))

@@ -8,8 +8,9 @@ import typer
 
 
 def train(
-    data: str = typer.Option(..., "--data", help="A name of `mmrl data list`, or a folder with one subfolder of images a class."),
+    data: str = typer.Option(..., "--data", help="A name of `mmrl data list`, a folder of images, or a file that lists them."),
     out: Path = typer.Option(..., "--out", help="Folder for the adapter, checkpoints and the record."),
+    root: Path = typer.Option(None, "--root", envvar="DATA", help="Folder with the downloaded datasets."),
     method: str = typer.Option("mmrl", "--method", help="See `mmrl methods`."),
     backbone: str = typer.Option(
         "tiny", "--backbone", help="tiny, ARCH/TAG, hf-hub:ORG/NAME, local-dir:FOLDER, or a file with OpenAI's weights."
@@ -17,33 +18,44 @@ def train(
     shots: int = typer.Option(16, "--shots", min=0, help="Training images a class; 0 takes all."),
     classes: str = typer.Option("all", "--classes", help="Train on 'all' classes, or on the 'base' half."),
     seed: int = typer.Option(1, "--seed", help="Decides the draw, the initial values, order and augmentation."),
-    template: str = typer.Option(None, "--template", help="Prompt with one {}; default: the dataset's."),
+    template: list[str] = typer.Option([], "--template", help="Prompt with one {}; default: the dataset's. Several are averaged."),
     protocol: str = typer.Option(
         None, "--protocol", help="Whose published values to use; default: few-shot for all classes of a known dataset, else base-to-novel."
     ),
     set_: list[str] = typer.Option([], "--set", help="KEY=VALUE, an option of the method or of training; may be repeated."),
     resume: bool = typer.Option(False, "--resume", help="Go on with the run in --out."),
     allow_fewer: bool = typer.Option(False, "--allow-fewer", help="Take all images of a class that has fewer than --shots."),
-    device: str = typer.Option("cpu", "--device", help="cpu, cuda, cuda:1, ..."),
+    draw: Path = typer.Option(None, "--draw", help="Take the images of this draw: a run's draw.json, or CoOp's shot_16-seed_1.pkl."),
+    device: str = typer.Option("cpu", "--device", help="cpu, cuda, cuda:1, ...; under torchrun, cuda is the GPU of each process."),
+    skip_broken: bool = typer.Option(False, "--skip-broken", help="Leave out images that are missing or broken; the record names them."),
     workers: int = typer.Option(0, "--workers", min=0, help="Threads that prepare images."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress bar."),
 ) -> None:
-    """Train on a few images a class, and score the result beside zero-shot CLIP."""
+    """Train on a few images a class, and score the result beside zero-shot CLIP.
+
+    On several devices: torchrun --nproc-per-node 2 -m mmrl train ..., or accelerate launch -m mmrl train ...
+    """
     from rich.console import Console
 
     from mmrl import api
+    from mmrl.cli.launcher import process
     from mmrl.cli.options import parse_settings
     from mmrl.cli.output import quiet_warnings, scores_table
+    from mmrl.engine.parallel import leave
 
-    if resume and not out.exists():
+    if resume and not out.exists() and not process():
         typer.echo(f"note: there is no run in {out} to go on with; starting one", err=True)
     with quiet_warnings():
         result = api.train(
-            data, method=method, backbone=backbone, shots=shots, classes=classes, seed=seed, out=out, resume=resume, device=device,
-            template=template, protocol=protocol, overrides=parse_settings(set_), allow_fewer=allow_fewer,
-            progress=not quiet, workers=workers,
+            data, root=root,
+            method=method, backbone=backbone, shots=shots, classes=classes, seed=seed, out=out, resume=resume, device=device,
+            template=tuple(template) or None, protocol=protocol, overrides=parse_settings(set_), allow_fewer=allow_fewer, draw=draw,
+            progress=not quiet, workers=workers, skip_broken=skip_broken,
             source="command line",
         )  # fmt: skip
+    leave()
+    if process():
+        return  # the main one prints
     console = Console()
     record = result.record
     pairs = [(f"{part} classes", getattr(record.metrics, part), getattr(record.zero_shot, part)) for part in ("base", "novel", "all")]

@@ -17,13 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from mmrl.clip import Clip, load_clip
-from mmrl.clip.prompts import check_names, fill
+from mmrl.clip.prompts import check_names
 from mmrl.errors import MmrlError, UsageError
 from mmrl.files import read_json, write_bytes, write_json, write_text
 from mmrl.methods import Method, build, get
 from mmrl.methods.base import describe_problem
 from mmrl.reports.card import model_card
 from mmrl.reports.records import RunRecord
+from mmrl.templates import Template, check_template
 from mmrl.version import __version__
 
 FORMAT = 1
@@ -43,12 +44,14 @@ class AdapterConfig(BaseModel):
     backbone: str = Field(description="name for load_clip")
     fingerprint: str = Field(description="of the backbone's weights")
     class_names: tuple[str, ...] = Field(description="classes trained on")
-    template: str = Field(description="prompt, with one {} for the class name")
+    template: Template = Field(description="prompt, with one {} for the class name; several are averaged")
     version: str = Field(description="of mmrl that wrote it")
     sha256: str = Field(description=f"of {TENSORS}, hex")
 
 
-def save_adapter(folder: Path | str, method: Method, *, classes: Sequence[str], template: str, record: RunRecord | None = None) -> Path:
+def save_adapter(
+    folder: Path | str, method: Method, *, classes: Sequence[str], template: Template, record: RunRecord | None = None
+) -> Path:
     """Write the adapter into `folder`, over an adapter that is there.
 
     Args:
@@ -68,7 +71,7 @@ def save_adapter(folder: Path | str, method: Method, *, classes: Sequence[str], 
     if (folder / CARD).exists() and not (folder / CONFIG).exists():
         raise UsageError(f"{folder} has a {CARD} that no adapter belongs to, and the model card would replace it; choose another folder.")
     names = check_names(classes) if classes or method.trainable else ()
-    fill(template, names)
+    template = check_template(template)
     tensors = {name: value.detach().cpu().contiguous() for name, value in method.state_dict().items()}
     content = save(tensors)
     config = AdapterConfig(

@@ -12,23 +12,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmrl.clip import ClassList, Clip
-from mmrl.data import Dataset, Item, Preprocess, test_batches
+from mmrl.data import Broken, Dataset, Item, Preprocess, test_batches, warn_broken
 from mmrl.engine.metrics import Tally
 from mmrl.engine.precision import autocast
 from mmrl.errors import UsageError
 from mmrl.methods import Method
 from mmrl.methods.base import cosine_logits
 from mmrl.reports.records import Scores
+from mmrl.templates import Template
 
 BATCH = 64
 Batch = tuple[Tensor, Tensor]  # images (B, 3, H, W), labels (B,)
 
 
 class Evaluation(NamedTuple):
-    """Scores of the adapted and of the zero-shot classifier on the same images."""
+    """Scores of the adapted and of the zero-shot classifier on the same images; `skipped` were left out as missing or broken."""
 
     adapted: Scores
     zero_shot: Scores
+    skipped: tuple[Broken, ...] = ()
 
 
 def preprocess_of(clip: Clip, *, flip: bool = True) -> Preprocess:
@@ -82,28 +84,39 @@ def evaluate_dataset(
     items: Sequence[Item] | None = None,
     *,
     seen: Tensor | Sequence[bool] | bool,
-    template: str | None = None,
+    template: Template | None = None,
     batch_size: int = BATCH,
     workers: int = 0,
     precision: str = "fp32",
+    skip_broken: bool = False,
 ) -> Evaluation:
     """Adapted and zero-shot scores on images of `dataset`, among its classes.
 
     Args:
         items: which images; default: the test ones.
         seen: whether the classes were trained on, or per class of the set: `trained_mask(dataset.classes, trained)`.
-        template: prompt; default: the data set's.
+        template: prompt, or several to average; default: the data set's.
+        workers: threads that prepare images; `mmrl.data.usual_workers(dataset.read)` is a good number.
+        skip_broken: leave out images that are missing or broken, and list them in `skipped`, instead of stopping at the first.
+
+    Warns:
+        BrokenImageWarning: images were left out.
 
     Raises:
-        UsageError: no images, or `seen` of a length other than that of the class list.
+        UsageError: no images, one that cannot be read, or `seen` of a length other than that of the class list.
     """
     answer = seen if isinstance(seen, bool) else torch.as_tensor(seen, dtype=torch.bool)
     if isinstance(answer, Tensor) and answer.shape != (len(dataset.classes),):
         count = len(dataset.classes)
         raise UsageError(f"seen has shape {tuple(answer.shape)}; '{dataset.name}' has {count} classes, and each needs one answer.")
-    batches = test_batches(dataset, dataset.test if items is None else items, preprocess_of(method.clip), batch_size, workers)
+    items = dataset.test if items is None else items
+    skipped: list[Broken] | None = [] if skip_broken else None
+    preprocess, device = preprocess_of(method.clip), method.clip.device
+    batches = test_batches(dataset, items, preprocess, batch_size, workers, device=device, skipped=skipped)
     classes = method.class_list(dataset.classes, template or dataset.template)
-    return evaluate_both(method, classes, batches, answer, precision=precision)
+    pair = evaluate_both(method, classes, batches, answer, precision=precision)
+    warn_broken(skipped or (), len(items), of=dataset.name)
+    return pair._replace(skipped=tuple(skipped or ()))
 
 
 def _evaluate(

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from mmrl.clip import Clip, load_clip
-from mmrl.clip.prompts import DEFAULT_TEMPLATE
 from mmrl.engine.checkpoint import AdapterConfig, load_tensors, read_config, save_adapter
 from mmrl.engine.folder import TAKEN
 from mmrl.engine.untrusted import TensorFile
@@ -18,6 +17,7 @@ from mmrl.errors import UsageError, unknown
 from mmrl.methods import Method, build
 from mmrl.methods.authors import from_authors, guess_method
 from mmrl.methods.base import registered
+from mmrl.templates import DEFAULT_TEMPLATE, Template
 
 BACKBONE = "ViT-B-16-quickgelu/openai"  # of all published runs
 _FROZEN = {  # of the whole CLIP in the file, what tells backbones of one shape apart: theirs -> open_clip's
@@ -35,7 +35,7 @@ def import_authors(
     out: Path | str,
     *,
     classes: Sequence[str],
-    template: str = DEFAULT_TEMPLATE,
+    template: Template = DEFAULT_TEMPLATE,
     clip: Clip | str = BACKBONE,
     options: Mapping[str, Any] | None = None,
 ) -> tuple[Method, AdapterConfig]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import islice
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from mmrl.clip import ClassList
 from mmrl.engine.config import FitConfig
+from mmrl.engine.parallel import Peers
 from mmrl.engine.schedule import learning_rates
 from mmrl.errors import MmrlError
 from mmrl.methods import Loss, Method
@@ -28,6 +30,15 @@ class Batches(Protocol):
     def __len__(self) -> int: ...
 
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+@runtime_checkable
+class Shareable(Batches, Protocol):
+    """Batches that several processes can train on together."""
+
+    def shard(self, rank: int, of: int) -> Batches:
+        """As many batches, each with the part of its images that process `rank` (from 0) of `of` takes."""
+        ...
 
 
 class NonFiniteError(MmrlError):
@@ -49,8 +60,12 @@ class _Step(nn.Module):
 class Trainer:
     """Trains the parameters of `method` in place: AdamW, a learning rate for every epoch, gradients averaged over `accumulate` batches.
 
+    Several processes train as one: each computes on its part of every batch, and gradients and history are means over all.
+
     Args:
+        batches: with the images of this process.
         accelerator: from `mmrl.engine.precision.accelerator`.
+        peers: the processes; by default this one alone.
         save: called with the state at checkpoints.
         watch: called after every step with its row of the history.
     """
@@ -63,14 +78,17 @@ class Trainer:
         config: FitConfig,
         accelerator: Any,
         *,
+        peers: Peers | None = None,
         save: Callable[[State], None] | None = None,
         watch: Callable[[Row], None] | None = None,
     ) -> None:
         self.method, self.batches, self.config, self.accelerator = method, batches, config, accelerator
         self.device = method.clip.device
+        self.peers = peers or Peers()
         self._save, self._watch = save, watch
         optimizer = torch.optim.AdamW(method.parameters(), lr=config.lr, betas=BETAS, weight_decay=config.weight_decay)
-        self.forward, self.optimizer = accelerator.prepare(_Step(method, classes), optimizer)
+        self._alone = _Step(method, classes)  # without the exchange between processes that accelerate puts around it
+        self.forward, self.optimizer = accelerator.prepare(self._alone, optimizer)
         self.rates = learning_rates(config.epochs, config.lr, warmup_epochs=config.warmup_epochs, warmup_lr=config.warmup_lr)
         self.epoch, self.position, self.step = 0, 0, 0  # position: batches of this epoch behind us
         self.history: list[Row] = []
@@ -131,7 +149,7 @@ class Trainer:
             group["lr"] = self.rates[self.epoch]
         total, every = len(self.batches), self.config.checkpoint_every
         source = self.batches.epoch(self.epoch, self.position)
-        while group := list(islice(source, self.config.accumulate)):
+        while group := self.peers.together(lambda: list(islice(source, self.config.accumulate))):
             row = self._update(group)
             self.step += 1
             self.position += len(group)
@@ -148,19 +166,22 @@ class Trainer:
             self._save(self.state())
 
     def _update(self, group: list[tuple[Tensor, Tensor]]) -> Row:
-        """One step on the mean loss of a few batches; the row says loss, accuracy and terms, averaged over them."""
+        """One step on the mean loss of a few batches; the row says loss, accuracy and terms, averaged over them and all processes."""
         self.optimizer.zero_grad()
         names, rows = ["loss", "accuracy"], []
-        for images, labels in group:
+        for number, (images, labels) in enumerate(group, 1):
             images, labels = images.to(self.device), labels.to(self.device)
-            loss = self.forward(images, labels)
-            self.accelerator.backward(loss.total / len(group))
+            with nullcontext() if number == len(group) else self.accelerator.no_sync(self.forward):  # gradients travel once a step
+                loss = self.forward(images, labels)
+                self.accelerator.backward(loss.total / len(group))
             accuracy = (loss.logits.argmax(-1) == labels).float().mean()
             rows.append(torch.stack([loss.total.detach().float(), accuracy, *(t.detach().float() for t in loss.terms.values())]))
             names[2:] = loss.terms
-        gradients = [p.grad for p in self.method.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients).reshape(1)
-        *means, size = torch.cat([torch.stack(rows).mean(0), norm]).tolist()  # one wait for the device a step
+        norm = nn.utils.get_total_norm(self._gradients()).reshape(1)
+        measured = torch.cat([torch.stack(rows).mean(0), norm])
+        if self.peers.count > 1:
+            measured = self.accelerator.reduce(measured, "mean")
+        *means, size = measured.tolist()  # one wait for the device a step
         scaled = self.accelerator.scaler is not None  # then large gradients are met by a smaller scale, not by stopping
         if not all(map(_finite, means)) or not (scaled or _finite(size)):
             self._stop(group)
@@ -170,34 +191,45 @@ class Trainer:
             self._stop(group)
         return dict(zip(names, means, strict=True))
 
+    def _gradients(self) -> list[Tensor]:
+        found = {name: p.grad for name, p in self.method.named_parameters()}
+        unused = [name for name, gradient in found.items() if gradient is None]
+        if unused and self.peers.count > 1:  # torch would wait for its gradient for ever, or fail in the next step
+            raise MmrlError(
+                f"the loss of method '{self.method.name}' does not depend on its parameter '{unused[0]}', which several processes cannot "
+                "train; start one."
+            )
+        return [gradient for gradient in found.values() if gradient is not None]
+
     def _stop(self, group: list[tuple[Tensor, Tensor]]) -> NoReturn:
-        name = self._first_bad(group)
+        found = self.peers.gather(self._first_bad(group))
+        _, name = min(found)  # what goes wrong in one process makes the gradients of all bad
         self.optimizer.zero_grad()
         raise NonFiniteError(
             f"training stopped in epoch {self.epoch + 1}, step {self.step + 1}: {name} is not finite. "
             "The parameters are those before this step. A lower lr often helps; with fp16 also bf16 or fp32."
         )
 
-    def _first_bad(self, group: list[tuple[Tensor, Tensor]]) -> str:
-        """The first tensor that is not finite, in the order of computation: images, parameters, loss terms, gradients."""
+    def _first_bad(self, group: list[tuple[Tensor, Tensor]]) -> tuple[int, str]:
+        """Place and name of the first tensor that is not finite, in the order of computation."""
+        place = 0
+        for place, (name, tensor) in enumerate(self._computed(group)):
+            if not bool(tensor.isfinite().all()):
+                return place, name
+        return place + 1, "the loss"  # it was, and is no more: the method is not deterministic
+
+    def _computed(self, group: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Images, parameters, loss terms, gradients."""
         for images, _ in group:
-            if not bool(images.isfinite().all()):
-                return "an input image"
+            yield "an input image", images
         for name, parameter in self.method.named_parameters():
-            if not bool(parameter.isfinite().all()):
-                return f"parameter '{name}'"
+            yield f"parameter '{name}'", parameter
         for images, labels in group:
             with torch.no_grad():
-                loss = self.forward(images.to(self.device), labels.to(self.device))
-            for name, term in loss.terms.items():
-                if not bool(term.isfinite().all()):
-                    return f"loss term '{name}'"
-            if not bool(loss.total.isfinite().all()):
-                return "the total loss"
-        for name, parameter in self.method.named_parameters():
-            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-                return f"the gradient of '{name}'"
-        return "the loss"  # it was, and is no more: the method is not deterministic
+                loss = self._alone(images.to(self.device), labels.to(self.device))
+            yield from ((f"loss term '{name}'", term) for name, term in loss.terms.items())
+            yield "the total loss", loss.total
+        yield from ((f"the gradient of '{name}'", p.grad) for name, p in self.method.named_parameters() if p.grad is not None)
 
 
 def _finite(value: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from mmrl.engine.config import FitConfig
+from mmrl.engine.parallel import Peers
 from mmrl.errors import UsageError
 
 TENSORBOARD_FOLDER = "tensorboard"
@@ -32,17 +34,16 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 @contextmanager
-def accelerator(config: FitConfig, device: torch.device, out: Path | None, *, first_step: int = 0) -> Iterator[Any]:
-    """An `accelerate.Accelerator` for a training on `device`, with the trackers that `config` asks for.
+def accelerator(config: FitConfig, device: torch.device, out: Path | None) -> Iterator[Any]:
+    """An `accelerate.Accelerator` for a training on `device`; `start_log` starts the trackers that `config` asks for.
 
     Accelerate keeps its settings in process-wide state; it is put aside meanwhile and restored afterwards, so that trainings with
-    different settings, and a caller's own accelerator, do not meet.
-
-    Args:
-        first_step: steps done already; the log drops what an interrupted run wrote after them.
+    different settings, and a caller's own accelerator, do not meet. Under a launcher it makes torch's process group, if there is none;
+    that stays for the next training, as a process can join it only once.
 
     Raises:
-        UsageError: a precision the device does not have, a tracker without a folder or that is not installed, several processes.
+        UsageError: a precision the device does not have, a tracker without a folder or that is not installed, a device that is not this
+            process's.
     """
     check_surroundings(config, device, out)
     from accelerate import Accelerator
@@ -57,17 +58,37 @@ def accelerator(config: FitConfig, device: torch.device, out: Path | None, *, fi
             log_with=config.log,
             project_dir=out,
         )
-        if made.num_processes > 1:
-            raise UsageError(f"training runs in one process, but accelerate started {made.num_processes}; start it without a launcher.")
-        if made.device.type != device.type:
-            raise UsageError(f"the backbone is on '{device.type}', but accelerate is set to '{made.device.type}'; unset its variables.")
-        if config.log:
-            made.init_trackers(TENSORBOARD_FOLDER, init_kwargs={"tensorboard": {"purge_step": first_step + 1 if first_step else None}})
         try:
             yield made
         finally:
             for tracker in made.trackers:
                 tracker.finish()
+
+
+def start_log(accelerator: Any, *, first_step: int) -> None:
+    """Start the trackers; the log drops what an interrupted run wrote after its first `first_step` steps."""
+    if accelerator.log_with:
+        purge = first_step + 1 if first_step else None
+        accelerator.init_trackers(TENSORBOARD_FOLDER, init_kwargs={"tensorboard": {"purge_step": purge}})
+
+
+def check_device(accelerator: Any, device: torch.device, peers: Peers) -> None:
+    """Raises UsageError, in all processes, if one has its backbone on another device than accelerate, or two have the same GPU."""
+    peers.together(lambda: _check_own(accelerator, device))
+    if peers.count > 1 and device.type == "cuda":
+        gpus = set(peers.gather((platform.node(), str(torch.cuda.get_device_properties(device).uuid))))
+        if len(gpus) < peers.count:
+            raise UsageError(f"{peers.count} processes were started for {len(gpus)} GPU(s); start one for each.")
+
+
+def _check_own(accelerator: Any, device: torch.device) -> None:
+    right = accelerator.device
+    if right.type != device.type:
+        raise UsageError(f"the backbone is on '{device.type}', but accelerate is set to '{right.type}'; unset its variables.")
+    if accelerator.num_processes > 1 and device.type == "cuda" and right != device:
+        raise UsageError(
+            f"the backbone of process {accelerator.process_index} is on '{device}', but its GPU is '{right}'; give 'cuda' as the device."
+        )
 
 
 def check_surroundings(config: FitConfig, device: torch.device, out: Path | None) -> None:

@@ -9,15 +9,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mmrl.data import Dataset, Draw
+from mmrl.data import Dataset, Draw, describe_broken
 from mmrl.engine.checkpoint import read_config, write_card
 from mmrl.engine.config import FitConfig
 from mmrl.engine.evaluate import BATCH, Evaluation, evaluate_dataset
 from mmrl.engine.fit import FitResult, fit
+from mmrl.engine.parallel import joined
 from mmrl.engine.run_record import make_record
 from mmrl.errors import UsageError
 from mmrl.methods import Method
 from mmrl.reports.records import RECORD_NAME, Metrics, Option, RunRecord
+from mmrl.templates import Template
 
 
 class BelowZeroShotWarning(UserWarning):
@@ -26,7 +28,7 @@ class BelowZeroShotWarning(UserWarning):
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run; `warnings` says where training ended below zero-shot."""
+    """A finished run; `warnings` says where training ended below zero-shot, and which images were left out."""
 
     fitted: FitResult
     record: RunRecord
@@ -44,22 +46,26 @@ def run(
     progress: bool = True,
     protocol: str = "base-to-novel",
     options: Iterable[Option | Mapping[str, Any]] | None = None,
-    template: str | None = None,
+    template: Template | None = None,
     batch_size: int = BATCH,
     workers: int = 0,
+    skip_broken: bool = False,
 ) -> RunResult:
     """Train `method` in place on `draw` and score it, with zero-shot CLIP beside it, on the test images.
 
     A draw of the base classes is tested on base classes (trained on) and novel ones (not), each among themselves, as in the paper; a draw
-    of all classes on all.
+    of all classes on all. Where several processes train the run together, the main one evaluates and writes; the others wait for its
+    record.
 
     Args:
         dataset: the whole set that `draw` comes from.
         out: folder for adapter, checkpoints, `draw.json` and `run.json`; None writes nothing.
         options: values and their sources for the record.
         batch_size: for evaluation.
+        skip_broken: leave out images that are missing or broken; the record says how many, and names the first.
 
     Warns:
+        BrokenImageWarning: images were left out.
         BelowZeroShotWarning: an accuracy is below that of zero-shot CLIP. The record says so too.
 
     Raises:
@@ -69,30 +75,41 @@ def run(
     whole = dataset.source or dataset
     parts = _tested(whole, draw)
     fitted = fit(
-        method, whole.restrict(draw.classes), draw, config, out=out, resume=resume, progress=progress, template=template, workers=workers
-    )
-    scores: dict[str, Evaluation] = {}
-    for part, tested in parts.items():
-        seen = part == draw.classes
-        scores[part] = evaluate_dataset(method, tested, seen=seen, template=template, batch_size=batch_size, workers=workers)
-    found = [_below(method.name, part, pair) for part, pair in scores.items() if pair.adapted.top1 < pair.zero_shot.top1]
-    for text in found:
+        method, whole.restrict(draw.classes), draw, config, out=out, resume=resume, progress=progress, template=template, workers=workers,
+        skip_broken=skip_broken,
+    )  # fmt: skip
+
+    def scored() -> tuple[RunRecord, list[str]]:
+        scores: dict[str, Evaluation] = {}
+        for part, tested in parts.items():
+            seen = part == draw.classes
+            scores[part] = evaluate_dataset(
+                method, tested, seen=seen, template=template, batch_size=batch_size, workers=workers, skip_broken=skip_broken
+            )
+        pairs = scores.items()
+        below = [_below(method.name, part, pair) for part, pair in pairs if pair.adapted.top1 < pair.zero_shot.top1]
+        left_out = [describe_broken(pair.skipped, len(parts[part].test), of=whole.name) for part, pair in pairs if pair.skipped]
+        record = make_record(
+            fitted,
+            draw,
+            protocol=protocol,
+            metrics=Metrics.model_validate({part: pair.adapted for part, pair in scores.items()}),
+            zero_shot=Metrics.model_validate({part: pair.zero_shot for part, pair in scores.items()}),
+            started=started,
+            options=options,
+            warnings=[*fitted.warnings, *left_out, *below],
+        )
+        if fitted.folder is not None:
+            draw.save(fitted.folder / "draw.json")
+            record.write(fitted.folder / RECORD_NAME)
+            write_card(fitted.folder, read_config(fitted.folder), record)
+        return record, below
+
+    with joined(fitted.processes) as peers:
+        record, below = peers.on_main(scored)
+    for text in below if peers.main else ():
         warnings.warn(text, BelowZeroShotWarning, stacklevel=2)
-    record = make_record(
-        fitted,
-        draw,
-        protocol=protocol,
-        metrics=Metrics.model_validate({part: pair.adapted for part, pair in scores.items()}),
-        zero_shot=Metrics.model_validate({part: pair.zero_shot for part, pair in scores.items()}),
-        started=started,
-        options=options,
-        warnings=found,
-    )
-    if fitted.folder is not None:
-        draw.save(fitted.folder / "draw.json")
-        record.write(fitted.folder / RECORD_NAME)
-        write_card(fitted.folder, read_config(fitted.folder), record)
-    return RunResult(fitted, record, tuple(found))
+    return RunResult(fitted, record, record.warnings)
 
 
 def _tested(dataset: Dataset, draw: Draw) -> dict[str, Dataset]:

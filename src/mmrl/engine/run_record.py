@@ -69,6 +69,7 @@ def make_record(
         metrics=metrics,
         zero_shot=zero_shot,
         history=tuple(thin(fitted.history)),
+        template=fitted.template,
         trained_parameters=sum(parameter.numel() for parameter in method.parameters()),
         warnings=tuple(warnings),
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mmrl import methods, recipes
-from mmrl.data import Dataset, Draw, draw_shots
+from mmrl.data import Dataset, Draw, draw_shots, read_coop_draw, readable
 from mmrl.engine.config import FitConfig
+from mmrl.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,17 @@ def prepare(
     overrides: Mapping[str, Any] | None = None,
     allow_fewer: bool = False,
     source: str = "call",
+    skip_broken: bool = False,
+    workers: int = 0,
+    draw: Draw | Path | str | None = None,
 ) -> Prepared:
     """Resolve and validate the values of a training, and draw its images.
 
-    A published batch size larger than the draw is lowered to it; one that the user gave is not.
+    A published batch size larger than the draw is lowered to it; one that the user gave is not. With `skip_broken` only images count that
+    can be read.
+
+    Args:
+        draw: one made before, or the file of one, as `read_draw` reads it; then `shots` and `allow_fewer` do not matter.
 
     Raises:
         UsageError: unknown options or bad values (all in one message), or too few images.
@@ -61,7 +70,31 @@ def prepare(
     resolved = settings(method, protocol=protocol, dataset=dataset.name, overrides=given, source=source)
     methods.make_options(methods.get(method), resolved.method)
     FitConfig(**resolved.fit)
-    draw = draw_shots(dataset, shots, seed, classes, allow_fewer=allow_fewer)
+    if draw is None:
+        draw = draw_shots(dataset, shots, seed, classes, allow_fewer=allow_fewer)
+    elif not isinstance(draw, Draw):
+        draw = read_draw(Path(draw), dataset, classes)
     if "batch_size" not in given:
-        resolved = resolved.at_most("batch_size", len(draw.train), "all training images, fewer than a published batch")
+        usable = readable(dataset, draw.train, workers)[0] if skip_broken else draw.train
+        resolved = resolved.at_most("batch_size", len(usable), "all training images, fewer than a published batch")
     return Prepared(method, resolved, FitConfig(**resolved.fit), draw)
+
+
+def read_draw(path: Path, dataset: Dataset, classes: str) -> Draw:
+    """The few-shot draw in a file: `draw.json` of a run, or a pickle of the CoOp family (`.pkl`).
+
+    Raises:
+        UsageError: it is of another data set, of other classes, or has images that are no training images here.
+        MmrlError: it is damaged.
+    """
+    if path.suffix == ".pkl":
+        return read_coop_draw(path, dataset, classes=classes)
+    draw = Draw.load(path)
+    if (draw.dataset, draw.classes) != (dataset.name, classes):
+        needed = f"this run needs '{dataset.name}', {classes} classes"
+        raise UsageError(f"{path} is a draw of '{draw.dataset}', {draw.classes} classes; {needed}.")
+    part = dataset.restrict(classes)
+    strange = sorted(set(draw.train) - set(part.train))
+    if strange:
+        raise UsageError(f"{path} has '{strange[0].key}' and {len(strange) - 1} more that are no training images of '{dataset.name}' here.")
+    return draw

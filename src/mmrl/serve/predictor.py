@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmrl.clip.prompts import DEFAULT_TEMPLATE, check_names
-from mmrl.data import to_rgb
+from mmrl.clip.prompts import check_names
+from mmrl.data import Broken, Item, image_batches, to_rgb, usual_workers, warn_broken
 from mmrl.engine import save_adapter
 from mmrl.engine.evaluate import preprocess_of
 from mmrl.errors import UsageError
 from mmrl.methods import Method
+from mmrl.templates import DEFAULT_TEMPLATE, Template, check_template
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,15 +52,15 @@ class Classifier:
     Args:
         method: trained, or zero-shot.
         trained: names of the classes it was trained on; none for zero-shot.
-        template: prompt with one `{}`.
+        template: prompt with one `{}`, or several, whose class features are averaged.
     """
 
     def __init__(
-        self, method: Method, *, trained: Sequence[str] = (), template: str = DEFAULT_TEMPLATE, config: dict[str, Any] | None = None
+        self, method: Method, *, trained: Sequence[str] = (), template: Template = DEFAULT_TEMPLATE, config: dict[str, Any] | None = None
     ) -> None:
         self.method = method.eval()
         self.trained = tuple(trained)
-        self.template = template
+        self.template = check_template(template)
         self.config = config or {}
         self.preprocess = preprocess_of(method.clip)
         self._heads: dict[tuple[Any, ...], _Head] = {}
@@ -67,12 +68,12 @@ class Classifier:
     def __repr__(self) -> str:
         return f"Classifier({self.method.name} on {self.method.clip.name}, {len(self.trained)} trained classes)"
 
-    def _head(self, classes: Sequence[str] | None, template: str | None) -> _Head:
+    def _head(self, classes: Sequence[str] | None, template: Template | None) -> _Head:
         """Class features of a list. Kept for the latest few lists, as long as the parameters are the same."""
         names = self.trained if classes is None else check_names([classes] if isinstance(classes, str) else classes)
         if not names:
             raise UsageError("this classifier has no classes of its own; give some (classes=[...], or --classes on the command line).")
-        template = template or self.template
+        template = check_template(template or self.template)
         versions = tuple(p._version for p in self.method.parameters())
         key = (names, template, versions)
         if key not in self._heads:
@@ -85,18 +86,23 @@ class Classifier:
             self._heads[key] = _Head(names, text, seen)
         return self._heads[key]
 
-    def _probabilities(self, images: Any, head: _Head) -> Tensor:
-        """(B, C) on the CPU."""
+    def _probabilities(self, images: Any, head: _Head, skipped: list[Broken] | None = None) -> Tensor:
+        """(B, C) on the CPU, of the images that are not `skipped`: those have their position as key."""
         sources = _listed(images)
+        items = [Item(str(i), i) for i in range(len(sources))]
+        files = len(sources) > 1 and all(isinstance(source, (str, Path)) for source in sources)  # others may be one object twice
+        batches = image_batches(
+            lambda item: to_rgb(sources[item.label]), items, self.preprocess, BATCH, usual_workers() if files else 0,
+            device=self.method.clip.device, skipped=skipped,
+        )  # fmt: skip
         rows = []
-        for first in range(0, len(sources), BATCH):
-            pixels = torch.stack([self.preprocess.test(to_rgb(source)) for source in sources[first : first + BATCH]])
+        for pixels, _ in batches:
             with torch.no_grad():
-                logits = self.method.logits(pixels.to(self.method.clip.device), head.text, head.seen)
+                logits = self.method.logits(pixels, head.text, head.seen)
             rows.append(logits.float().softmax(-1).cpu())
         return torch.cat(rows) if rows else torch.empty(0, len(head.names))
 
-    def predict(self, images: Any, classes: Sequence[str] | None = None, *, template: str | None = None) -> Any:
+    def predict(self, images: Any, classes: Sequence[str] | None = None, *, template: Template | None = None) -> Any:
         """The likeliest class name of each image: a list for a list of images, one string for a single image.
 
         Args:
@@ -110,18 +116,41 @@ class Classifier:
         best = [head.names[i] for i in self._probabilities(images, head).argmax(-1).tolist()]
         return best[0] if _is_single(images) else best
 
-    def predict_proba(self, images: Any, classes: Sequence[str] | None = None, *, template: str | None = None) -> np.ndarray:
+    def predict_proba(self, images: Any, classes: Sequence[str] | None = None, *, template: Template | None = None) -> np.ndarray:
         """Probabilities (B, C), in the order of `classes`."""
         return self._probabilities(images, self._head(classes, template)).numpy()
 
-    def rank(self, images: Any, classes: Sequence[str] | None = None, *, top: int = 5, template: str | None = None) -> list[list[Guess]]:
-        """The `top` classes of each image, likeliest first."""
+    def rank(
+        self,
+        images: Any,
+        classes: Sequence[str] | None = None,
+        *,
+        top: int = 5,
+        template: Template | None = None,
+        skip_broken: bool = False,
+    ) -> list[list[Guess]]:
+        """The `top` classes of each image, likeliest first.
+
+        Args:
+            skip_broken: an image that is missing or broken gets an empty list, instead of ending it all.
+
+        Warns:
+            BrokenImageWarning: images were left out.
+
+        Raises:
+            UsageError: as `predict`; with `skip_broken`, none of the images can be read.
+        """
         if top < 1:
             raise UsageError(f"top is {top}; it must be at least 1.")
         head = self._head(classes, template)
-        values, order = self._probabilities(images, head).topk(min(top, len(head.names)), dim=-1)
+        skipped: list[Broken] | None = [] if skip_broken else None
+        values, order = self._probabilities(images, head, skipped).topk(min(top, len(head.names)), dim=-1)
         rows = zip(values.tolist(), order.tolist())
-        return [[Guess(head.names[i], p, bool(head.seen[i])) for p, i in zip(ps, ids)] for ps, ids in rows]
+        guesses = [[Guess(head.names[i], p, bool(head.seen[i])) for p, i in zip(ps, ids)] for ps, ids in rows]
+        for one in skipped or ():  # in order, so that each finds the place where it was left out
+            guesses.insert(int(one.key), [])
+        warn_broken(skipped or (), len(guesses))
+        return guesses
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the adapter: trained tensors, configuration, class names, model card."""

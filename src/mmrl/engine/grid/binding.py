@@ -79,6 +79,7 @@ class Context:
         return prepare(
             training.method, self.dataset(training.dataset), shots=training.shots, classes=training.classes, seed=training.seed,
             protocol=training.recipe, overrides=overrides, allow_fewer=True, source="plan",
+            skip_broken=self.bench.skip_broken, workers=self.bench.workers,
         )  # fmt: skip
 
     def training_key(self, training: Training, ready: Prepared) -> str:

@@ -5,38 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import Literal
 
 import torch
 
 from mmrl.clip import Clip, load_clip
+from mmrl.engine.grid.attempt import WAIT, Attempt, Outcome, Say, failed_since, failure_of, missing_cells, outcome_of
 from mmrl.engine.grid.binding import Bench, Context, Group
 from mmrl.engine.grid.store import ResultsFolder
 from mmrl.engine.grid.work import run_group
-from mmrl.engine.run_record import environment
 from mmrl.errors import MmrlError
-from mmrl.reports.cells import CellRecord, Failure
-
-WAIT = 1.0  # seconds between looks at groups that another process holds
-Say = Callable[[str], None]
-
-
-@dataclass
-class Outcome:
-    """What became of the groups: keys by what happened."""
-
-    done: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-
-
-def missing_cells(group: Group, store: ResultsFolder) -> set[str]:
-    """Keys of the group's cells that have no (whole) result."""
-    return {key for _, key in group.cells if not store.has("cells", key)}
 
 
 def run_here(
@@ -54,12 +33,7 @@ def run_here(
         _spawn(todo, bench, store, min(jobs, len(todo)), device, began)
     elif todo:
         work_through(todo, Context(bench, clip), store, began, say)
-    outcome = Outcome()
-    for group in groups:
-        lacks = missing_cells(group, store)
-        failed = lacks and _failed_since(group, store, began)
-        (outcome.failed if failed else outcome.left if lacks else outcome.done).append(group.key)
-    return outcome
+    return outcome_of(groups, store, began)
 
 
 def work_through(groups: Sequence[Group], context: Context, store: ResultsFolder, began: datetime, say: Say) -> None:
@@ -72,7 +46,7 @@ def work_through(groups: Sequence[Group], context: Context, store: ResultsFolder
     while waiting:
         held_elsewhere = []
         for group in waiting:
-            if not missing_cells(group, store) or _failed_since(group, store, began):
+            if not missing_cells(group, store) or failed_since(group, store, began):
                 continue
             claim = store.claim(group.key)
             if claim is None:
@@ -88,44 +62,24 @@ def work_through(groups: Sequence[Group], context: Context, store: ResultsFolder
 
 
 def _attempt(group: Group, context: Context, store: ResultsFolder, say: Say) -> None:
-    began = time.monotonic()
     missing = missing_cells(group, store)
     if not missing:  # done by another process between the look and the claim
         return
-    tops: list[str] = []
-
-    def save(kind: str, key: str, record: object) -> None:
-        store.write(kind, key, record)  # type: ignore[arg-type]
-        if isinstance(record, CellRecord):
-            tops.append(f"{record.dataset} {record.classes} {record.scores.top1:.1%}")
-
+    attempt = Attempt(group, store, say)
     try:
-        run_group(group, context, store.work(group.key) if group.training else None, save, missing=missing)
-    except KeyboardInterrupt:
-        note_failure(group, store, "cancelled", "stopped by the user", "", context.clip.device)
+        run_group(group, context, store.work(group.key) if group.training else None, attempt.save, missing=missing)
+    except KeyboardInterrupt as error:
+        attempt.ended(failure_of(group, error, context.clip.device))
         raise
     except Exception as error:  # one group must not end the others
-        trace = "" if isinstance(error, MmrlError) else traceback.format_exc()
-        note_failure(group, store, "failed", str(error) or type(error).__name__, trace, context.clip.device)
-        say(f"failed: {group.label}: {error}")
-        return
-    store.forget("failed", group.key)
-    say(f"{group.label}: {', '.join(tops)} ({time.monotonic() - began:.0f} s)")
+        attempt.ended(failure_of(group, error, context.clip.device))
+    else:
+        attempt.succeeded()
 
 
-def note_failure(
-    group: Group, store: ResultsFolder, kind: Literal["failed", "cancelled"], error: str, trace: str, device: torch.device
-) -> None:
-    where = environment(device, datetime.now(timezone.utc))
-    failure = Failure(
-        schema="mmrl.failure/1", group=group.key, kind=kind, what=group.label, error=error, traceback=trace, environment=where
-    )
-    store.write("failed", group.key, failure)
-
-
-def _failed_since(group: Group, store: ResultsFolder, began: datetime) -> bool:
-    failure = store.read("failed", group.key)
-    return isinstance(failure, Failure) and failure.kind == "failed" and failure.environment.started >= began
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _spawn(groups: Sequence[Group], bench: Bench, store: ResultsFolder, jobs: int, device: str, began: datetime) -> None:
@@ -133,8 +87,7 @@ def _spawn(groups: Sequence[Group], bench: Bench, store: ResultsFolder, jobs: in
     devices = [device]
     if device == "cuda":
         devices = [f"cuda:{index}" for index in range(max(1, torch.cuda.device_count()))]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // jobs)
+    threads = max(1, cores() // jobs)
     arguments = [(groups, bench, store.folder, devices[i % len(devices)], threads, began) for i in range(jobs)]
     processes = [context.Process(target=_worker, args=each, name=f"mmrl-{i}") for i, each in enumerate(arguments)]
     for process in processes:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from mmrl.errors import MmrlError, UsageError
 from mmrl.files import lock, unlock, write_json
 from mmrl.reports.cells import FORMAT, MARKER, CellRecord, Failure, Plan, Slot, TrainingRecord
+from mmrl.reports.cost import COST_FILE, CostRow, CostTable
 from mmrl.reports.records import Part
 from mmrl.reports.results import check_format, read_part
 from mmrl.version import __version__
@@ -92,6 +93,19 @@ class ResultsFolder:
                 plan = plan.model_copy(update=update)
             self.write("plans", plan.study, plan)
         return plan
+
+    def add_costs(self, *rows: CostRow) -> CostTable:
+        """Write `rows` into the table of costs, in place of those measured before for the same.
+
+        Raises:
+            MmrlError: the table that is there is damaged; it is left as it is.
+        """
+        path = self.folder / COST_FILE
+        with self._held("cost"):
+            before = read_part(path, CostTable, what="cost table") if path.exists() else CostTable(schema="mmrl.cost/1")
+            table = before.joined(*rows)
+            write_json(path, table.model_dump(mode="json", by_alias=True))
+        return table
 
     @contextmanager
     def _held(self, name: str) -> Iterator[None]:

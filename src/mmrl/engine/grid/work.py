@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
 from mmrl import methods
-from mmrl.data import test_batches
+from mmrl.data import Broken, BrokenImageWarning, describe_broken, test_batches
 from mmrl.engine.evaluate import evaluate, preprocess_of
 from mmrl.engine.fit import FitResult, fit
 from mmrl.engine.grid.binding import Context, Group, options_at_test
@@ -53,9 +54,12 @@ def _fit(method: Method, training: Training, ready: Prepared, context: Context, 
     dataset = context.dataset(training.dataset).restrict(training.classes)
     if work is not None:
         ready.draw.save(work / "draw.json")
-    return fit(
-        method, dataset, ready.draw, ready.config, out=work, resume=True, progress=False, workers=context.bench.workers,
-    )  # fmt: skip
+    with warnings.catch_warnings():  # the record keeps them
+        warnings.simplefilter("ignore", BrokenImageWarning)
+        return fit(
+            method, dataset, ready.draw, ready.config, out=work, resume=True, progress=False, workers=context.bench.workers,
+            skip_broken=context.bench.skip_broken,
+        )  # fmt: skip
 
 
 def _training_record(
@@ -81,6 +85,7 @@ def _training_record(
         trained_parameters=sum(parameter.numel() for parameter in fitted.method.parameters()),
         history=tuple({name: float(f"{value:.5g}") for name, value in row.items()} for row in thin(fitted.history, HISTORY_ROWS)),
         environment=environment(clip.device, started),
+        warnings=fitted.warnings,
     )
 
 
@@ -93,7 +98,10 @@ def _score(cell: Cell, key: str, group: Group, method: Method, ready: Prepared |
         method = other
     dataset = context.dataset(cell.dataset).restrict(cell.classes)
     bench = context.bench
-    batches = test_batches(dataset, dataset.test, preprocess_of(context.clip), bench.batch_size, bench.workers)
+    skipped: list[Broken] | None = [] if bench.skip_broken else None
+    batches = test_batches(
+        dataset, dataset.test, preprocess_of(context.clip), bench.batch_size, bench.workers, device=context.clip.device, skipped=skipped
+    )
     scores = evaluate(method, method.class_list(dataset.classes, dataset.template), batches, cell.seen, precision=bench.precision)
     return CellRecord(
         schema="mmrl.cell/1",
@@ -111,4 +119,5 @@ def _score(cell: Cell, key: str, group: Group, method: Method, ready: Prepared |
         scores=scores,
         seconds=time.monotonic() - began,
         environment=environment(context.clip.device, started),
+        warnings=(describe_broken(skipped, len(dataset.test), of=dataset.name),) if skipped else (),
     )

@@ -1,0 +1,93 @@
+"""`mmrl cost`: what methods cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from mmrl.cli import grid
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mmrl.reports.cost import CostRow
+
+
+def cost(
+    out: Path = grid.OUT,
+    methods: str = typer.Option("zero-shot,mmrl,mmrlpp", "--methods", help="Names of `mmrl methods`, separated by commas."),
+    data: str = typer.Option(None, "--data", help="A name of `mmrl data list`; default: imagenet; with --mini: mini:objects."),
+    root: Path = grid.ROOT,
+    backbone: str = grid.BACKBONE_OPTION,
+    mini: bool = grid.IS_MINI,
+    shots: int = typer.Option(16, "--shots", min=1, help="Images a class."),
+    steps: int = typer.Option(20, "--steps", min=1, help="Training steps to time, after two that are not."),
+    batch: int = typer.Option(100, "--batch", min=1, help="Images a batch at test."),
+    set_: list[str] = grid.SET,
+    precision: str = grid.PRECISION,
+    device: str = grid.DEVICE,
+    seed: int = typer.Option(1, "--seed", min=0, help="Of the draw and the order of training images."),
+) -> None:
+    """Measure trained parameters, times of training and test, and memory of methods trained on the base classes (Table 6).
+
+    Each method has a fresh process of its own. A few steps are timed; the time of the whole training follows from them and the recipe's
+    epochs. Images lie decoded in memory, so reading them is in no number. HM is that of `mmrl bench base-to-novel` in the same folder.
+    """
+    import torch
+    from rich.console import Console
+
+    from mmrl import methods as registry
+    from mmrl.cli.options import parse_settings
+    from mmrl.clip import load_clip
+    from mmrl.engine.cost import Measurement, measure_apart
+    from mmrl.engine.grid import Bench, Context, ResultsFolder, bind
+    from mmrl.errors import MmrlError
+    from mmrl.protocols import base_to_novel
+    from mmrl.reports.cost import COST_FILE, hm_of
+    from mmrl.reports.results import Results
+
+    chosen = grid.names(methods) or registry.names()
+    for name in chosen:
+        registry.get(name)
+    data, backbone = data or ("mini:objects" if mini else "imagenet"), backbone or ("tiny" if mini else grid.BACKBONE)
+    cells = base_to_novel(chosen, (data,), (seed,), shots=(shots,), overrides=parse_settings(set_))
+    store = ResultsFolder(out)
+    bench = Bench(backbone, root, store.cache.resolve(), precision, batch_size=batch)
+    bind(cells, Context(bench, load_clip(backbone, device=device)))  # reports all that is wrong before anything is measured
+    results, rows, failed = Results(out), [], []
+    for cell in (cell for cell in cells if cell.classes == "base"):
+        what = Measurement(bench, data, cell.training, steps, device, torch.get_num_threads())
+        try:
+            row = measure_apart(what)
+        except MmrlError as error:
+            failed.append(f"{what.method} could not be measured: {error}")
+            continue
+        hm = hm_of(results, row.method, variant=row.variant, backbone=row.backbone, shots=row.shots)
+        rows.append(row.model_copy(update={"hm": hm}))
+        store.add_costs(rows[-1])
+        typer.echo(f"{row.method}: measured")
+    if rows:
+        Console().print(_table(rows))
+        typer.echo(
+            f"medians of {steps} steps; minutes: of the recipe's whole training, extrapolated. Written to {store.folder / COST_FILE}"
+        )
+    if failed:
+        raise MmrlError("\n".join(failed))
+
+
+def _table(rows: Sequence[CostRow]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 1))
+    for head in ("method", "towers", "parameters", "ms/image", "minutes", "images/s", "GiB", "HM"):
+        table.add_column(head, justify="left" if head in ("method", "towers") else "right")
+    for row in rows:
+        name = row.method + (f" ({row.variant})" if row.variant else "")
+        numbers = (row.train_ms_per_image, row.train_minutes, row.images_per_second, row.peak_memory_gib, row.hm and 100 * row.hm)
+        shown = ("" if number is None else f"{number:.1f}" if number >= 10 else f"{number:.2f}" for number in numbers)
+        table.add_row(escape(name), row.modality, f"{row.trained_parameters:,}", *shown)
+    return table

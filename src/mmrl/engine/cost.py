@@ -1,0 +1,204 @@
+"""What a method costs: time of a training step and of a test image, and memory, on one machine (the paper's Table 6)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from itertools import cycle, islice, pairwise
+
+import torch
+
+from mmrl import methods
+from mmrl.clip import ClassList, Clip, load_clip
+from mmrl.data import Dataset, TrainBatches, test_batches
+from mmrl.engine.evaluate import Batch, evaluate, preprocess_of
+from mmrl.engine.grid import Bench, Context
+from mmrl.engine.loop import Trainer
+from mmrl.engine.memory import forget_peak, peak_resident, resident
+from mmrl.engine.precision import accelerator
+from mmrl.engine.run_record import environment
+from mmrl.engine.setup import Prepared
+from mmrl.errors import MmrlError
+from mmrl.methods import Method
+from mmrl.protocols import Training
+from mmrl.protocols.plan import ZERO_SHOT, describe
+from mmrl.reports.cost import CostRow
+
+WARM_UP = 2  # steps and test batches that are not timed
+DISTINCT = 4  # training batches kept in memory, which take turns
+MOST_TESTED = 10  # test batches timed
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is to be measured; plain data, so that it can be sent to another process.
+
+    Attributes:
+        training: on the base classes of `dataset`; None for zero-shot CLIP.
+        steps: training steps to time, at least 1.
+        threads: of torch.
+    """
+
+    bench: Bench
+    dataset: str
+    training: Training | None
+    steps: int
+    device: str = "cpu"
+    threads: int = 1
+
+    @property
+    def method(self) -> str:
+        return self.training.method if self.training else ZERO_SHOT
+
+
+def measure_apart(what: Measurement) -> CostRow:
+    """`measure` in a fresh process: memory that this one once took, or another method did, is none of its.
+
+    Raises:
+        MmrlError: it failed, or its process was killed.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(measure, what).result()
+        except BrokenProcessPool as error:
+            raise MmrlError("its process was killed, which is what a lack of memory does; try --set memory_gib=4.") from error
+        except (RuntimeError, OSError) as error:  # such as no memory left on the device
+            raise MmrlError(str(error)) from error
+
+
+def measure(what: Measurement) -> CostRow:
+    """Cost of one method in this process, with images that lie decoded in memory; the HM is left open.
+
+    Raises:
+        MmrlError: unusable options, data or device.
+    """
+    torch.set_num_threads(what.threads)
+    started = datetime.now(timezone.utc)
+    context = Context(what.bench, load_clip(what.bench.backbone, device=what.device))
+    clip, dataset = context.clip, context.dataset(what.dataset).restrict("base")
+    ready = context.prepare(what.training) if what.training else None
+    drawn = _drawn(dataset, ready, clip) if ready else []
+    tested = _tested(dataset, clip, what.bench.batch_size)
+    memory = _Memory(clip)
+    method = methods.build(what.method, clip, ready.resolved.method if ready else None, seed=1)
+    classes = method.class_list(dataset.classes, dataset.template)
+    step = _step(method, classes, drawn, ready, what.steps) if ready else None
+    test = _test(method, classes, tested, min(what.steps, MOST_TESTED), what.bench.precision)
+    batch = ready.config.batch_size * ready.config.accumulate if ready else 1
+    return CostRow(
+        method=what.method,
+        variant=describe(what.training.overrides) if what.training else "",
+        modality=modality(method),
+        trained_parameters=sum(parameter.numel() for parameter in method.parameters()),
+        train_ms_per_image=None if step is None else 1e3 * step / batch,
+        train_minutes=None if step is None or ready is None else step * _steps(ready) / 60,
+        images_per_second=what.bench.batch_size / test,
+        batch=what.bench.batch_size,
+        peak_memory_gib=memory.peak() / GIB,
+        dataset=what.dataset,
+        backbone=clip.name,
+        shots=what.training.shots if what.training else None,
+        precision=what.bench.precision,
+        steps=what.steps,
+        environment=environment(clip.device, started),
+    )
+
+
+def modality(method: Method) -> str:
+    """Which towers it trains, as in Table 6: 'V-L' from what they share, 'V, L' apart, 'V' or 'L' alone, '-' none; '' if it does not say."""
+    if not method.trainable:
+        return "-"
+    options = method.options.model_dump()
+    towers = [letter for letter, option in (("V", "visual"), ("L", "textual")) if options.get(option)]
+    return (", " if options.get("space") == "free" else "-").join(towers)
+
+
+class _Memory:
+    """Peak of what the backbone and all that is made from now on take: on a CUDA device, or in main memory."""
+
+    def __init__(self, clip: Clip) -> None:
+        self.device = clip.device
+        self.weights = sum(parameter.nbytes for parameter in clip.model.parameters())
+        forget_peak()
+        self.before = resident()
+
+    def peak(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return self.weights + max(0, peak_resident() - self.before)
+
+
+def _drawn(dataset: Dataset, ready: Prepared, clip: Clip) -> list[Batch]:
+    """A few training batches."""
+    preprocess = preprocess_of(clip, flip=dataset.flip)
+    batches = TrainBatches(dataset, ready.draw.train, preprocess, ready.config.batch_size, ready.config.seed)
+    return list(islice(batches.epoch(0), DISTINCT))
+
+
+def _tested(dataset: Dataset, clip: Clip, size: int) -> Batch:
+    """One test batch; images come again where there are fewer than `size`."""
+    return next(test_batches(dataset, list(islice(cycle(dataset.test), size)), preprocess_of(clip), size))
+
+
+def _steps(ready: Prepared) -> int:
+    """Steps of the whole training."""
+    batches = len(ready.draw.train) // ready.config.batch_size
+    return ready.config.epochs * -(-batches // ready.config.accumulate)
+
+
+class _Repeated:
+    """The same few batches again and again, `count` in all."""
+
+    def __init__(self, batches: Sequence[Batch], count: int) -> None:
+        self.batches, self.count = batches, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        return islice(cycle(self.batches), start, self.count)
+
+
+def _step(method: Method, classes: ClassList, batches: Sequence[Batch], ready: Prepared, steps: int) -> float:
+    """Seconds of a training step, median."""
+    clock = _Clock(method.clip)
+    config = ready.config.model_copy(update={"epochs": 1, "warmup_epochs": 0, "checkpoint_every": None, "log": None})
+    method.set_text_memory(config.memory_gib)
+    repeated = _Repeated(batches, (WARM_UP + steps) * config.accumulate)
+    with accelerator(config, method.clip.device, None) as tools:
+        Trainer(method, repeated, classes, config, tools, watch=lambda row: clock.tick()).run()
+    return clock.median(steps)
+
+
+def _test(method: Method, classes: ClassList, batch: Batch, count: int, precision: str) -> float:
+    """Seconds of a test batch, median; class features are computed before the first."""
+    clock = _Clock(method.clip)
+
+    def repeated() -> Iterator[Batch]:
+        for _ in range(WARM_UP + count):
+            yield batch
+            clock.tick()  # asked for the next: this one is done
+
+    evaluate(method, classes, repeated(), seen=method.trainable, precision=precision)
+    return clock.median(count)
+
+
+class _Clock:
+    def __init__(self, clip: Clip) -> None:
+        self.device, self.ticks = clip.device, list[float]()
+
+    def tick(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.ticks.append(time.perf_counter())
+
+    def median(self, last: int) -> float:
+        """Seconds between ticks, median of the `last` ones."""
+        return statistics.median(later - earlier for earlier, later in pairwise(self.ticks[-last - 1 :]))

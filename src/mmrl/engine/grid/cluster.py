@@ -1,0 +1,277 @@
+"""Groups on a Ray cluster.
+
+This process, the driver, claims groups, hands them to workers and writes what they send back: the results folder need not be shared.
+Every machine needs the same mmrl, and the data sets and backbone files at the same paths; nothing but the groups is sent to it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmrl.engine.grid.attempt import WAIT, Attempt, Outcome, Say, failed_since, failure_of, missing_cells, outcome_of
+from mmrl.engine.grid.binding import Bench, Group
+from mmrl.engine.grid.local import cores
+from mmrl.engine.grid.remote import CPUS, Result, Worker, pack, unpack
+from mmrl.engine.grid.store import ResultsFolder
+from mmrl.errors import MmrlError, UsageError
+
+RETRIES = 3  # of a group whose worker process died
+PATIENCE = 15.0  # seconds for a cluster to answer
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+HERE = torch.device("cpu")  # of the driver
+PROBE = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); ray.shutdown()"
+
+
+def run_on_ray(
+    groups: Sequence[Group], bench: Bench, store: ResultsFolder, *, address: str | None = None, gpu_fraction: float = 0.0, say: Say
+) -> Outcome:
+    """Compute what is missing on a Ray cluster. A group that fails is noted, and the others go on.
+
+    A process that is connected to Ray already stays so, and `address` is not used.
+
+    Args:
+        address: 'auto' for the cluster that this machine belongs to, or its HOST:PORT; None starts one here, and ends it.
+        gpu_fraction: GPUs for each run, at most 1; 0 computes on the CPU.
+
+    Raises:
+        UsageError: Ray is not installed, or the cluster has no such GPUs.
+        MmrlError: no cluster answers at `address`, or workers cannot start.
+    """
+    if not (gpu_fraction == 0 or 0.01 <= gpu_fraction <= 1):
+        raise UsageError(f"--gpu-fraction {gpu_fraction:g}: a run uses one GPU or a part of it. Give 0.01 to 1, or 0 for the CPU.")
+    began = datetime.now(timezone.utc)
+    todo = [group for group in groups if missing_cells(group, store)]
+    if todo:
+        with _connected(address):
+            _Crew(bench, store, round(gpu_fraction, 4), began, say).work_through(todo)
+    return outcome_of(groups, store, began)
+
+
+@contextmanager
+def _connected(address: str | None) -> Iterator[None]:
+    """Ray, for a while."""
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # under `uv run`, Ray would send the working directory to all machines
+    try:
+        import ray
+    except ImportError as error:
+        raise UsageError("--engine ray needs Ray: pip install 'mmrl[ray]'.") from error
+    if ray.is_initialized():
+        yield
+        return
+    if address is not None:
+        _check_answers(address)
+    try:
+        if address is None:
+            ray.init(address="local", num_cpus=cores(), include_dashboard=False, **QUIET)
+        else:
+            ray.init(address=address, **QUIET)
+    except Exception as error:
+        raise MmrlError(f"Ray cannot be {'started here' if address is None else f'reached at {address}'}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Connect in another process first: where nothing answers, Ray tries for minutes and then ends the process."""
+    host, _, port = address.rpartition(":")
+    if address != "auto" and ("/" in host or not host or not port.isdecimal()):
+        raise UsageError(f"--address '{address}': give 'auto', or HOST:PORT of the cluster that this machine belongs to.")
+    try:
+        if address != "auto":
+            socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+        done = subprocess.run([sys.executable, "-c", PROBE, address], capture_output=True, timeout=PATIENCE, check=False)
+        reached, said = done.returncode == 0, done.stderr
+    except subprocess.TimeoutExpired as error:
+        reached, said = False, error.stderr or b""
+    except (OSError, OverflowError):  # refused, no such host, no such port
+        reached, said = False, b""
+    if reached:
+        return
+    if b"AuthToken" in said or b"AuthenticationError" in said:
+        raise MmrlError(f"the Ray cluster at {address} wants its authentication token. Install it here and set RAY_AUTH_MODE=token.")
+    raise MmrlError(
+        f"no Ray cluster answers at {address}. Start one with `ray start --head` and give HOST:PORT as it prints them, or 'auto' on "
+        "one of its machines; without --address, one is started here for the time of this command."
+    )
+
+
+@dataclass
+class _Run:
+    """A group at work: by whom, and the claim on it."""
+
+    worker: Any
+    attempt: Attempt
+    claim: int
+
+
+class _Crew:
+    """Workers, one for each place in the cluster, and the groups that they compute.
+
+    A worker is a Ray actor: it keeps its GPU for as long as it lives, as the backbone in it must. Those that the cluster has no room for
+    yet are given nothing.
+    """
+
+    def __init__(self, bench: Bench, store: ResultsFolder, gpu_fraction: float, began: datetime, say: Say) -> None:
+        import ray
+
+        self.store, self.began, self.say = store, began, say
+        self._gpu_fraction = gpu_fraction
+        root = bench.root or os.environ.get("DATA")  # the workers' environment may be another
+        sent = replace(bench, root=Path(root) if root else None)
+        node = ray.get_runtime_context().get_node_id()
+        self._actor: Any = ray.remote(Worker).options(num_cpus=CPUS, num_gpus=gpu_fraction)
+        self._contract = (sent, "cuda" if gpu_fraction else "cpu", node, os.getcwd())
+        self._starting: dict[Any, Any] = {}  # by the reference that says when it is ready
+        self._free: list[Any] = []
+        self._running: dict[Any, _Run] = {}  # by the reference to its result
+        self._deaths: Counter[str] = Counter()
+        self._stillborn = 0
+
+    def work_through(self, groups: Sequence[Group]) -> None:
+        """Have every group computed that no other process holds, and look again at those that one did, until all are done or failed."""
+        import ray
+
+        self._announce()
+        waiting = list(groups)
+        try:
+            while waiting or self._running:
+                waiting = self._hand_out(waiting)
+                pending = [*self._starting, *self._running]
+                if not pending:
+                    time.sleep(WAIT if waiting else 0)
+                    continue
+                for reference in ray.wait(pending, timeout=WAIT)[0]:
+                    if reference in self._starting:
+                        self._welcome(reference)
+                    else:
+                        waiting += self._collect(reference)
+        except KeyboardInterrupt as error:
+            for run in self._running.values():
+                run.attempt.ended(failure_of(run.attempt.group, error, HERE))
+            raise
+        finally:
+            for run in self._running.values():
+                ray.kill(run.worker)
+                self.store.release(run.attempt.group.key, run.claim)
+            for worker in (*self._starting.values(), *self._free):
+                ray.kill(worker)
+
+    def _announce(self) -> None:
+        """Raises UsageError if the cluster can never take a worker."""
+        places = self._places()
+        if not places:
+            lacks = f"no GPU, and --gpu-fraction is {self._gpu_fraction:g}; give 0 to compute on CPUs" if self._gpu_fraction else "no CPU"
+            raise UsageError(f"no machine of the Ray cluster has what a run needs: {lacks}, or add a machine to the cluster.")
+        self.say(f"Ray: up to {places} runs at a time")
+
+    def _places(self) -> int:
+        """Workers that the cluster, as it is now, has room for."""
+        import ray
+
+        places = 0
+        for node in ray.nodes():
+            has = node["Resources"] if node["Alive"] else {}
+            by_cpu = int(has.get("CPU", 0)) // CPUS
+            by_gpu = int(has.get("GPU", 0)) * int(1 / self._gpu_fraction + 1e-6) if self._gpu_fraction else by_cpu
+            places += min(by_cpu, by_gpu)
+        return places
+
+    def _hand_out(self, waiting: list[Group]) -> list[Group]:
+        """Give groups to free workers. Returns those that still wait."""
+        wanted = min(self._places(), len(waiting) + len(self._running))
+        for _ in range(wanted - len(self._starting) - len(self._free) - len(self._running)):
+            worker = self._actor.remote(*self._contract)
+            self._starting[worker.__ray_ready__.remote()] = worker
+        still: list[Group] = []
+        for place, group in enumerate(waiting):
+            if not self._free:
+                return [*still, *waiting[place:]]
+            if missing_cells(group, self.store) and not failed_since(group, self.store, self.began):
+                claim = self.store.claim(group.key)
+                if claim is None:  # another process computes it
+                    still.append(group)
+                else:
+                    self._start(group, claim)
+        return still
+
+    def _start(self, group: Group, claim: int) -> None:
+        import ray
+
+        missing = missing_cells(group, self.store)
+        if not missing:  # done by another process between the look and the claim
+            self.store.release(group.key, claim)
+            return
+        home = self.store.work(group.key).absolute()
+        kept = [ray.put(pack(home))] if home.is_dir() and len(ray.nodes()) > 1 else []
+        worker = self._free.pop()
+        self._running[worker.compute.remote(group, missing, home, kept)] = _Run(worker, Attempt(group, self.store, self.say), claim)
+
+    def _welcome(self, reference: Any) -> None:
+        import ray
+
+        worker = self._starting.pop(reference)
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayError as error:
+            self._stillborn += 1
+            if self._stillborn > RETRIES:
+                raise MmrlError(f"workers cannot start. Is the same mmrl on every machine? {_last_line(error)}") from error
+        else:
+            self._free.append(worker)
+
+    def _collect(self, reference: Any) -> list[Group]:
+        """Write what a worker sends. Returns the group if it must be computed again."""
+        import ray
+
+        run = self._running.pop(reference)
+        group, attempt = run.attempt.group, run.attempt
+        try:
+            try:
+                result: Result = ray.get(reference)
+                self._free.append(run.worker)
+            except ray.exceptions.RayTaskError as error:  # it cannot be sent
+                self._free.append(run.worker)
+                result = Result(failure=failure_of(group, error, HERE))
+            except ray.exceptions.RayError as error:
+                ray.kill(run.worker)  # it may be alive behind a lost connection
+                self._deaths[group.key] += 1
+                if self._deaths[group.key] <= RETRIES:
+                    self.say(f"{group.label}: its worker process died; once more")
+                    return [group]
+                dead = MmrlError(f"its worker process died {RETRIES + 1} times, as when memory runs out. {_last_line(error)}")
+                result = Result(failure=failure_of(group, dead, HERE))
+            self._write(attempt, result)
+        finally:
+            self.store.release(group.key, run.claim)
+        return []
+
+    def _write(self, attempt: Attempt, result: Result) -> None:
+        if result.files:
+            unpack(result.files, self.store.work(attempt.group.key))
+        for kind, key, record in result.records:
+            attempt.save(kind, key, record)
+        if result.failure is None:
+            attempt.succeeded()
+        else:  # by this machine's clock, which `began` was read from
+            here = result.failure.environment.model_copy(update={"started": datetime.now(timezone.utc)})
+            attempt.ended(result.failure.model_copy(update={"environment": here}))
+
+
+def _last_line(error: BaseException) -> str:
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
