@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import common, inference, memory, text_memory, train_step
+from benchmarks import common, inference, memory, test_pipeline, text_memory, train_step
 from benchmarks.sides import Work, make_method
 from mmrl.clip import Clip
 
@@ -109,6 +109,15 @@ def test_inference(tmp_path: Path) -> None:
     assert table[0]["of bare"] == "1.000"
     counted = {row["tower"]: row["flops_per_image"] for row in numbers["rows"]}
     assert counted["zero-shot"] < counted[inference.BARE]
+
+
+def test_test_pipeline(tmp_path: Path) -> None:
+    out = tmp_path / "pipeline.md"
+    small = ["--images", "5", "--workers", "0,1", "--batch", "2", "--repeats", "1", "--threads", "1"]
+    assert test_pipeline.main([*small, "--out", str(out)]) == 0
+    (table,), numbers = tables(out.read_text()), json.loads(out.with_suffix(".json").read_text())
+    assert [(row["workers"], row["largest difference"]) for row in table] == [("0", "0"), ("1", "0")]
+    assert all(float(row["ratio"]) > 0 for row in table) and 5e4 < numbers["bytes"] < 2e5
 
 
 def test_names_are_distinct_and_stay_the_same_when_there_are_more(clip: Clip) -> None:

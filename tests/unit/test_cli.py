@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from mmrl.cli.main import run
+from tests.trees import make_tree
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -80,6 +81,33 @@ def test_zero_shot_needs_no_run(cli: Cli, photos: Path) -> None:
     assert printed.count("zero-shot") == 1
 
 
+def test_broken_photos_are_skipped_when_asked(cli: Cli, photos: Path, tmp_path: Path) -> None:
+    import shutil
+
+    root, out = tmp_path / "photos", tmp_path / "run"
+    shutil.copytree(photos, root)
+    for image in sorted((root / "red_thing").iterdir())[2:]:
+        image.write_bytes(b"nothing")
+    train = ("train", "--data", root, "--shots", 0, "--set", "epochs=2", "--set", "batch_size=2", "--quiet")
+    code, _, err = cli(*train, "--out", tmp_path / "refused")
+    assert code == 2 and "red_thing" in err
+    code, _, err = cli(*train, "--out", out, "--skip-broken", "--template", "a {}.", "--template", "a photo of a {}.")
+    kept = json.loads((out / "run.json").read_text())
+    assert code == 0 and "warning: " in err and "left out" in err
+    assert kept["template"] == ["a {}.", "a photo of a {}."] and any("left out, missing or broken" in text for text in kept["warnings"])
+    code, _, err = cli("eval", out, "--data", root)
+    assert code == 2 and "red_thing" in err
+    code, printed, err = cli("eval", out, "--data", root, "--skip-broken", "--json", "--workers", 2)
+    scores = json.loads(printed)
+    assert code == 0 and scores["skipped"] and all(key in err for key in scores["skipped"][:1])
+    code, printed, err = cli("predict", out, root / "red_thing", "--skip-broken", "--json")
+    guesses = {Path(line["image"]).name: len(line["guesses"]) for line in map(json.loads, printed.splitlines())}
+    assert code == 0 and guesses == {f"{i}.jpg": 2 if i < 2 else 0 for i in range(8)}
+    assert err.count("is broken, and left out") == 6 and str(root / "red_thing" / "7.jpg") in err
+    code, printed, err = cli("predict", out, root / "red_thing" / "7.jpg", root / "red_thing" / "6.jpg", "--skip-broken")
+    assert code == 2 and "none of the 2 images can be read" in err
+
+
 def test_listings(cli: Cli) -> None:
     code, printed, _ = cli("methods")
     assert code == 0 and all(word in printed for word in ("zero-shot", "mmrlpp", "beta", "Table 9"))
@@ -136,6 +164,7 @@ BAD = [
     (("train", "--data", "{photos}", "--out", "{tmp}/o", "--shots", "2", "--set", "alpha"), "expected KEY=VALUE"),
     (("train", "--data", "{photos}", "--out", "{tmp}/o", "--shots", "2", "--classes", "bse"), "base"),
     (("train", "--data", "{photos}", "--out", "{tmp}/o", "--shots", "2", "--template", "no place"), "exactly one {}"),
+    (("predict", "{run}", "{photo}", "--template", "a {}", "--template", "a {}"), "stands twice"),
     (("train", "--data", "{photos}", "--shots", "2", "--out", "{tmp}/o", "--method", "zero-shot"), "nothing to train"),
     (("predict", "{run}", "{tmp}/none.jpg"), "no such image"),
     (("predict", "{run}", "{tmp}/broken.png"), "broken.png"),
@@ -146,6 +175,9 @@ BAD = [
     (("predict", "{tmp}", "{photo}"), "adapter_config.json"),
     (("predict", "{run}", "{photo}", "--backbone", "local-dir:{tmp}"), "no open_clip_config.json"),
     (("eval", "{run}"), "give its folder with --data"),
+    (("eval", "zero-shot", "--data", "dtd", "--root", "{tmp}/none"), "none does not exist"),
+    (("train", "--data", "dtd", "--root", "{tmp}", "--out", "{tmp}/o"), "'dtd' is not below"),
+    (("train", "--data", "dtd", "--out", "{tmp}/o"), "Give it with --root"),
     (("eval", "{run}", "--data", "{photos}", "--split", "tset"), "Did you mean 'test'"),
     (("methods", "mmrlp"), "unknown method 'mmrlp'"),
     (("config", "show", "--protocol", "base"), "unknown protocol"),
@@ -161,8 +193,9 @@ BAD = [
 
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a)[:60] for a, _ in BAD])
 def test_a_users_mistake_is_one_message(
-    cli: Cli, photos: Path, trained: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, photos: Path, trained: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
+    monkeypatch.delenv("DATA", raising=False)
     if "broken.png" in " ".join(arguments):
         (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
     places = {"photos": photos, "tmp": tmp_path, "run": trained, "photo": photos / "red_thing" / "0.jpg"}
@@ -193,3 +226,19 @@ def test_no_permission_is_a_failure(cli: Cli, photos: Path) -> None:
     code, _, err = cli("train", "--data", photos, "--shots", 2, "--out", "/proc/nowhere/x", "--quiet")
     assert code == 1, err
     assert "/proc/nowhere" in err and "Traceback" not in err
+
+
+def test_datasets_are_read_from_below_the_root(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    make_tree("eurosat", tmp_path / "data", raw=True)
+    code, printed, _ = cli("eval", "zero-shot", "--data", "eurosat", "--root", tmp_path / "data", "--json")
+    assert code == 0 and json.loads(printed)["dataset"] == "eurosat"
+    monkeypatch.setenv("DATA", str(tmp_path / "data"))
+    settings = [word for setting in ("epochs=2", "batch_size=3", "rep_dim=16") for word in ("--set", setting)]
+    code, _, err = cli("train", "--data", "eurosat", "--shots", 1, "--classes", "base", "--out", tmp_path / "run", "--quiet", *settings)
+    assert code == 0, err
+    code, printed, _ = cli("eval", tmp_path / "run", "--classes", "base", "--json")
+    assert code == 0 and json.loads(printed)["trained"] == [True] * 3
+    code, printed, _ = cli("data", "list")
+    assert code == 0 and "eurosat  10 classes, 13500 / 5400 / 8100 images" in printed and "imagenet_a  200 classes, - / - / 7500" in printed
+    code, printed, _ = cli("data", "list", "--json")
+    assert {info["name"]: info["n_classes"] for info in json.loads(printed)}["imagenet"] == 1000

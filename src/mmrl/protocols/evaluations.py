@@ -11,6 +11,7 @@ from mmrl.protocols.suites import Suite
 from mmrl.recipes import beta_at_test
 
 SHOTS = 16
+TUNED = "beta by target"  # variant of MMRL++ with --paper-compat
 FEW_SHOTS = (1, 2, 4, 8, 16)
 EVALUATIONS = ("base-to-novel", "cross-dataset", "domain-generalisation", "few-shot")
 
@@ -97,9 +98,10 @@ def _transfer(
     given = values(overrides)
     cells = []
     for method, training in _trainings(methods, source, "all", shots, seeds, "cross-dataset", given):
-        variant = describe(given) if training else ""
+        tuned = paper_compat and method == "mmrlpp"
+        variant = ", ".join(filter(None, (describe(given), TUNED if tuned else ""))) if training else ""
         for target in (source, *targets):
-            at_test = beta_at_test(target) if paper_compat and method == "mmrlpp" else None
+            at_test = beta_at_test(target) if tuned else None
             options = values({"beta": at_test.value} if at_test else None)
             seen = target == source and training is not None
             cells.append(Cell(study, training, target, "all", seen=seen, options=options, variant=variant))

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mmrl.errors import MmrlError
 from mmrl.reports.records import RunRecord
+from mmrl.templates import template_list
 
 NEEDED = ("method", "backbone", "class_names", "template", "version")
 TITLES = {"mmrl": "MMRL", "mmrlpp": "MMRL++"}
@@ -65,7 +66,7 @@ def model_card(config: Mapping[str, Any], record: RunRecord | None = None, *, ti
         method=method,
         tag=config["method"],
         backbone=config["backbone"],
-        template=config["template"],
+        templates=template_list(config["template"]),
         version=config["version"],
         options=config.get("options") or {},
         classes=names,

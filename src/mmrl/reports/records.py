@@ -25,6 +25,7 @@ from pydantic import (
 
 from mmrl.errors import MmrlError, UsageError
 from mmrl.files import read_json, write_json
+from mmrl.templates import Template
 
 SCHEMA = "mmrl.run/1"
 RECORD_NAME = "run.json"
@@ -156,6 +157,7 @@ class RunRecord(Part):
     seconds: float = Field(ge=0, description="training alone")
     metrics: Metrics
     zero_shot: Metrics | None = None
+    template: Template | None = Field(None, description="prompt, with one {} for the class name; several are averaged")
     trained_parameters: int | None = Field(None, ge=0, description="number of trained values")
     warnings: tuple[str, ...] = Field((), description="such as scores below zero-shot")
     history: tuple[dict[str, float], ...] = Field((), description="step, epoch, lr, accuracy and the terms of the loss, every few steps")

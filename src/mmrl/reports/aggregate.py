@@ -1,0 +1,248 @@
+"""From a results folder to the report's tables: one function a kind of study."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from mmrl.reports import paper
+from mmrl.reports.cells import ABLATIONS
+from mmrl.reports.measures import Arm, Measure, StudyScores
+from mmrl.reports.sheets import Cell, Sheet
+from mmrl.reports.tables import AVERAGE, ZERO_SHOT
+
+T = TypeVar("T")
+
+SPREAD = "Top-1 accuracy in %, mean ± sample standard deviation over seeds (ddof 1); zero-shot has no seed and no spread."
+HM = "HM of a data set: mean of the seeds' harmonic means."
+AVERAGES = (
+    "HM of the averages: harmonic mean of the averaged base and novel accuracies, as in the paper; mean of the HMs: that of the data sets. "
+    "Spreads of averages: over the seeds that all data sets have, each averaged over the data sets."
+)
+NAMES = {"mmrl": "MMRL", "mmrlpp": "MMRL++", ZERO_SHOT: "zero-shot CLIP"} | {
+    key: name for key, name in paper.NAMES.items() if key not in ("mmrl", ZERO_SHOT)
+}
+TITLES = {
+    "base-to-novel": "Base-to-novel generalisation", "few-shot": "Few-shot learning", "cross-dataset": "Cross-dataset transfer",
+    "domain-generalisation": "Domain generalisation", "variants": "Ablation: parts of MMRL",
+    "rep-dim": "Ablation: width of the representation space d_r", "layers": "Ablation: first layer J with representation tokens",
+    "tokens": "Ablation: number of representation tokens K", "alpha": "Ablation: α, weight of the class token",
+    "lambda": "Ablation: λ, weight of the regulariser", "regulariser": "Ablation: regulariser", "cost": "Cost",
+}  # fmt: skip
+_VALUES = {"rep-dim": "d_r", "layers": "J", "tokens": "K", "alpha": "α", "lambda": "λ", "regulariser": "regulariser"}
+METRICS = {"base": "base", "novel": "novel", "hm": "HM", "all": "accuracy"}
+
+
+def method_name(method: str) -> str:
+    return NAMES.get(method, method)
+
+
+class Arms:
+    """How the rows of a study are named: what all arms share is left out."""
+
+    def __init__(self, scores: StudyScores) -> None:
+        arms = scores.arms
+        self.ablation = scores.study in ABLATIONS
+        self.methods = not self.ablation or len({arm.method for arm in arms}) > 1
+        self.variants = self.ablation or any(arm.variant for arm in arms)
+        self.backbones = len({arm.backbone for arm in arms}) > 1
+        self.shots = len({arm.shots for arm in arms if arm.shots is not None}) > 1
+        self.study = scores.study
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return self._shown("method", _VALUES.get(self.study, "variant"), "backbone", "shots")
+
+    def columns(self, arm: Arm) -> tuple[Cell, ...]:
+        variant = "MMRL" if self.study == "variants" and paper.is_full(arm.variant) else arm.variant
+        shots = None if arm.shots is None else arm.shots or "all"
+        return self._shown(method_name(arm.method), variant, arm.backbone, shots)
+
+    def _shown(self, *columns: T) -> tuple[T, ...]:
+        return tuple(column for column, shown in zip(columns, (self.methods, self.variants, self.backbones, self.shots)) if shown)
+
+    def name(self, arm: Arm) -> str:
+        """In one piece, for legends."""
+        words = [str(value) for value in self.columns(arm) if value not in (None, "")]
+        return words[0] + (f" ({', '.join(words[1:])})" if words[1:] else "") if words else method_name(arm.method)
+
+
+def average_of(datasets: Sequence[str]) -> str:
+    return f"average of {len(datasets)} data sets" if len(datasets) != 1 else datasets[0]
+
+
+def in_order(arms: Sequence[Arm]) -> list[Arm]:
+    """Variants that are numbers by their size; others as they came."""
+    return sorted(arms, key=lambda arm: (arm.method != ZERO_SHOT, number(arm.variant) if number(arm.variant) is not None else math.inf))
+
+
+def number(text: str) -> float | None:
+    """`text` as a number, or the first of a range such as '6-12'; None if it is none."""
+    for part in (text, text.partition("-")[0]):
+        with suppress(ValueError):
+            return float(part)
+    return None
+
+
+def study_sheets(scores: StudyScores) -> list[Sheet]:
+    """The tables of one study, averages first."""
+    if scores.study in ABLATIONS:
+        return _halves(scores, _matrix)
+    if scores.study == "base-to-novel":
+        return _halves(scores, _blocks)
+    if scores.study == "few-shot":
+        return _few_shot(scores)
+    if scores.study in ("cross-dataset", "domain-generalisation"):
+        return [_transfer(scores)]
+    return [_plain(scores)]
+
+
+def _halves(scores: StudyScores, each: Callable[[StudyScores, Arms], list[Sheet]]) -> list[Sheet]:
+    """Base, novel and HM: averages over data sets, then `each` data set."""
+    arms = Arms(scores)
+    rows = []
+    for arm in in_order(scores.arms):
+        rows.append((*arms.columns(arm), *(scores.average(arm, metric) for metric in ("base", "novel", "hm", "mean hm"))))
+    heads = (*arms.heads, "base", "novel", "HM of the averages", "mean of the HMs")
+    title = f"{TITLES[scores.study]}, {average_of(scores.datasets)}"
+    notes = (SPREAD, AVERAGES, *scores.plan.notes)
+    return [Sheet(f"{scores.study}-average", title, heads, tuple(rows), notes), *each(scores, arms)]
+
+
+def _blocks(scores: StudyScores, arms: Arms) -> list[Sheet]:
+    """A block of rows for each data set, as Table 1."""
+    rows = [
+        (dataset, *arms.columns(arm), *(scores.measure(arm, dataset, metric) for metric in ("base", "novel", "hm")))
+        for dataset in scores.datasets
+        for arm in in_order(scores.arms)
+    ]
+    heads = ("data set", *arms.heads, "base", "novel", "HM")
+    return [Sheet(scores.study, f"{TITLES[scores.study]}, by data set", heads, tuple(rows), (SPREAD, HM), group=0)]
+
+
+def _matrix(scores: StudyScores, arms: Arms) -> list[Sheet]:
+    """A column for each data set, as Table 8; a table each for HM, base and novel."""
+    out = []
+    for metric in ("hm", "base", "novel"):
+        rows = [
+            (*arms.columns(arm), scores.average(arm, metric), *(scores.measure(arm, dataset, metric) for dataset in scores.datasets))
+            for arm in in_order(scores.arms)
+        ]
+        title = f"{TITLES[scores.study]}, {METRICS[metric]} by data set"
+        average = "HM of the averages" if metric == "hm" else AVERAGE
+        out.append(
+            Sheet(
+                f"{scores.study}-{metric}",
+                title,
+                (*arms.heads, average, *scores.datasets),
+                tuple(rows),
+                (SPREAD, HM)[: 1 + (metric == "hm")],
+            )
+        )
+    return out
+
+
+def few_shot_columns(scores: StudyScores) -> list[int | None]:
+    """None for zero-shot, where there is one, and the numbers of shots."""
+    zero: list[int | None] = [None] if any(arm.method == ZERO_SHOT for arm in scores.arms) else []
+    return [*zero, *scores.shots]
+
+
+def _few_shot(scores: StudyScores) -> list[Sheet]:
+    arms = Arms(scores)
+    columns = few_shot_columns(scores)
+    heads = tuple("zero-shot" if shots is None else "1 shot" if shots == 1 else f"{shots or 'all'} shots" for shots in columns)
+    rows = [(*arms.columns(arm), *(scores.average(arm, "all", shots=shots) for shots in columns)) for arm in scores.arms]
+    each = [
+        (dataset, *arms.columns(arm), *(scores.measure(arm, dataset, "all", shots=shots) for shots in columns))
+        for dataset in scores.datasets
+        for arm in scores.arms
+    ]
+    title = TITLES["few-shot"]
+    return [
+        Sheet("few-shot-average", f"{title}, {average_of(scores.datasets)}", (*arms.heads, *heads), tuple(rows),
+              (SPREAD, *scores.plan.notes)),
+        Sheet("few-shot", f"{title}, by data set", ("data set", *arms.heads, *heads), tuple(each), (SPREAD,), group=0),
+    ]  # fmt: skip
+
+
+def _transfer(scores: StudyScores) -> Sheet:
+    """Source, average and targets, as Table 2."""
+    arms = Arms(scores)
+    sources = [name for name in scores.sources if name in scores.datasets]
+    rows = []
+    for arm in scores.arms:
+        source, targets = ([scores.measure(arm, name, "all") for name in names] for names in (sources, scores.targets))
+        rows.append((*arms.columns(arm), *source, scores.average(arm, "all"), *targets))
+    heads = (*arms.heads, *(f"{name} (source)" for name in sources), f"average of {len(scores.targets)} targets", *scores.targets)
+    return Sheet(scores.study, f"{TITLES[scores.study]}, by data set tested on", heads, tuple(rows), (SPREAD, *scores.plan.notes))
+
+
+def _plain(scores: StudyScores) -> Sheet:
+    """A study this module does not know: every data set and list of classes on its own."""
+    arms = Arms(scores)
+    rows = [
+        (dataset, *arms.columns(arm), *(scores.measure(arm, dataset, metric) for metric in scores.metrics))
+        for dataset in scores.datasets
+        for arm in scores.arms
+    ]
+    heads = ("data set", *arms.heads, *(METRICS[metric] for metric in scores.metrics))
+    return Sheet(scores.study, scores.study, heads, tuple(rows), (SPREAD, *scores.plan.notes), group=0)
+
+
+def calibration_sheet(scores: StudyScores) -> Sheet | None:
+    """Expected calibration errors by data set; None where no cell has one."""
+    arms = Arms(scores)
+    metrics = [metric for metric in scores.metrics if metric != "hm"]
+    rows: list[tuple[Cell, ...]] = []
+    shots = scores.shots[-1] if scores.study == "few-shot" and scores.shots else None
+    for dataset in scores.datasets:
+        for arm in scores.arms:
+            column = None if arm.method == ZERO_SHOT else shots
+            found = [scores.measure(arm, dataset, metric, shots=column, quantity="ece") for metric in metrics]
+            if any(measure and measure.by_seed for measure in found):
+                rows.append((dataset, *arms.columns(arm), *(_renamed(measure) for measure in found)))
+    heads = ("data set", *arms.heads, *(f"{METRICS[metric]}, ECE in %" for metric in metrics))
+    note = "Expected calibration error over 15 bins, in %: mean ± sample standard deviation over seeds (ddof 1); lower is better."
+    return Sheet("calibration", "Expected calibration error", heads, tuple(rows), (note,), group=0, bold=False) if rows else None
+
+
+def _renamed(measure: Measure | None) -> Measure | None:
+    return measure and replace(measure, metric=f"ece {measure.metric}")
+
+
+_COST = {
+    "method": "method", "modality": "modality", "trained_parameters": "trained parameters", "train_ms_per_image": "training, ms an image",
+    "train_minutes": "training, minutes", "images_per_second": "images a second", "batch": "batch", "peak_memory_gib": "peak memory, GiB",
+    "hm": "HM", "dataset": "data set", "backbone": "backbone",
+}  # fmt: skip
+
+
+def cost_sheet(content: Any) -> Sheet | None:
+    """The table of `cost.json`; None if it holds no rows."""
+    rows = [row for row in content.get("rows", ()) if isinstance(row, Mapping)] if isinstance(content, Mapping) else []
+    keys = [key for key in _COST if any(row.get(key) is not None for row in rows)]
+    if not keys:
+        return None
+    cells = tuple(tuple(_cost_cell(key, row.get(key)) for key in keys) for row in rows)
+    machines = dict.fromkeys(machine(row["hardware"]) for row in rows if isinstance(row.get("hardware"), Mapping))
+    notes = [f"Measured on {'; '.join(machines)}."] if machines else []
+    notes += ["The paper's Table 6 was measured on another machine, an RTX 4090: its times are not set beside these."]
+    return Sheet("cost", TITLES["cost"], tuple(_COST[key] for key in keys), cells, tuple(notes), bold=False)
+
+
+def _cost_cell(key: str, value: Any) -> Cell:
+    if key == "method":
+        return method_name(str(value))
+    return value if isinstance(value, int | float | str) or value is None else str(value)
+
+
+def machine(hardware: Mapping[str, Any]) -> str:
+    """What something ran on, in a few words."""
+    memory = f" ({hardware['gpu_memory_gib']} GiB)" if hardware.get("gpu_memory_gib") else ""
+    words = [f"{hardware['gpu']}{memory}" if hardware.get("gpu") else None, hardware.get("cpu")]
+    cores = f"{hardware['cores']} cores" if hardware.get("cores") else None
+    return ", ".join(str(word) for word in (*words, cores) if word) or "an unnamed machine"

@@ -1,0 +1,70 @@
+"""What methods cost (the paper's Table 6): the rows of a results folder's `cost.json`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from mmrl.reports.cells import COST, Environment
+from mmrl.reports.measures import StudyScores, same_arm
+from mmrl.reports.records import Fraction, Part
+from mmrl.reports.results import Results
+
+COST_FILE = f"{COST}.json"
+STUDY = "base-to-novel"
+
+
+class CostRow(Part):
+    """One method on one machine. Images lie decoded in main memory: reading them is in no time here."""
+
+    method: str
+    variant: str = Field("", description="options that differ from the recipe's, 'rep_dim=32'")
+    modality: str = Field(description="towers trained: 'V-L' from one space, 'V, L' each on its own, 'V', 'L', '-' for none, '' unknown")
+    trained_parameters: int = Field(ge=0)
+    train_ms_per_image: float | None = Field(None, ge=0, description="median over `steps` steps; null where nothing is trained")
+    train_minutes: float | None = Field(None, ge=0, description="that times all images of all epochs of the recipe")
+    images_per_second: float = Field(gt=0, description="at test, class features computed before")
+    batch: int = Field(ge=1, description="images a batch at test")
+    peak_memory_gib: float = Field(
+        ge=0, description="CUDA: most memory allocated; CPU: the frozen weights and what training and test add to them"
+    )
+    hm: Fraction | None = Field(None, description="of the same results folder, as the report has it: averaged over data sets and seeds")
+    dataset: str
+    backbone: str
+    shots: int | None = Field(None, description="images a class; null where nothing is trained")
+    precision: Literal["fp32", "bf16", "fp16"]
+    steps: int = Field(ge=1, description="training steps measured, after a few that are not")
+    environment: Environment
+
+    IDENTITY: ClassVar = ("method", "variant", "dataset", "backbone", "shots", "precision", "batch")
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """What two rows must not share: a new measurement replaces the old one."""
+        hardware = self.environment.hardware
+        return *(getattr(self, name) for name in self.IDENTITY), hardware.get("gpu") or hardware.get("cpu"), hardware.get("threads")
+
+
+class CostTable(Part):
+    schema_name: str = Field("mmrl.cost/1", alias="schema")
+    rows: tuple[CostRow, ...] = ()
+
+    def joined(self, *rows: CostRow) -> CostTable:
+        """With `rows`, in place of those measured before for the same."""
+        places = {row.place for row in rows}
+        return self.model_copy(update={"rows": (*(row for row in self.rows if row.place not in places), *rows)})
+
+
+def hm_of(results: Results, method: str, *, variant: str, backbone: str, shots: int | None) -> float | None:
+    """HM of the base and novel accuracies averaged over the data sets of the folder's base-to-novel plan.
+
+    None if there is no such plan, or it has missing cells.
+    """
+    plan = results.plans.get(STUDY)
+    if plan is None:
+        return None
+    scores = StudyScores(results, plan)
+    arms = same_arm(scores.arms, method, variant=variant, backbone=backbone, shots=shots)
+    found = scores.average(arms[0], "hm") if arms else None
+    return found.mean / 100 if found and found.mean is not None and found.complete else None

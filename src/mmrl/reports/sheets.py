@@ -1,0 +1,177 @@
+"""A table of the report, and its forms: Markdown, LaTeX (booktabs), tidy CSV; the page's template makes the HTML."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mmrl.reports.measures import Measure
+
+Cell = Measure | str | int | float | None  # None: nothing was planned there
+
+DIRTY = "‡"
+MISSING = "–"
+TIDY = ("method", "variant", "backbone", "shots", "dataset", "metric", "seed", "value", "std", "seeds", "seeds_planned",
+        "datasets", "datasets_planned", "dirty", "paper")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One table. Its file's name is `name`; `group` is the column within whose values the best of each column is set in bold."""
+
+    name: str
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+    group: int | None = None
+    bold: bool = True
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """By column, whether it holds numbers."""
+        return tuple(any(not isinstance(row[at], str) and row[at] is not None for row in self.rows) for at in range(len(self.heads)))
+
+    def best(self) -> set[tuple[int, int]]:
+        """(row, column) of the highest mean of each column among the rows of a group; none where a group has one row."""
+        groups: dict[object, list[int]] = defaultdict(list)
+        for at, row in enumerate(self.rows):
+            groups[None if self.group is None else row[self.group]].append(at)
+        found = set()
+        for at in range(len(self.heads)) if self.bold else ():
+            for members in groups.values():
+                means = {row: cell.mean for row in members if isinstance(cell := self.rows[row][at], Measure) and cell.mean is not None}
+                if len(means) > 1:
+                    highest = max(round(mean, 2) for mean in means.values())
+                    found |= {(row, at) for row, mean in means.items() if round(mean, 2) == highest}
+        return found
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """Its notes, and what the marks in it mean."""
+        measures = [cell for row in self.rows for cell in row if isinstance(cell, Measure)]
+        odd = {f"{m.dataset}, {m.metric}: the printed {m.paper.value:.2f} does not follow from the paper's other values ({m.paper.odd})."
+               for m in measures if m.paper and m.paper.odd}  # fmt: skip
+        more = [f"{DIRTY} computed on a source tree with uncommitted changes."] if any(m.dirty for m in measures) else []
+        return (*self.notes, *more, *(f"§ {note}" for note in sorted(odd)))
+
+
+def main_text(cell: Cell) -> str:
+    """The number with its spread, or the text."""
+    if isinstance(cell, Measure):
+        if cell.mean is None:
+            return MISSING
+        spread = "" if cell.std is None else f" ± {cell.std:.2f}"
+        return f"{cell.mean:.2f}{spread}{DIRTY if cell.dirty else ''}"
+    if isinstance(cell, float):
+        return f"{cell:,.4g}" if abs(cell) < 1000 else f"{cell:,.0f}"
+    return "" if cell is None else f"{cell:,}" if isinstance(cell, int) else cell
+
+
+def small_text(cell: Cell) -> list[str]:
+    """What stands below a number: what is missing of it, and the paper's."""
+    if not isinstance(cell, Measure):
+        return []
+    if cell.mean is None:
+        return ["missing"]
+    out = [f"{len(cell.by_seed)} of {cell.planned} seeds"] if len(cell.by_seed) < cell.planned else []
+    if cell.datasets and cell.datasets[0] < cell.datasets[1]:
+        out.append(f"{cell.datasets[0]} of {cell.datasets[1]} data sets")
+    if cell.paper and cell.delta is not None:
+        out.append(f"paper {cell.paper.value:.2f}{'§' if cell.paper.odd else ''}, {signed(cell.delta)}")
+    return out
+
+
+def signed(value: float) -> str:
+    """With its sign, a true minus, and two digits."""
+    text = f"{value:+.2f}"
+    return "0.00" if float(text) == 0 else text.replace("-", "−")
+
+
+def markdown(sheet: Sheet) -> str:
+    best = sheet.best()
+    lines = [f"# {_md(sheet.title)}", "", "| " + " | ".join(map(_md, sheet.heads)) + " |"]
+    lines.append("| " + " | ".join("---:" if number else "---" for number in sheet.numeric) + " |")
+    for i, row in enumerate(sheet.rows):
+        cells = []
+        for j, cell in enumerate(row):
+            text, small = _md(main_text(cell)), "; ".join(small_text(cell))
+            cells.append((f"**{text}**" if (i, j) in best else text) + (f" ({small})" if small else ""))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *(f"{_md(note)}  " for note in sheet.all_notes), ""])
+
+
+def _md(text: str) -> str:
+    for mark, safe in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\n", " "), ("*", "\\*"), ("`", "\\`")):
+        text = text.replace(mark, safe)
+    return text
+
+
+_TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "−": r"$-$", "–": "--",
+    "‡": r"$\ddagger$",
+    "†": r"$\dagger$", "§": r"\S{}", "λ": r"$\lambda$", "α": r"$\alpha$", "β": r"$\beta$", "×": r"$\times$", "…": r"\ldots{}", "\n": " ",
+    '"': "''", "₁": "$_1$", "₂": "$_2$", "≥": r"$\geq$",
+}  # fmt: skip
+
+
+def tex(text: str) -> str:
+    """`text` with everything escaped that LaTeX would read as more than text."""
+    return "".join(_TEX.get(letter, letter) for letter in text)
+
+
+def latex(sheet: Sheet) -> str:
+    """A table environment that needs the packages booktabs and graphicx; wide ones are scaled to the line."""
+    best = sheet.best()
+    columns = "".join("r" if number else "l" for number in sheet.numeric)
+    lines = [
+        r"% \usepackage{booktabs,graphicx}",
+        r"\begin{table}", r"\centering", rf"\caption{{{tex(sheet.title)}}}", rf"\label{{tab:{sheet.name}}}",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%", rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
+        " & ".join(map(tex, sheet.heads)) + r" \\", r"\midrule",
+    ]  # fmt: skip
+    previous = None
+    for i, row in enumerate(sheet.rows):
+        if sheet.group is not None and previous not in (None, row[sheet.group]):
+            lines.append(r"\midrule")
+        previous = row[sheet.group] if sheet.group is not None else None
+        cells = []
+        for j, cell in enumerate(row):
+            text, small = tex(main_text(cell)), tex("; ".join(small_text(cell)))
+            cells.append((rf"\textbf{{{text}}}" if (i, j) in best else text) + (rf" {{\scriptsize ({small})}}" if small else ""))
+        lines.append(" & ".join(cells) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}}"]
+    lines += [rf"\par\smallskip{{\footnotesize {' '.join(tex(note) for note in sheet.all_notes)}\par}}"] if sheet.all_notes else []
+    return "\n".join([*lines, r"\end{table}", ""])
+
+
+def tidy_csv(sheet: Sheet) -> str:
+    """Tidy: for every number a line with its mean over seeds (seed 'mean'), and one for each seed; per cent at full precision.
+
+    A table without measures is written as it stands.
+    """
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    measures = [cell for row in sheet.rows for cell in row if isinstance(cell, Measure)]
+    if not measures:
+        writer.writerows([sheet.heads, *(["" if cell is None else cell for cell in row] for row in sheet.rows)])
+        return stream.getvalue()
+    writer.writerow(TIDY)
+    for measure in measures:
+        writer.writerows(_tidy(measure))
+    return stream.getvalue()
+
+
+def _tidy(measure: Measure) -> list[list[object]]:
+    place = [measure.place()[name] for name in TIDY[:6]]
+    n, m = measure.datasets or (None, None)
+    printed = measure.paper.value if measure.paper else None
+    more = [measure.std, len(measure.by_seed), measure.planned, n, m, int(measure.dirty), printed]
+    lines: list[Sequence[object]] = [[*place, "mean", measure.mean, *more]]
+    lines += [[*place, "" if seed is None else seed, value, *[None] * len(more)] for seed, value in measure.by_seed.items()]
+    return [["" if each is None else repr(each) if isinstance(each, float) else each for each in line] for line in lines]

@@ -1,0 +1,116 @@
+"""The forms of a table: Markdown, LaTeX, tidy CSV; what marks and small print say."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+from mmrl.reports import paper
+from mmrl.reports.aggregate import study_sheets
+from mmrl.reports.measures import Arm, Measure, StudyScores
+from mmrl.reports.results import Results
+from mmrl.reports.sheets import Sheet, latex, main_text, markdown, signed, small_text, tex, tidy_csv
+from tests.results_folder import whole
+
+ARM = Arm("mmrl", "", "tiny", 16)
+NASTY = r"50% of $5_{a}\b & <i>#1|2~^*`"
+
+
+def measure(mean: float | None = 80.0, **more: object) -> Measure:
+    fields: dict[str, object] = {"by_seed": {} if mean is None else {1: mean - 1, 2: mean + 1}, "planned": 2}
+    return Measure(ARM, "dtd", "hm", mean, **(fields | more))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def sheets(tmp_path_factory: pytest.TempPathFactory) -> list[Sheet]:
+    """Every table of a whole results folder, and one of odd names."""
+    results = Results(whole(tmp_path_factory.mktemp("results")))
+    found = [sheet for plan in results.plans.values() for sheet in study_sheets(StudyScores(results, plan))]
+    return [*found, Sheet("odd", NASTY, ("name", NASTY), ((NASTY, measure()), ("b", measure(81.0))), (NASTY,))]
+
+
+def test_numbers_and_their_small_print():
+    assert main_text(measure()) == "80.00 ± 1.41" and small_text(measure()) == []
+    assert main_text(measure(by_seed={None: 80.0}, planned=1)) == "80.00"
+    assert (main_text(measure(None)), small_text(measure(None))) == ("–", ["missing"])
+    assert small_text(measure(planned=3)) == ["2 of 3 seeds"]
+    assert small_text(measure(datasets=(3, 11))) == ["3 of 11 data sets"]
+    assert small_text(measure(paper=paper.Printed(79.75))) == ["paper 79.75, +0.25"]
+    assert small_text(measure(paper=paper.Printed(80.5, "odd"))) == ["paper 80.50§, −0.50"]
+    assert main_text(measure(dirty=True)) == "80.00 ± 1.41‡"
+    assert (main_text(1234567), main_text(0.12345), main_text(1757.6), main_text(None), main_text("x")) == (
+        "1,234,567",
+        "0.1235",
+        "1,758",
+        "",
+        "x",
+    )
+    assert (signed(-0.004), signed(1.0), signed(-1.0)) == ("0.00", "+1.00", "−1.00")
+
+
+def test_marks_are_explained_where_they_stand():
+    sheet = Sheet("x", "x", ("m",), ((measure(dirty=True, paper=paper.Printed(73.82, "why")),),), ("first",))
+    dirty, odd = sheet.all_notes[1:]
+    assert dirty.startswith("‡ ") and "uncommitted" in dirty
+    assert odd.startswith("§ dtd, hm: the printed 73.82") and "why" in odd
+    assert Sheet("x", "x", ("m",), ((measure(),),), ("first",)).all_notes == ("first",)
+
+
+def test_the_best_of_each_group_is_bold():
+    rows = (("a", measure(70.0)), ("a", measure(71.0)), ("b", measure(60.0)), ("c", measure(50.001)), ("c", measure(50.0)), ("c", None))
+    sheet = Sheet("x", "x", ("data set", "HM"), rows, group=0)
+    assert sheet.best() == {(1, 1), (3, 1), (4, 1)}  # alone in b: nothing to be better than; equal as printed: both
+    assert Sheet("x", "x", ("data set", "HM"), rows).best() == {(1, 1)}
+    assert not Sheet("x", "x", ("data set", "HM"), rows, bold=False).best()
+
+
+def test_markdown(sheets: list[Sheet]):
+    for sheet in sheets:
+        lines = [line for line in markdown(sheet).splitlines() if line.startswith("|")]
+        assert len(lines) == len(sheet.rows) + 2
+        assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {len(sheet.heads) + 1}
+    text = markdown(sheets[-1])
+    assert "<i>" not in text and "**81.00 ± 1.41**" in text
+
+
+def test_latex_is_escaped_and_whole(sheets: list[Sheet]):
+    assert tex(r"a_b & 5% $x$ \n") == r"a\_b \& 5\% \$x\$ \textbackslash{}n"
+    for sheet in sheets:
+        text = latex(sheet)
+        assert text.isascii()
+        body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
+        rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert len(rows) == len(sheet.rows)
+        assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(sheet.heads) - 1}
+        bare = re.sub(r"\\[\\{}%$&#_]", "", text)
+        assert bare.count("{") == bare.count("}") and bare.count("$") % 2 == 0
+        assert re.findall(r"\\begin{(\w+)}", text) == re.findall(r"\\end{(\w+)}", text)[::-1] == ["table", "tabular"]
+
+
+def test_tidy_csv_has_every_seed_at_full_precision(sheets: list[Sheet]):
+    sheet = next(each for each in sheets if each.name == "base-to-novel")
+    lines = list(csv.DictReader(io.StringIO(tidy_csv(sheet))))
+    one = [line for line in lines if (line["method"], line["dataset"], line["metric"]) == ("mmrl", "mini:digits", "hm")]
+    assert [line["seed"] for line in one] == ["mean", "1", "2", "3"]
+    measures = [cell for row in sheet.rows for cell in row if isinstance(cell, Measure)]
+    found = next(each for each in measures if each.arm.method == "mmrl" and each.metric == "hm")
+    assert [float(line["value"]) for line in one] == [found.mean, *found.by_seed.values()]
+    assert (float(one[0]["std"]), one[0]["seeds"], one[0]["seeds_planned"], one[0]["dirty"]) == (found.std, "3", "3", "1")
+    zero = [line for line in lines if (line["method"], line["dataset"], line["metric"]) == ("zero-shot", "mini:digits", "base")]
+    assert [(line["seed"], line["std"]) for line in zero] == [("mean", ""), ("", "")]
+    few = next(each for each in sheets if each.name == "few-shot-average")
+    assert {line["shots"] for line in csv.DictReader(io.StringIO(tidy_csv(few)))} == {"", "1", "2", "4", "8", "16"}
+
+
+def test_tables_of_text_are_written_as_they_stand():
+    sheet = Sheet("c", "c", ("method", "minutes"), (("a,b", 0.1 + 0.2), ("c", None)))
+    assert tidy_csv(sheet) == 'method,minutes\n"a,b",0.30000000000000004\nc,\n'
+
+
+def test_no_two_tables_share_a_file(sheets: list[Sheet], tmp_path: Path):
+    names = [sheet.name for sheet in sheets]
+    assert len(set(names)) == len(names)

@@ -1,0 +1,137 @@
+"""Several prompt templates: the normalised mean of normalised features, wherever class features are used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmrl import engine
+from mmrl.clip import Clip
+from mmrl.data import Dataset
+from mmrl.errors import UsageError
+from mmrl.methods import Method, build
+from mmrl.methods.base import cosine_logits
+from mmrl.reports import read_record
+from mmrl.serve.predictor import Classifier
+from mmrl.templates import check_template, fill
+from tests.unit.colours import base_draw, clip_on_one_thread, colours, fresh
+
+NAMES = ("cat", "a long_dog name", "owl")
+THREE = ("a photo of a {}.", "{}", "art of the {}, in a hall.")
+LABELS = torch.tensor([0, 2, 1])
+METHODS = ("mmrl", "mmrlpp")
+
+clip = pytest.fixture(scope="module")(clip_on_one_thread)
+
+
+def mean(parts: list[Tensor]) -> Tensor:
+    return F.normalize(torch.stack(parts).mean(0), dim=-1)
+
+
+def method_of(clip: Clip, name: str) -> Method:
+    method = build(name, clip, {"rep_tokens": 2, "rep_dim": 8} if name != "zero-shot" else None, seed=1)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+    return method
+
+
+def test_prompts_template_by_template() -> None:
+    assert fill(THREE[:2], NAMES[:2]) == ["a photo of a cat.", "a photo of a a long dog name.", "cat", "a long dog name"]
+    assert check_template(["a {}."]) == check_template("a {}.") == "a {}."
+    assert check_template(list(THREE)) == THREE
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ((), "there is no prompt template of 'x'"),
+        (("a {}", "b"), "prompt template 'b' of 'x' must have exactly one"),
+        (("a {}", "{} {}"), "must have exactly one"),
+        (("a {}", 3), "prompt template 3 of 'x' must have exactly one"),
+        (("a {}", "b {}", "a {}"), "'a {}' of 'x' stands twice"),
+    ],
+)
+def test_bad_templates_are_refused(template: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Dataset("x", ("a",), template, [], [], [], read=lambda key: None)  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize("name", ["zero-shot", *METHODS])
+def test_features_are_those_averaged_by_hand(small_clip: Clip, name: str) -> None:
+    method = method_of(small_clip, name)
+    together, alone = method.class_list(NAMES, THREE), [method.class_list(NAMES, one) for one in THREE]
+    assert len(together) == 3 and len(together.prompts) == 9
+    with torch.no_grad():
+        torch.testing.assert_close(together.zero_shot, mean([classes.zero_shot for classes in alone]))
+        torch.testing.assert_close(method.text_features(together), mean([method.text_features(classes) for classes in alone]))
+        assert not torch.allclose(method.text_features(together), method.text_features(alone[0]), atol=1e-2)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_template_is_not_changed_by_a_bit(small_clip: Clip, name: str) -> None:
+    method = method_of(small_clip, name)
+    one, listed = method.class_list(NAMES, THREE[0]), method.class_list(NAMES, THREE[:1])
+    assert one.prompts == listed.prompts and torch.equal(one.zero_shot, listed.zero_shot)
+    assert torch.equal(one.zero_shot, small_clip.encode_text(one.prompts))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_loss_and_gradients(small_clip: Clip, images: Tensor, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the loss with features averaged by hand, and with the prompts encoded two at a time."""
+
+    def run(chunk: int | None) -> tuple[Tensor, dict[str, Tensor]]:
+        method = method_of(small_clip, name)
+        monkeypatch.setattr(method, "text_chunk", lambda classes: chunk)
+        loss = method.loss(images, LABELS, method.class_list(NAMES, THREE))
+        loss.total.backward()
+        return loss.total.detach(), {key: value.grad for key, value in method.named_parameters() if value.grad is not None}
+
+    total, gradients = run(None)
+    chunked, again = run(2)
+    method = method_of(small_clip, name)
+    lists = [method.class_list(NAMES, one) for one in THREE]
+    text, frozen = mean([method.text_features(classes) for classes in lists]), mean([classes.zero_shot for classes in lists])
+    features, zero_shot = method.image_features(images), small_clip.encode_image(images)
+    assert features.representation is not None
+    ce = [F.cross_entropy(cosine_logits(image, text, 100.0), LABELS) for image in (features.class_token, features.representation)]
+    pairs = ((features.class_token, zero_shot), (text, frozen))
+    by_hand = 0.7 * ce[0] + 0.3 * ce[1] + sum(1 - F.cosine_similarity(a, b).mean() for a, b in pairs)
+    by_hand.backward()
+    torch.testing.assert_close(total, by_hand.detach())
+    torch.testing.assert_close(chunked, total)
+    assert set(gradients) == set(again) and gradients
+    for key, value in method.named_parameters():
+        if key in gradients:
+            scale = float(gradients[key].abs().max())
+            torch.testing.assert_close(gradients[key], value.grad, rtol=1e-3, atol=1e-4 * scale)
+            torch.testing.assert_close(again[key], gradients[key], rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_a_backbone_that_is_not_staged_averages_too(small_clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = small_clip.class_list(NAMES, THREE).zero_shot
+    monkeypatch.setattr(small_clip, "not_staged", "for this test")
+    torch.testing.assert_close(small_clip.class_list(NAMES, THREE).zero_shot, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::mmrl.engine.BelowZeroShotWarning")
+def test_a_run_keeps_its_templates(clip: Clip, tmp_path: Path) -> None:
+    config, two = {"epochs": 2, "batch_size": 8}, ("a photo of {}.", "the colour {}.")
+    result = engine.run(fresh(clip), colours(), base_draw(), config, out=tmp_path, progress=False, template=two)
+    assert result.fitted.template == read_record(tmp_path).template == two
+    method, saved = engine.load_adapter(tmp_path, clip)
+    assert saved.template == two
+    card = (tmp_path / "README.md").read_text()
+    assert all(f"| prompt, averaged | `{one}` |" in card for one in two)
+    again = engine.run(fresh(clip), colours(), base_draw(), config, out=tmp_path, progress=False, template=list(two), resume=True)  # type: ignore[arg-type]
+    assert again.record.metrics == result.record.metrics
+    with pytest.raises(UsageError, match="template"):
+        engine.run(fresh(clip), colours(), base_draw(), config, out=tmp_path, progress=False, template=two[0], resume=True)
+    classifier = Classifier(method, trained=saved.class_names, template=saved.template)
+    image = colours().image(colours().test[0])
+    assert classifier.predict_proba(image).tolist() == classifier.predict_proba(image, template=list(two)).tolist()  # type: ignore[arg-type]
+    assert classifier.predict_proba(image).tolist() != classifier.predict_proba(image, template=two[0]).tolist()
