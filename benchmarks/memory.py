@@ -8,10 +8,7 @@ mark cannot be set back (not Linux), it is the peak of the whole life of the pro
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
-import resource
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -23,6 +20,7 @@ from torch import Tensor
 from benchmarks import common, sides
 from benchmarks.sides import Work
 from mmrl.clip import Clip
+from mmrl.engine.memory import forget_peak, peak_resident, resident
 
 
 class Peak(NamedTuple):
@@ -34,29 +32,13 @@ class Peak(NamedTuple):
     chunk: int | None
 
 
-def _status(field: str) -> int | None:
-    """Bytes of a field of /proc/self/status, or None where there is none."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
-
-
-def _high_water() -> int:
-    marked = _status("VmHWM")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit if marked is None else marked
-
-
 def _measure(work: Work, side: str, threads: int, steps: int) -> Peak:
     torch.set_num_threads(threads)
     step = sides.make(work, side)
-    before = _status("VmRSS") or _high_water()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+    before = resident()
+    forget_peak()
     seconds = common.interleaved({side: step}, steps)[side]
-    return Peak(before, _high_water(), seconds[-1], step.chunk)
+    return Peak(before, peak_resident(), seconds[-1], step.chunk)
 
 
 def peak_of(work: Work, side: str, *, threads: int, steps: int = 2) -> Peak | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrl.reports.cells import FORMAT, MARKER, CellRecord, Environment, Failure, Plan, Slot, TrainingRecord
+from mmrl.reports.cost import CostRow
 from mmrl.reports.records import Bin, Scores
 
 Accuracy = Callable[[Slot], float]
@@ -160,6 +161,15 @@ def fail(folder: Path, each: Slot, kind: str = "failed", error: str = "out of me
         environment=environment(),
     )
     write_json(folder / "failed" / f"{each.group}.json", failure.model_dump(mode="json", by_alias=True))
+
+
+def cost_row(method: str, **more: Any) -> CostRow:
+    """Measured, but for training and HM."""
+    fields = {
+        "modality": "V-L", "trained_parameters": 4992256, "images_per_second": 120.5, "batch": 100, "peak_memory_gib": 1.5, "steps": 20,
+        "dataset": "imagenet", "backbone": TINY, "precision": "fp32", "environment": environment(),
+    }  # fmt: skip
+    return CostRow(method=method, **(fields | more))
 
 
 def whole(folder: Path, *, datasets: Sequence[str] = DATASETS) -> Path:

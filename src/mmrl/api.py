@@ -16,7 +16,7 @@ from typing import Any
 
 from mmrl import methods
 from mmrl.clip import Clip, load_clip
-from mmrl.data import Dataset, Draw, dataset_names, load_dataset
+from mmrl.data import Dataset, Draw, dataset_names, load_dataset, usual_workers
 from mmrl.engine import RunResult, load_adapter, prepare, run
 from mmrl.errors import MmrlError, UsageError
 from mmrl.serve.predictor import Classifier
@@ -41,7 +41,7 @@ def train(
     allow_fewer: bool = False,
     draw: Draw | str | Path | None = None,
     progress: bool = True,
-    workers: int = 0,
+    workers: int | None = None,
     skip_broken: bool = False,
     source: str = "call",
 ) -> RunResult:
@@ -56,6 +56,7 @@ def train(
         overrides: options of the method and of training, by name.
         template: prompt with one `{}`, or several, whose class features are averaged; default: the dataset's.
         draw: the training images: a draw made before, its `draw.json`, or CoOp's `shot_16-seed_1.pkl`; then `shots` does not matter.
+        workers: threads that prepare images; default: one a core, at most 8, and none for sets in memory.
         skip_broken: leave out images that are missing or broken, for training and testing; the record names them.
 
     Raises:
@@ -63,6 +64,7 @@ def train(
         MmrlError: something failed; what was computed is kept in `out`.
     """
     dataset = data if isinstance(data, Dataset) else load_dataset(str(data), root=root)
+    workers = usual_workers(dataset.read) if workers is None else workers
     published = classes == "all" and dataset.name in dataset_names()
     chosen = protocol or ("few-shot" if published else "base-to-novel")
     ready = prepare(

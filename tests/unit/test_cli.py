@@ -164,7 +164,7 @@ BAD = [
     (("train", "--data", "{photos}", "--out", "{tmp}/o", "--shots", "2", "--set", "alpha"), "expected KEY=VALUE"),
     (("train", "--data", "{photos}", "--out", "{tmp}/o", "--shots", "2", "--classes", "bse"), "base"),
     (("train", "--data", "{photos}", "--out", "{tmp}/o", "--shots", "2", "--template", "no place"), "exactly one {}"),
-    (("predict", "{run}", "{photo}", "--template", "a {}", "--template", "a {}"), "stands twice"),
+    (("predict", "{run}", "{photo}", "--template", "a {{}}", "--template", "a {{}}"), "stands twice"),
     (("train", "--data", "{photos}", "--shots", "2", "--out", "{tmp}/o", "--method", "zero-shot"), "nothing to train"),
     (("predict", "{run}", "{tmp}/none.jpg"), "no such image"),
     (("predict", "{run}", "{tmp}/broken.png"), "broken.png"),

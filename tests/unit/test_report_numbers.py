@@ -12,9 +12,10 @@ from mmrl.reports import harmonic_mean, paper
 from mmrl.reports.aggregate import calibration_sheet, cost_sheet, study_sheets
 from mmrl.reports.cells import Slot
 from mmrl.reports.claims import claims, difference
+from mmrl.reports.cost import CostTable
 from mmrl.reports.measures import Measure, StudyScores
 from mmrl.reports.results import Results
-from tests.results_folder import fail, few_shot, fill, halves, make_results, transfer
+from tests.results_folder import cost_row, fail, few_shot, fill, halves, make_results, transfer
 
 OPENAI = "ViT-B-16-quickgelu/openai"
 Studies = dict[str, StudyScores]
@@ -242,15 +243,17 @@ def test_calibration_and_cost(tmp_path: Path):
     assert sheet and sheet.heads[-2:] == ("base, ECE in %", "novel, ECE in %")
     measure = sheet.rows[1][-2]
     assert isinstance(measure, Measure) and math.isclose(measure.mean or 0, 2.0) and measure.metric == "ece base"  # 0.1 * (1 - 0.8)
-    row = {
-        "method": "mmrl",
-        "trained_parameters": 4992256,
-        "train_minutes": 3.5,
-        "hm": None,
-        "new": 1,
-        "hardware": {"gpu": "a card", "cores": 4},
-    }
-    cost = cost_sheet({"schema": "mmrl.cost/1", "rows": [row, {"method": "zero-shot"}, "nonsense"]})
-    assert cost and cost.heads == ("method", "trained parameters", "training, minutes") and len(cost.rows) == 2
-    assert "a card, 4 cores" in cost.notes[0]
-    assert cost_sheet({"rows": []}) is None and cost_sheet([1]) is None
+    cost = cost_sheet(CostTable(rows=(cost_row("mmrl", hm=0.75), cost_row("zero-shot", trained_parameters=0))))
+    assert cost and "variant" not in cost.heads and cost.rows[0][0] == "MMRL" and cost.rows[0][cost.heads.index("HM")] == 75
+    assert cost.rows[1][cost.heads.index("HM")] is None and "a processor, 2 cores" in cost.notes[0]
+    assert cost_sheet(CostTable()) is None
+
+
+def test_options_of_the_users_count_where_the_recipes_were_not_run(tmp_path: Path):
+    mine = halves(variants=("epochs=2",), datasets=("one",))
+    fill(make_results(tmp_path, mine), mine, at=by_hand)
+    verdict, evidence = next(iter(verdicts(tmp_path).values()))
+    assert verdict == "holds" and "MMRL (epochs=2)" in evidence[0]
+    both = [*mine, *halves(datasets=("one",))]
+    fill(make_results(tmp_path, both), both, at=lambda each: 0.1 if each.method == "mmrl" and not each.variant else 0.5)
+    assert next(iter(verdicts(tmp_path).values()))[0] == "does not hold"

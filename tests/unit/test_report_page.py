@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -19,9 +18,10 @@ from typer.testing import CliRunner
 from mmrl.cli.main import app
 from mmrl.errors import MmrlError, UsageError
 from mmrl.reports import diagnostics
+from mmrl.reports.cost import CostTable
 from mmrl.reports.report import build_report
 from mmrl.reports.svg import fitted, ticks, width_of
-from tests.results_folder import environment, fail, fill, halves, make_results, scores, whole
+from tests.results_folder import cost_row, fail, fill, halves, make_results, scores, whole, write_json
 
 SRC = Path(__file__).parents[2] / "src"
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
@@ -33,8 +33,7 @@ TITLE = 'A <report> & "more"'
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = whole(tmp_path_factory.mktemp("results"))
-    cost = {"method": "mmrl", "trained_parameters": 4992256, "images_per_second": 120.5, "hardware": environment().hardware}
-    (folder / "cost.json").write_text(json.dumps({"schema": "mmrl.cost/1", "rows": [cost]}))
+    write_json(folder / "cost.json", CostTable(rows=(cost_row("mmrl"),)).model_dump(mode="json", by_alias=True))
     (folder / "cells" / "cut.json").write_text('{"schema": "mmrl.ce')
     return folder
 

@@ -22,7 +22,7 @@ def ablate(
     mini: bool = grid.IS_MINI,
     set_: list[str] = grid.SET,
     precision: str = grid.PRECISION,
-    jobs: int = grid.JOBS,
+    jobs: int | None = grid.JOBS,
     engine: str = grid.ENGINE,
     address: str = grid.ADDRESS,
     gpu_fraction: float = grid.GPU_FRACTION,

@@ -27,7 +27,7 @@ def bench(
         False, "--paper-compat", help="Test MMRL++ with the authors' beta for each target data set, which is tuning on the target."
     ),
     precision: str = grid.PRECISION,
-    jobs: int = grid.JOBS,
+    jobs: int | None = grid.JOBS,
     engine: str = grid.ENGINE,
     address: str = grid.ADDRESS,
     gpu_fraction: float = grid.GPU_FRACTION,

@@ -28,7 +28,9 @@ BACKBONE_OPTION = typer.Option(None, "--backbone", help=f"Default: {BACKBONE}; w
 IS_MINI = typer.Option(False, "--mini", help="The same on the embedded model and the mini benchmark.")
 SET = typer.Option([], "--set", help="KEY=VALUE, an option of the method or of training for every run; may be repeated.")
 PRECISION = typer.Option("fp32", "--precision", help="fp32, bf16 or fp16.")
-JOBS = typer.Option(1, "--jobs", min=1, help="Processes on this machine; CUDA devices are shared out among them.")
+JOBS = typer.Option(
+    None, "--jobs", min=1, help="Processes on this machine; they share the GPUs out. Default: one, with --device cuda one a GPU."
+)
 ENGINE = typer.Option("local", "--engine", help="Where cells run: local, or ray.")
 ADDRESS = typer.Option(None, "--address", help="With --engine ray: of the cluster, or 'auto'; default: start one here.")
 GPU_FRACTION = typer.Option(0.0, "--gpu-fraction", min=0.0, help="With --engine ray: GPUs a task, such as 0.25.")
@@ -99,7 +101,7 @@ def carry_out(
     backbone: str,
     root: Path | None,
     precision: str,
-    jobs: int,
+    jobs: int | None,
     engine: str,
     address: str | None,
     gpu_fraction: float,
@@ -116,6 +118,7 @@ def carry_out(
 
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
+    jobs = jobs or _gpus(device)
     store = ResultsFolder(out)
     bench = Bench(backbone, root, store.cache.resolve(), precision, skip_broken, _threads(workers, suite, jobs))
     clip = load_clip(backbone, device="cpu" if jobs > 1 or engine == "ray" else device)
@@ -145,6 +148,13 @@ def _run_here(groups: Sequence[Group], bench: Bench, store: ResultsFolder, jobs:
     from mmrl.engine.grid import run_here
 
     return run_here(groups, bench, store, jobs=jobs, device=device, clip=clip, say=typer.echo)
+
+
+def _gpus(device: str) -> int:
+    """One process for each GPU, where all of them are asked for; else one."""
+    import torch
+
+    return max(1, torch.cuda.device_count()) if device == "cuda" else 1
 
 
 def _threads(workers: int | None, suite: str, jobs: int) -> int:

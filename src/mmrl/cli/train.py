@@ -28,7 +28,7 @@ def train(
     draw: Path = typer.Option(None, "--draw", help="Take the images of this draw: a run's draw.json, or CoOp's shot_16-seed_1.pkl."),
     device: str = typer.Option("cpu", "--device", help="cpu, cuda, cuda:1, ...; under torchrun, cuda is the GPU of each process."),
     skip_broken: bool = typer.Option(False, "--skip-broken", help="Leave out images that are missing or broken; the record names them."),
-    workers: int = typer.Option(0, "--workers", min=0, help="Threads that prepare images."),
+    workers: int = typer.Option(None, "--workers", min=0, help="Threads that prepare images; default: one a core, at most 8."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress bar."),
 ) -> None:
     """Train on a few images a class, and score the result beside zero-shot CLIP.

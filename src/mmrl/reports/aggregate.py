@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from mmrl.reports import paper
 from mmrl.reports.cells import ABLATIONS
+from mmrl.reports.cost import CostRow, CostTable
 from mmrl.reports.measures import Arm, Measure, StudyScores
 from mmrl.reports.sheets import Cell, Sheet
 from mmrl.reports.tables import AVERAGE, ZERO_SHOT
@@ -215,29 +216,25 @@ def _renamed(measure: Measure | None) -> Measure | None:
 
 
 _COST = {
-    "method": "method", "modality": "modality", "trained_parameters": "trained parameters", "train_ms_per_image": "training, ms an image",
-    "train_minutes": "training, minutes", "images_per_second": "images a second", "batch": "batch", "peak_memory_gib": "peak memory, GiB",
-    "hm": "HM", "dataset": "data set", "backbone": "backbone",
+    "method": "method", "variant": "variant", "modality": "modality", "trained_parameters": "trained parameters",
+    "train_ms_per_image": "training, ms an image", "train_minutes": "training, minutes", "images_per_second": "images a second",
+    "batch": "batch", "peak_memory_gib": "peak memory, GiB", "hm": "HM", "dataset": "data set", "backbone": "backbone", "shots": "shots",
+    "precision": "precision",
 }  # fmt: skip
 
 
-def cost_sheet(content: Any) -> Sheet | None:
-    """The table of `cost.json`; None if it holds no rows."""
-    rows = [row for row in content.get("rows", ()) if isinstance(row, Mapping)] if isinstance(content, Mapping) else []
-    keys = [key for key in _COST if any(row.get(key) is not None for row in rows)]
-    if not keys:
-        return None
-    cells = tuple(tuple(_cost_cell(key, row.get(key)) for key in keys) for row in rows)
-    machines = dict.fromkeys(machine(row["hardware"]) for row in rows if isinstance(row.get("hardware"), Mapping))
-    notes = [f"Measured on {'; '.join(machines)}."] if machines else []
-    notes += ["The paper's Table 6 was measured on another machine, an RTX 4090: its times are not set beside these."]
-    return Sheet("cost", TITLES["cost"], tuple(_COST[key] for key in keys), cells, tuple(notes), bold=False)
+def cost_sheet(table: CostTable) -> Sheet | None:
+    """Table 6, from the costs measured; columns in which every row is empty are left out. None without rows."""
+    keys = [key for key in _COST if any(getattr(row, key) not in (None, "") for row in table.rows)]
+    machines = dict.fromkeys(machine(row.environment.hardware) for row in table.rows)
+    notes = (f"Measured on {'; '.join(machines)}.", "The paper's Table 6 was measured on an RTX 4090: its times do not stand beside these.")
+    cells = tuple(tuple(_cost_cell(row, key) for key in keys) for row in table.rows)
+    return Sheet("cost", TITLES["cost"], tuple(_COST[key] for key in keys), cells, notes, bold=False) if cells else None
 
 
-def _cost_cell(key: str, value: Any) -> Cell:
-    if key == "method":
-        return method_name(str(value))
-    return value if isinstance(value, int | float | str) or value is None else str(value)
+def _cost_cell(row: CostRow, key: str) -> Cell:
+    value: Cell = getattr(row, key)
+    return method_name(row.method) if key == "method" else 100 * row.hm if key == "hm" and row.hm is not None else value
 
 
 def machine(hardware: Mapping[str, Any]) -> str:

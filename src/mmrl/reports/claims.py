@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from mmrl.reports import paper
-from mmrl.reports.aggregate import METRICS, method_name, number
+from mmrl.reports.aggregate import METRICS, Arms, number
 from mmrl.reports.measures import Arm, Measure, StudyScores
 from mmrl.reports.results import Results
 from mmrl.reports.sheets import Sheet, signed
@@ -103,16 +103,17 @@ def _above_zero_shot(studies: Mapping[str, StudyScores], study: str, metric: str
     evidence, verdict = [], None
     for arm in _arms(scores, "mmrl", "mmrlpp"):
         for zero in _arms(scores, ZERO_SHOT):
-            found = difference(scores, arm, zero, metric) if scores and zero.backbone == arm.backbone else None
-            if found:
-                evidence.append(found.sentence(method_name(arm.method), "zero-shot", metric))
+            if scores and zero.backbone == arm.backbone and (found := difference(scores, arm, zero, metric)):
+                evidence.append(found.sentence(Arms(scores).name(arm), "zero-shot", metric))
                 if arm.method == "mmrl":
                     verdict = found.value > 0 and verdict is not False
     return Claim(text, where, _verdict(verdict), tuple(evidence))
 
 
 def _arms(scores: StudyScores | None, *methods: str) -> list[Arm]:
-    return [arm for method in methods for arm in (scores.arms if scores else ()) if arm.method == method and not arm.variant]
+    """Of those methods; with options of the user's where there are none with the recipe's."""
+    arms = [arm for method in methods for arm in (scores.arms if scores else ()) if arm.method == method]
+    return [arm for arm in arms if not arm.variant] or arms
 
 
 def _verdict(holds: bool | None) -> Verdict:

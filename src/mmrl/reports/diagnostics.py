@@ -13,6 +13,7 @@ MATRIX_UP_TO = 60  # classes up to which confusions are a matrix; a list of the 
 COMMONEST = 8
 SHADES = 8
 NOT_LOSSES = ("step", "epoch", "lr", "accuracy", "seconds")
+WHOLE = ("loss", "total")  # of whose terms the other series are
 POINTS = 120
 
 
@@ -75,7 +76,10 @@ def confusion(title: str, scores: Scores) -> str:
     left = min(150.0, max(map(width_of, names)) + 12) if side >= 11 else 20.0
     wide = left + n * side + 14
     # Names below the columns stand upright, so they need as much room as the names of the rows.
-    chart = Chart(max(wide, 220.0), 30 + n * side + left + 22, title, _confused_text(scores), left=left, top=30, bottom=left + 22)
+    about = "rows: true class; columns: predicted"
+    chart = Chart(
+        max(wide, width_of(about) + 14), 30 + n * side + left + 22, title, _confused_text(scores), left=left, top=30, bottom=left + 22
+    )
     shades: dict[int, list[str]] = defaultdict(list)
     for i, row in enumerate(scores.confusion):
         total = max(sum(row), 1)
@@ -91,7 +95,7 @@ def confusion(title: str, scores: Scores) -> str:
         chart.label(name, left - 5, 30 + middle + 4, anchor="end", room=left - 8, class_="fine" if side < 16 else "")
         place = f"translate({left + middle + 4:.1f} {34 + n * side:.1f}) rotate(-90)"
         chart.label(name, 0, 0, anchor="end", room=left - 8, transform=place, class_="fine" if side < 16 else "")
-    chart.label("rows: true class; columns: predicted", 6, chart.height - 6, class_="axis", room=chart.width - 10)
+    chart.label(about, 6, chart.height - 6, class_="axis")
     return chart.render()
 
 
@@ -117,7 +121,7 @@ def _confused_text(scores: Scores) -> str:
 def training(title: str, history: Sequence[Mapping[str, float]]) -> tuple[list[str], list[str]]:
     """Charts of the loss with its terms and of the accuracy on training batches, over steps; and the names of the loss's series."""
     rows = history[:: max(1, len(history) // POINTS)]
-    names = sorted({key for row in rows for key in row if key not in NOT_LOSSES}, key=lambda name: (name != "total", name))
+    names = sorted({key for row in rows for key in row if key not in NOT_LOSSES}, key=lambda name: (name not in WHOLE, name))
     out = []
     for what, keys in (("loss", names), ("batch accuracy, %", ["accuracy"])):
         factor = 100.0 if keys == ["accuracy"] else 1.0

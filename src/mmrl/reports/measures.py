@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
@@ -225,3 +225,8 @@ def _combined(base: Measure, novel: Measure) -> Measure:
         base.arm, base.dataset, "hm", mean, by_seed, planned=base.planned, shots=base.shots,
         datasets=min(base.datasets, novel.datasets), dirty=base.dirty or novel.dirty,
     )  # fmt: skip
+
+
+def same_arm(arms: Iterable[Arm], method: str, **more: object) -> list[Arm]:
+    """The arms of `method` whose other fields are as given."""
+    return [arm for arm in arms if arm.method == method and all(getattr(arm, name) == value for name, value in more.items())]

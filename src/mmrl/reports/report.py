@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -12,15 +13,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mmrl.errors import MmrlError
-from mmrl.files import read_json, write_text
+from mmrl.files import write_text
 from mmrl.reports import diagnostics, sheets, svg
 from mmrl.reports.aggregate import METRICS, TITLES, Arms, calibration_sheet, cost_sheet, machine, method_name, study_sheets
-from mmrl.reports.cells import ABLATIONS, COST, STUDIES, CellRecord, Slot, TrainingRecord
+from mmrl.reports.cells import ABLATIONS, STUDIES, CellRecord, Slot, TrainingRecord
 from mmrl.reports.cells import Environment as Where
 from mmrl.reports.claims import Claim, claims, claims_sheet
+from mmrl.reports.cost import COST_FILE, CostTable
 from mmrl.reports.figures import Drawing, study_drawings
 from mmrl.reports.measures import Arm, StudyScores
-from mmrl.reports.results import Results
+from mmrl.reports.results import Results, read_part
 from mmrl.reports.sheets import Cell, Sheet
 from mmrl.reports.status import STATES, duration, held_locks, slot_states
 from mmrl.reports.tables import ZERO_SHOT
@@ -80,11 +82,11 @@ def _looked_into(studies: Mapping[str, StudyScores]) -> StudyScores | None:
 
 
 def _cost(results: Results) -> Sheet | None:
-    path = results.folder / f"{COST}.json"
+    path = results.folder / COST_FILE
     if not path.is_file():
         return None
     try:
-        return cost_sheet(read_json(path, what="cost measurements"))
+        return cost_sheet(read_part(path, CostTable, what="cost measurements"))
     except MmrlError as error:
         results.damaged.append(str(error))
         return None
@@ -130,7 +132,7 @@ def _swatch(series: int) -> Markup:
 
 
 def _commands(results: Results) -> Iterator[str]:
-    yield from (plan.command for plan in results.plans.values() if plan.command)
+    yield from (line for plan in results.plans.values() for line in plan.command.splitlines())
     yield f"mmrl report {shlex.quote(results.folder.resolve().name)} --out report"
 
 
@@ -184,13 +186,11 @@ def _problems(results: Results) -> Iterator[tuple[str, str, str, list[str]]]:
     missing = [f"{TITLES.get(plan.study, plan.study)}: {describe(slot)}" for plan, slot, state in states if state == "to do"]
     more = [f"and {len(missing) - 50} more"] if len(missing) > 50 else []
     yield "missing", "Not done yet", "", missing[:50] + more
-    dirty = [
-        _cell_name(cell) + f", commit {(cell.environment.commit or 'unknown')[:12]}"
-        for cell in results.cells.values()
-        if cell.environment.dirty
-    ]
+    unclean = [cell for cell in results.cells.values() if cell.environment.dirty]
+    counted = Counter(f"{_cell_name(cell)}, commit {(cell.environment.commit or 'unknown')[:12]}" for cell in unclean)
+    dirty = [f"{name}: {count} scores" if count > 1 else name for name, count in sorted(counted.items())]
     about = f"What these were computed with cannot be looked up again; tables mark them with {sheets.DIRTY}."
-    yield "dirty", "Computed on a source tree with uncommitted changes", about, sorted(dirty)
+    yield "dirty", "Computed on a source tree with uncommitted changes", about, dirty
     yield "damaged", "Damaged files", "They count as missing; running the study again makes them anew.", results.damaged
     records: list[CellRecord | TrainingRecord] = [*results.cells.values(), *results.trainings.values()]
     warned = {warning for record in records for warning in record.warnings}

@@ -147,16 +147,15 @@ class _Crew:
         """Have every group computed that no other process holds, and look again at those that one did, until all are done or failed."""
         import ray
 
-        self._announce()
+        self.say(f"Ray: up to {self._places()} runs at a time")
         waiting = list(groups)
         try:
             while waiting or self._running:
                 waiting = self._hand_out(waiting)
                 pending = [*self._starting, *self._running]
-                if not pending:
-                    time.sleep(WAIT if waiting else 0)
-                    continue
-                for reference in ray.wait(pending, timeout=WAIT)[0]:
+                if waiting and not pending:  # all of them are held elsewhere
+                    time.sleep(WAIT)
+                for reference in ray.wait(pending, timeout=WAIT)[0] if pending else ():
                     if reference in self._starting:
                         self._welcome(reference)
                     else:
@@ -172,24 +171,19 @@ class _Crew:
             for worker in (*self._starting.values(), *self._free):
                 ray.kill(worker)
 
-    def _announce(self) -> None:
-        """Raises UsageError if the cluster can never take a worker."""
-        places = self._places()
-        if not places:
-            lacks = f"no GPU, and --gpu-fraction is {self._gpu_fraction:g}; give 0 to compute on CPUs" if self._gpu_fraction else "no CPU"
-            raise UsageError(f"no machine of the Ray cluster has what a run needs: {lacks}, or add a machine to the cluster.")
-        self.say(f"Ray: up to {places} runs at a time")
-
     def _places(self) -> int:
-        """Workers that the cluster, as it is now, has room for."""
+        """Workers that the cluster, as it is now, has room for. Raises UsageError if there is none, however long one waits."""
         import ray
 
-        places = 0
+        places, fraction = 0, self._gpu_fraction
         for node in ray.nodes():
             has = node["Resources"] if node["Alive"] else {}
             by_cpu = int(has.get("CPU", 0)) // CPUS
-            by_gpu = int(has.get("GPU", 0)) * int(1 / self._gpu_fraction + 1e-6) if self._gpu_fraction else by_cpu
+            by_gpu = int(has.get("GPU", 0)) * int(1 / fraction + 1e-6) if fraction else by_cpu
             places += min(by_cpu, by_gpu)
+        if not places:
+            lacks = f"no GPU, and --gpu-fraction is {fraction:g}; give 0 to compute on CPUs" if fraction else "no CPU"
+            raise UsageError(f"no machine of the Ray cluster has what a run needs: {lacks}, or add a machine to the cluster.")
         return places
 
     def _hand_out(self, waiting: list[Group]) -> list[Group]:
@@ -237,29 +231,36 @@ class _Crew:
 
     def _collect(self, reference: Any) -> list[Group]:
         """Write what a worker sends. Returns the group if it must be computed again."""
+        run = self._running[reference]
+        result = self._answer(reference, run)
+        del self._running[reference]  # not before: what is in there is taken care of when the user stops us
+        try:
+            if result is None:
+                return [run.attempt.group]
+            self._write(run.attempt, result)
+            return []
+        finally:
+            self.store.release(run.attempt.group.key, run.claim)
+
+    def _answer(self, reference: Any, run: _Run) -> Result | None:
+        """What a worker sends, or None if it died and another shall try."""
         import ray
 
-        run = self._running.pop(reference)
-        group, attempt = run.attempt.group, run.attempt
+        group = run.attempt.group
         try:
-            try:
-                result: Result = ray.get(reference)
-                self._free.append(run.worker)
-            except ray.exceptions.RayTaskError as error:  # it cannot be sent
-                self._free.append(run.worker)
-                result = Result(failure=failure_of(group, error, HERE))
-            except ray.exceptions.RayError as error:
-                ray.kill(run.worker)  # it may be alive behind a lost connection
-                self._deaths[group.key] += 1
-                if self._deaths[group.key] <= RETRIES:
-                    self.say(f"{group.label}: its worker process died; once more")
-                    return [group]
-                dead = MmrlError(f"its worker process died {RETRIES + 1} times, as when memory runs out. {_last_line(error)}")
-                result = Result(failure=failure_of(group, dead, HERE))
-            self._write(attempt, result)
-        finally:
-            self.store.release(group.key, run.claim)
-        return []
+            result: Result = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:  # it cannot be sent
+            result = Result(failure=failure_of(group, error, HERE))
+        except ray.exceptions.RayError as error:
+            ray.kill(run.worker)  # it may be alive behind a lost connection
+            self._deaths[group.key] += 1
+            if self._deaths[group.key] <= RETRIES:
+                self.say(f"{group.label}: its worker process died; once more")
+                return None
+            dead = MmrlError(f"its worker process died {RETRIES + 1} times, as when memory runs out. {_last_line(error)}")
+            return Result(failure=failure_of(group, dead, HERE))
+        self._free.append(run.worker)
+        return result
 
     def _write(self, attempt: Attempt, result: Result) -> None:
         if result.files:

@@ -1,0 +1,366 @@
+"""`--engine ray`: on a Ray of two workers, one of which is killed; and the driver's rules, on a Ray that is played."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmrl.clip import load_clip
+from mmrl.engine.grid import Bench, Context, Group, ResultsFolder, bind, run_here
+from mmrl.engine.grid.remote import Result, Worker, pack, unpack
+from mmrl.errors import MmrlError, UsageError
+from mmrl.protocols import base_to_novel
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'mmrl[ray]'")
+cluster = pytest.importorskip("mmrl.engine.grid.cluster")
+
+BENCH = Bench("tiny")
+OPTIONS = {"epochs": 4, "rep_tokens": 2, "rep_dim": 8, "first_layer": 3}
+WORDS = [word for key, value in OPTIONS.items() for word in ("--set", f"{key}={value}")]
+
+
+def photos(root: Path) -> Path:
+    random = np.random.default_rng(0)
+    for label in range(4):
+        folder = root / f"thing {label}"
+        folder.mkdir(parents=True)
+        for number in range(10):
+            pixels = random.integers(0, 90, (32, 32, 3), dtype=np.uint8)
+            pixels[..., label % 3] += 40 * (label + 1)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
+
+
+def groups_of(*roots: Path, methods: tuple[str, ...] = ("zero-shot", "mmrl"), seeds: tuple[int, ...] = (1, 2)) -> list[Group]:
+    cells = base_to_novel(methods, [str(root) for root in roots], seeds, shots=(4,), overrides=OPTIONS)
+    return bind(cells, Context(BENCH, load_clip("tiny")))[0]
+
+
+def scores(groups: list[Group], store: ResultsFolder) -> dict[str, Any]:
+    return {key: getattr(store.read("cells", key), "scores", None) for group in groups for _, key in group.cells}
+
+
+@pytest.fixture(scope="module")
+def two_sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A good data set, and one with a test image of a novel class that is cut short."""
+    root = tmp_path_factory.mktemp("sets")
+    good, bad = photos(root / "good"), photos(root / "bad")
+    from mmrl.data import load_dataset
+
+    broken = bad / load_dataset(str(bad)).test[-1].key
+    broken.write_bytes(broken.read_bytes()[:60])
+    return good, bad
+
+
+@pytest.fixture(scope="module")
+def groups(two_sets: tuple[Path, Path]) -> list[Group]:
+    """Of the good set: zero-shot and two trainings."""
+    return groups_of(two_sets[0])
+
+
+@dataclass
+class Ended:
+    code: int
+    printed: str
+    groups: list[Group]
+    store: ResultsFolder
+    killed: list[int] = field(default_factory=list)
+
+
+def kill_the_first_that_trains(work: Path, killed: list[int], stop: threading.Event) -> None:
+    """SIGKILL the process that holds a training's folder, after its first checkpoint."""
+    while not killed and not stop.wait(0.01):
+        for state in work.glob("*/training_state.pt"):
+            lock = str(state.with_name(".lock"))
+            for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+                try:
+                    if os.readlink(descriptor) == lock:
+                        killed.append(int(descriptor.parts[2]))
+                        os.kill(killed[-1], signal.SIGKILL)
+                        return
+                except OSError:  # it ended meanwhile
+                    continue
+
+
+@pytest.fixture(scope="module")
+def ended(two_sets: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
+    """`mmrl bench --engine ray`, while one worker is killed."""
+    from mmrl.cli.main import run
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("the worker to kill is found through /proc")
+    out, stop, killed = tmp_path_factory.mktemp("ray") / "out", threading.Event(), []
+    names = ("--datasets", ",".join(map(str, two_sets)), "--methods", "zero-shot,mmrl", "--seeds", "1", "--shots", "4")
+    words = ["mmrl", "bench", "base-to-novel", *names, *WORDS, "--backbone", "tiny", "--workers", "0", "--out", str(out), "--engine", "ray"]
+    watcher = threading.Thread(target=kill_the_first_that_trains, args=(out / "work", killed, stop))
+    with pytest.MonkeyPatch.context() as patch:
+        lines: list[str] = []
+        patch.setattr(sys, "argv", words)
+        patch.setattr(cluster, "cores", lambda: 2)
+        patch.setattr("typer.echo", lambda line="", **_: lines.append(str(line)))
+        watcher.start()
+        try:
+            with pytest.raises(SystemExit) as left:
+                run()
+        finally:
+            stop.set()
+            watcher.join()
+    yield Ended(int(left.value.code or 0), "\n".join(lines), groups_of(*two_sets, seeds=(1,)), ResultsFolder(out), killed)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_and_a_failing_group_cost_nothing_else(ended: Ended, tmp_path: Path) -> None:
+    alone = ResultsFolder(tmp_path / "alone")
+    run_here(ended.groups, BENCH, alone, clip=load_clip("tiny"), say=lambda _: None)
+    expected = scores(ended.groups, alone)
+    assert sum(found is not None for found in expected.values()) == 6  # of 8
+    assert scores(ended.groups, ended.store) == expected
+    assert len(ended.killed) == 1
+    assert ended.printed.count("its worker process died; once more") == 1
+    assert not ray.is_initialized()
+
+
+@pytest.mark.slow
+def test_a_failure_is_noted_beside_the_others(ended: Ended) -> None:
+    assert ended.code == 1
+    failed = {path.stem for path in (ended.store.folder / "failed").glob("*.json")}
+    assert failed == {group.key for group in ended.groups if Path(group.cells[0][0].dataset).name == "bad"}
+    for key in failed:
+        assert "thing 3" in getattr(ended.store.read("failed", key), "error", "")
+    assert not list((ended.store.folder / "locks").iterdir())
+    for group in ended.groups:
+        if group.training:
+            assert {"adapter_model.safetensors", "draw.json"} <= {path.name for path in ended.store.work(group.key).iterdir()}
+
+
+def test_an_address_where_nothing_answers(groups: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def go(address: str) -> None:
+        cluster.run_on_ray(groups, BENCH, ResultsFolder(tmp_path / "out"), address=address, say=print)
+
+    monkeypatch.setattr(cluster, "PATIENCE", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # it listens, and says nothing
+        port = server.getsockname()[1]
+        began = time.monotonic()
+        with pytest.raises(MmrlError, match=f"no Ray cluster answers at 127.0.0.1:{port}.*ray start --head"):
+            go(f"127.0.0.1:{port}")
+        assert time.monotonic() - began < 10
+    for refused in (f"127.0.0.1:{port}", "127.0.0.1:99999"):
+        with pytest.raises(MmrlError, match=f"no Ray cluster answers at {refused}"):
+            go(refused)
+    for bad in ("head", "head:", ":6379", "ray://head:10001"):
+        with pytest.raises(UsageError, match=f"--address '{bad}': give 'auto', or HOST:PORT"):
+            go(bad)
+
+
+def test_without_ray(groups: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"pip install 'mmrl\[ray\]'"):
+        cluster.run_on_ray(groups, BENCH, ResultsFolder(tmp_path / "out"), say=print)
+
+
+@pytest.mark.parametrize("fraction", [-1, 0.001, 1.5, 2, float("nan")])
+def test_a_run_takes_one_gpu_at_most(fraction: float, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--gpu-fraction .*Give 0.01 to 1, or 0 for the CPU"):
+        cluster.run_on_ray([], BENCH, ResultsFolder(tmp_path / "out"), gpu_fraction=fraction, say=print)
+
+
+# The worker, in this process.
+
+
+@pytest.fixture
+def far(monkeypatch: pytest.MonkeyPatch) -> Worker:
+    """A worker on another machine than the driver's."""
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "there"))
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    return Worker(BENCH, "cpu", "here", os.getcwd())
+
+
+def test_a_far_worker_sends_its_files_and_goes_on_from_those_it_gets(far: Worker, two_sets: tuple[Path, Path], tmp_path: Path) -> None:
+    (group,) = groups_of(two_sets[0], methods=("mmrl",), seeds=(1,))
+    home, cells = tmp_path / "work" / group.key, {key for _, key in group.cells}
+    first = far.compute(group, cells, home, [])
+    assert first.failure is None and not home.exists()
+    assert [kind for kind, _, _ in first.records] == ["trainings", "cells", "cells"]
+    assert {"adapter_config.json", "adapter_model.safetensors", "draw.json", "training_state.pt"} <= set(first.files)
+    unpack(first.files, home)
+    assert pack(home) == first.files
+    again = far.compute(group, cells, home, [first.files])
+    assert again.records[0][2].seconds == first.records[0][2].seconds  # type: ignore[attr-defined]  # it was not trained anew
+    assert again.records[1][2].scores == first.records[1][2].scores  # type: ignore[attr-defined]
+
+
+def test_other_data_than_the_drivers_are_refused(far: Worker, tmp_path: Path) -> None:
+    root = photos(tmp_path / "set")
+    groups = groups_of(root, seeds=(1,))
+    (root / "thing 3" / "0.png").unlink()
+    for group in groups:
+        result = far.compute(group, {key for _, key in group.cells}, tmp_path / "home", [])
+        assert result.failure is not None and not result.records
+        assert f"{socket.gethostname()} has another mmrl, another backbone 'tiny' or other files of {root}" in result.failure.error
+
+
+def test_unpacking_replaces_all_and_forgets_what_a_kill_left(tmp_path: Path) -> None:
+    folder = tmp_path / "work" / "key"
+    unpack({"a": b"1", "below/b": b"2"}, folder)
+    (folder.parent / ".key.partial").mkdir()
+    (folder.parent / ".key.partial" / "half").write_bytes(b"")
+    (folder / ".lock").write_bytes(b"")
+    assert pack(folder) == {"a": b"1", "below/b": b"2"}
+    unpack({"c": b"3"}, folder)
+    assert [path.name for path in folder.parent.rglob("*")] == ["key", "c"]
+
+
+# The driver, with a Ray that is played: what `remote()` gives is a call, made when its result is asked for.
+
+
+@dataclass
+class Played:
+    """Workers whose answers are `answer(group)`, in a cluster of `nodes`."""
+
+    answer: Callable[[Group], Any] = lambda group: Result()
+    nodes: list[dict[str, Any]] = field(default_factory=lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
+    ready: Callable[[], None] = lambda: None
+    hired: int = 0
+    ended: int = 0
+
+    def remote(self, *_: Any) -> Any:
+        self.hired += 1
+        compute = SimpleNamespace(remote=lambda group, *_: lambda: self.answer(group))
+        return SimpleNamespace(__ray_ready__=SimpleNamespace(remote=lambda: lambda: self.ready()), compute=compute)
+
+    def kill(self, _: Any) -> None:
+        self.ended += 1
+
+
+class Stage:
+    """A driver with played workers, and what it said."""
+
+    def __init__(self, store: ResultsFolder, patch: pytest.MonkeyPatch) -> None:
+        self.store, self.patch = store, patch
+        self.said: list[str] = []
+        self.began = datetime.now(timezone.utc)
+
+    def play(self, played: Played, groups: list[Group], gpu_fraction: float = 0.0) -> None:
+        self.patch.setattr(cluster, "WAIT", 0.02)
+        self.patch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
+        self.patch.setattr(ray, "nodes", lambda: played.nodes)
+        self.patch.setattr(ray, "wait", lambda pending, timeout: (pending[:1], pending[1:]))
+        self.patch.setattr(ray, "get", lambda call: call())
+        self.patch.setattr(ray, "kill", played.kill)
+        self.patch.setattr(ray, "remote", lambda _: SimpleNamespace(options=lambda **_: played))
+        cluster._Crew(BENCH, self.store, gpu_fraction, self.began, self.said.append).work_through(groups)
+
+    def failure(self, group: Group) -> Any:
+        return self.store.read("failed", group.key)
+
+    def free(self, groups: list[Group]) -> bool:
+        """Whether nothing is claimed."""
+        claims = [self.store.claim(group.key) for group in groups]
+        return None not in claims
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    return Stage(ResultsFolder(tmp_path / "out"), monkeypatch)
+
+
+def raises(error: BaseException) -> Callable[..., Any]:
+    def call(*_: Any) -> Any:
+        raise error
+
+    return call
+
+
+def test_a_group_that_kills_its_workers_is_given_up(stage: Stage, groups: list[Group]) -> None:
+    deadly = groups[1]
+    played = Played(lambda group: raises(ray.exceptions.WorkerCrashedError())() if group is deadly else Result())
+    stage.play(played, groups)
+    assert [bool(stage.failure(group)) for group in groups] == [group is deadly for group in groups]
+    assert "its worker process died 4 times, as when memory runs out" in stage.failure(deadly).error
+    assert sum("once more" in line for line in stage.said) == cluster.RETRIES
+    assert played.ended >= played.hired >= 4 and stage.free(groups)
+
+
+def test_workers_that_cannot_start_end_it(stage: Stage, groups: list[Group]) -> None:
+    with pytest.raises(MmrlError, match="workers cannot start. Is the same mmrl on every machine.*no module"):
+        stage.play(Played(ready=raises(ray.exceptions.RayError("traceback\nno module"))), groups)
+    assert stage.free(groups)
+
+
+def test_stopped_by_the_user(stage: Stage, groups: list[Group]) -> None:
+    played = Played(raises(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        stage.play(played, groups)
+    noted = [stage.failure(group) for group in groups]
+    assert {failure.kind for failure in noted if failure} == {"cancelled"} and stage.free(groups)
+    assert played.ended == played.hired
+
+
+def test_a_group_that_another_process_has_is_waited_for(stage: Stage, groups: list[Group]) -> None:
+    held, asked = stage.store.claim(groups[0].key), []
+    assert held is not None
+
+    def answer(group: Group) -> Result:
+        asked.append(group.key)
+        if len(asked) == len(groups) - 1:
+            threading.Timer(0.1, stage.store.release, (groups[0].key, held)).start()
+        return Result()
+
+    stage.play(Played(answer), groups)
+    assert sorted(asked) == sorted(group.key for group in groups) and asked[-1] == groups[0].key
+
+
+def test_a_clock_that_is_behind_hides_no_failure(stage: Stage, groups: list[Group]) -> None:
+    failure = cluster.failure_of(groups[0], MmrlError("no"), cluster.HERE)
+    early = failure.environment.model_copy(update={"started": datetime(2020, 1, 1, tzinfo=timezone.utc)})
+    stage.play(Played(lambda _: Result(failure=failure.model_copy(update={"environment": early}))), groups[:1])
+    assert cluster.outcome_of(groups[:1], stage.store, stage.began).failed == [groups[0].key]
+
+
+def test_a_full_disk_ends_it(stage: Stage, groups: list[Group]) -> None:
+    stage.patch.setattr(shutil, "rmtree", raises(OSError(28, "No space left on device")))
+    for group in groups:
+        stage.store.work(group.key).mkdir(parents=True)
+    stage.patch.setattr(ray, "put", lambda value: value)
+    with pytest.raises(MmrlError, match="cannot write .*No space left on device"):
+        stage.play(Played(lambda _: Result(files={"a": b""})), groups)
+    assert stage.free(groups)
+
+
+@pytest.mark.parametrize(
+    ("resources", "fraction", "places"),
+    [
+        ([{"CPU": 4.0}], 0, 4),
+        ([{"CPU": 4.0}, {"CPU": 2.0}], 0, 6),
+        ([{"CPU": 16.0, "GPU": 2.0}], 0.3, 6),  # three on each: none is divided between GPUs
+        ([{"CPU": 16.0, "GPU": 2.0}, {"CPU": 8.0}], 1, 2),
+        ([{"CPU": 4.0, "GPU": 1.0}], 0.1, 4),
+        ([{"CPU": 16.0, "GPU": 1.0}], 0.1, 10),
+    ],
+)
+def test_places(stage: Stage, groups: list[Group], resources: list[dict[str, float]], fraction: float, places: int) -> None:
+    stage.play(Played(nodes=[{"Alive": True, "Resources": each} for each in resources]), groups[:1], fraction)
+    assert stage.said[0] == f"Ray: up to {places} runs at a time"
+
+
+def test_what_the_cluster_lacks_is_said_at_once(stage: Stage, groups: list[Group]) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": False, "Resources": {"CPU": 4.0, "GPU": 8.0}}]
+    with pytest.raises(UsageError, match="no GPU, and --gpu-fraction is 0.5; give 0 to compute on CPUs"):
+        stage.play(Played(nodes=nodes), groups, 0.5)
+    with pytest.raises(UsageError, match="no CPU, or add a machine"):
+        stage.play(Played(nodes=nodes[1:]), groups)
