@@ -11,7 +11,8 @@ import pytest
 from mmrl.reports import harmonic_mean, paper
 from mmrl.reports.aggregate import calibration_sheet, cost_sheet, study_sheets
 from mmrl.reports.cells import Slot
-from mmrl.reports.claims import claims, difference
+from mmrl.reports.claims import Difference, claims, difference
+from mmrl.reports.claims import _verdict as verdict_of
 from mmrl.reports.cost import CostTable
 from mmrl.reports.measures import Measure, StudyScores
 from mmrl.reports.results import Results
@@ -257,3 +258,13 @@ def test_options_of_the_users_count_where_the_recipes_were_not_run(tmp_path: Pat
     both = [*mine, *halves(datasets=("one",))]
     fill(make_results(tmp_path, both), both, at=lambda each: 0.1 if each.method == "mmrl" and not each.variant else 0.5)
     assert next(iter(verdicts(tmp_path).values()))[0] == "does not hold"
+
+
+def test_a_difference_within_its_spread_decides_nothing():
+    def gap(value: float, spread: float | None) -> Difference:
+        return Difference(50 + value, 50, spread, better=1, datasets=2, planned=2)
+
+    assert verdict_of([gap(1, 0.5), gap(1, None)]) == "holds"
+    assert verdict_of([gap(1, 0.5), gap(1, 2)]) == "undecided" == verdict_of([gap(-1, 2)])
+    assert verdict_of([gap(1, 0.5), gap(-1, 0.5)]) == "does not hold"
+    assert verdict_of([]) == "not run"

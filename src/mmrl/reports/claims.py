@@ -16,7 +16,7 @@ from mmrl.reports.results import Results
 from mmrl.reports.sheets import Sheet, signed
 from mmrl.reports.tables import AVERAGE, ZERO_SHOT
 
-Verdict = Literal["holds", "does not hold", "not run"]
+Verdict = Literal["holds", "does not hold", "undecided", "not run"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ class Difference:
     @property
     def value(self) -> float:
         return self.ours - self.other
+
+    @property
+    def clear(self) -> bool:
+        """Whether it is larger than its spread, or has none."""
+        return self.spread is None or abs(self.value) > self.spread
 
     def sentence(self, one: str, two: str, metric: str) -> str:
         """It in words."""
@@ -100,14 +105,14 @@ def claims(results: Results, studies: Mapping[str, StudyScores]) -> list[Claim]:
 def _above_zero_shot(studies: Mapping[str, StudyScores], study: str, metric: str, text: str, where: str) -> Claim:
     """Of MMRL; what MMRL++ does is told, and decides nothing: it is not this paper's."""
     scores = studies.get(study)
-    evidence, verdict = [], None
+    evidence, deciding = [], []
     for arm in _arms(scores, "mmrl", "mmrlpp"):
         for zero in _arms(scores, ZERO_SHOT):
             if scores and zero.backbone == arm.backbone and (found := difference(scores, arm, zero, metric)):
                 evidence.append(found.sentence(Arms(scores).name(arm), "zero-shot", metric))
                 if arm.method == "mmrl":
-                    verdict = found.value > 0 and verdict is not False
-    return Claim(text, where, _verdict(verdict), tuple(evidence))
+                    deciding.append(found)
+    return Claim(text, where, _verdict(deciding), tuple(evidence))
 
 
 def _arms(scores: StudyScores | None, *methods: str) -> list[Arm]:
@@ -116,8 +121,13 @@ def _arms(scores: StudyScores | None, *methods: str) -> list[Arm]:
     return [arm for arm in arms if not arm.variant] or arms
 
 
-def _verdict(holds: bool | None) -> Verdict:
-    return "not run" if holds is None else "holds" if holds else "does not hold"
+def _verdict(differences: Sequence[Difference]) -> Verdict:
+    """Of a claim that all of them are positive. One that lies within its spread decides nothing."""
+    if not differences:
+        return "not run"
+    if any(each.value <= 0 and each.clear for each in differences):
+        return "does not hold"
+    return "holds" if all(each.value > 0 and each.clear for each in differences) else "undecided"
 
 
 class _Case(NamedTuple):
@@ -145,15 +155,15 @@ _ABLATED = tuple(
 
 
 def _ablated(scores: StudyScores | None, case: _Case) -> Claim:
-    evidence, holds = [], None
+    evidence, deciding = [], []
     for ours in _with_value(scores, case.better):
         for name in case.worse:
             for other in _with_value(scores, name):
                 found = difference(scores, ours, other, case.metric) if scores and _comparable(ours, other) else None
                 if found:
                     evidence.append(found.sentence(case.better, other.variant, case.metric))
-                    holds = found.value > 0 and holds is not False
-    return Claim(case.text, case.where, _verdict(holds), tuple(evidence))
+                    deciding.append(found)
+    return Claim(case.text, case.where, _verdict(deciding), tuple(evidence))
 
 
 def _comparable(one: Arm, two: Arm) -> bool:
@@ -181,7 +191,7 @@ def _layers(results: Results, studies: Mapping[str, StudyScores]) -> Claim:
     found = difference(scores, values[usual], values[first[0]], "hm") if usual != first[0] else None
     if found is None:
         return Claim(text, where, "not run")
-    return Claim(text, where, _verdict(found.value > 0), (found.sentence(f"J = {usual:g}", f"J = {first[0]:g}", "hm"),))
+    return Claim(text, where, _verdict([found]), (found.sentence(f"J = {usual:g}", f"J = {first[0]:g}", "hm"),))
 
 
 def _usual_layer(results: Results, studies: Mapping[str, StudyScores], first: Sequence[float]) -> float:
@@ -205,14 +215,15 @@ def _rises(scores: StudyScores | None) -> list[Claim]:
     steps = [shots for shots in scores.shots if (found := scores.average(arm, "all", shots=shots)) and found.mean is not None]
     pairs = [(a, b, difference(scores, arm, arm, "all", shots=b, other_shots=a)) for a, b in itertools.pairwise(steps)]
     told = [(found, found.sentence(_shots(b), _shots(a), "all")) for a, b, found in pairs if found]
-    holds = all(found.value > 0 for found, _ in told) if told else None
-    out = [Claim(rise, where, _verdict(holds), tuple(sentence for _, sentence in told))]
+    out = [Claim(rise, where, _verdict([found for found, _ in told]), tuple(sentence for _, sentence in told))]
     zero = next(iter(_arms(scores, ZERO_SHOT)), None)
     gains = [(shots, difference(scores, arm, zero, "all", shots=shots)) for shots in steps] if zero else []
     there = [(shots, found) for shots, found in gains if found]
     sentences = tuple(found.sentence(_shots(shots), "zero-shot", "all") for shots, found in there)
-    grows = there[-1][1].value > there[0][1].value and there[-1][1].value > 0 if len(there) > 1 else None
-    return [*out, Claim(gain, where, _verdict(grows), sentences)]
+    if len(there) < 2:
+        return [*out, Claim(gain, where, "not run", sentences)]
+    grows = there[-1][1].value > max(there[0][1].value, 0)
+    return [*out, Claim(gain, where, "holds" if grows else "does not hold", sentences)]
 
 
 def _shots(shots: int) -> str:
@@ -222,7 +233,7 @@ def _shots(shots: int) -> str:
 def claims_sheet(found: Sequence[Claim]) -> Sheet:
     rows = tuple((claim.text, claim.where, claim.verdict, " ".join(claim.evidence)) for claim in found)
     note = (
-        f"{AVERAGE.capitalize()}s are over the data sets that both sides have; a verdict says only on which side the averages lie. "
+        f"{AVERAGE.capitalize()}s are over the data sets that both sides have; a difference within its spread over the seeds decides nothing. "
         "The paper's claims are about ViT-B/16 of OpenAI's CLIP on its eleven data sets: elsewhere they may or may not hold."
     )
     return Sheet("claims", "Claims of the paper", ("claim", "in the paper", "verdict", "numbers"), rows, (note,), bold=False)
