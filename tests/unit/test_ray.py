@@ -21,13 +21,12 @@ import pytest
 from PIL import Image
 
 from mmrl.clip import load_clip
-from mmrl.engine.grid import Bench, Context, Group, ResultsFolder, bind, run_here
+from mmrl.engine.grid import Bench, Context, Group, ResultsFolder, bind, cluster, run_here
 from mmrl.engine.grid.remote import Result, Worker, pack, unpack
 from mmrl.errors import MmrlError, UsageError
 from mmrl.protocols import base_to_novel
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'mmrl[ray]'")
-cluster = pytest.importorskip("mmrl.engine.grid.cluster")
 
 BENCH = Bench("tiny")
 OPTIONS = {"epochs": 4, "rep_tokens": 2, "rep_dim": 8, "first_layer": 3}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -120,7 +121,14 @@ def carry_out(
         raise unknown("engine", engine, ENGINES)
     jobs = jobs or _gpus(device)
     store = ResultsFolder(out)
-    bench = Bench(backbone, root, store.cache.resolve(), precision, skip_broken, _threads(workers, suite, jobs))
+    bench = Bench(
+        backbone,
+        root,
+        store.cache.resolve(),
+        precision,
+        skip_broken,
+        _threads(workers, suite, (os.cpu_count() or 1) if engine == "ray" else jobs),
+    )
     clip = load_clip(backbone, device="cpu" if jobs > 1 or engine == "ray" else device)
     groups, slots = bind(cells, Context(bench, clip))
     for plan in _plans(slots, suite, paper_compat, notes):
@@ -159,8 +167,6 @@ def _gpus(device: str) -> int:
 
 def _threads(workers: int | None, suite: str, jobs: int) -> int:
     """Threads that read images, for each process; the mini sets lie in memory."""
-    import os
-
     if workers is not None:
         return workers
     return 0 if suite == "mini" else max(1, min(8, (os.cpu_count() or 1) // jobs))
