@@ -17,6 +17,7 @@ import torch
 from mmrl import methods
 from mmrl.clip import ClassList, Clip, load_clip
 from mmrl.data import Dataset, TrainBatches, test_batches
+from mmrl.engine.config import FitConfig
 from mmrl.engine.evaluate import Batch, evaluate, preprocess_of
 from mmrl.engine.grid import Bench, Context
 from mmrl.engine.loop import Trainer
@@ -102,17 +103,18 @@ def measure(what: Measurement) -> CostRow:
         images_per_second=what.bench.batch_size / test,
         batch=what.bench.batch_size,
         peak_memory_gib=memory.peak() / GIB,
+        hm=None,
         dataset=what.dataset,
         backbone=clip.name,
         shots=what.training.shots if what.training else None,
-        precision=what.bench.precision,
+        precision=FitConfig(precision=what.bench.precision).precision,
         steps=what.steps,
         environment=environment(clip.device, started),
     )
 
 
 def modality(method: Method) -> str:
-    """Which towers it trains, as in Table 6: 'V-L' from what they share, 'V, L' apart, 'V' or 'L' alone, '-' none; '' if it does not say."""
+    """Towers it trains, as in Table 6: 'V-L' from what they share, 'V, L' apart, 'V' or 'L' alone, '-' none; '' if it does not say."""
     if not method.trainable:
         return "-"
     options = method.options.model_dump()
