@@ -114,6 +114,13 @@ def test_command_line(tmp_path: Path, slots: list[Slot]):
     assert told["failures"][0]["error"] == "disk [red] full" and "traceback" not in told["failures"][0]
 
 
+def test_a_narrow_terminal_shows_every_name_and_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make_results(tmp_path, halves("domain-generalisation"))
+    monkeypatch.setenv("COLUMNS", "50")
+    printed = CliRunner().invoke(app, ["status", str(tmp_path)]).output
+    assert "domain-generalisation" in printed and "…" not in printed
+
+
 def test_no_results_folder(tmp_path: Path):
     with pytest.raises(UsageError, match="does not exist"):
         status(tmp_path / "none")

@@ -1,22 +1,18 @@
-"""Run records, tables, plots and model cards on records made by hand."""
+"""Run records, model cards and the picture of predictions on records made by hand."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from mmrl.errors import MmrlError, UsageError
-from mmrl.reports import Metrics, RunRecord, Scores, harmonic_mean, read_record, read_records, summarise, to_csv, to_markdown, to_rich
+from mmrl.reports import RunRecord, Scores, harmonic_mean, read_record
 from mmrl.reports.card import model_card
-from mmrl.reports.plots import accuracy_plot, confusion_plot, predictions_plot, reliability_diagram, training_curves
-from mmrl.reports.records import Bin
+from mmrl.reports.plots import predictions_plot
 
 CONFIG = {"method": "mmrlpp", "backbone": "tiny", "class_names": ["cat", "dog"], "template": "a photo of a {}.", "version": "0.1.0"}
 
@@ -110,75 +106,6 @@ def test_every_wrong_field_is_named_at_once(run: Path):
         read_record(run)
 
 
-def test_records_of_a_folder_come_in_order_and_once(tmp_path: Path):
-    for name in ("b", "a/x"):
-        make(0.5, 0.5, seed=len(name)).write(tmp_path / name / "run.json")
-    assert [record.seed for record in read_records([tmp_path, tmp_path / "b"])] == [3, 1]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="empty"):
-        read_records([tmp_path / "empty"])
-    with pytest.raises(MmrlError, match="not found"):
-        read_records([tmp_path / "none.json"])
-
-
-def test_summary_by_hand():
-    summary = summarise([make(0.70, 0.50, seed=1), make(0.80, 0.50, seed=2), make(0.90, 0.50, seed=3)])
-    zero_shot, row = summary.rows
-    assert (row.method, row.seeds, summary.averages) == ("mmrl", 3, ())
-    assert (row.base.mean, row.base.std) == pytest.approx((80.0, 10.0))  # ddof 1; with ddof 0 it would be 8.16
-    assert (row.novel.mean, row.novel.std) == pytest.approx((50.0, 0.0))
-    assert row.hm.mean == pytest.approx(np.mean([harmonic_mean(100 * b, 50) for b in (0.7, 0.8, 0.9)]))
-    assert row.hm.std == pytest.approx(np.std([harmonic_mean(100 * b, 50) for b in (0.7, 0.8, 0.9)], ddof=1))
-    assert (zero_shot.method, zero_shot.seeds, zero_shot.base.std) == ("zero-shot", 1, None)
-    assert (zero_shot.base.mean, zero_shot.novel.mean, zero_shot.hm.mean) == pytest.approx((40, 60, 48))
-
-
-def test_average_row_is_the_hm_of_the_averages():
-    summary = summarise([make(0.9, 0.3, dataset="one"), make(0.3, 0.9, dataset="two")])
-    average = next(row for row in summary.averages if row.method == "mmrl")
-    assert [average.base.mean, average.novel.mean, average.hm.mean] == pytest.approx([60, 60, 60])  # the mean of the HMs is 45
-    assert average.dataset == "average"
-
-
-def test_an_average_over_fewer_data_sets_says_so():
-    summary = summarise([make(0.9, 0.3, dataset="one"), make(0.3, 0.9, dataset="two"), make(0.5, 0.5, dataset="two", method="mmrlpp")])
-    assert {row.method: row.dataset for row in summary.averages} == {
-        "zero-shot": "average", "mmrl": "average", "mmrlpp": "average (1 of 2 data sets)",
-    }  # fmt: skip
-
-
-def test_runs_that_must_not_be_mixed():
-    with pytest.raises(UsageError, match="two runs of mmrl on mini:digits with seed 1"):
-        summarise([make(0.5, 0.5), make(0.6, 0.5)])
-    both = summarise([make(0.5, 0.5), make(0.6, 0.5, shots=4), make(0.7, 0.5, backbone="other")])
-    assert both.methods[:2] == ["zero-shot (tiny)", "zero-shot (other)"]
-    assert both.methods[2:] == ["mmrl (tiny, 16 shots)", "mmrl (tiny, 4 shots)", "mmrl (other, 16 shots)"]
-
-
-def test_records_without_both_halves_do_not_count():
-    half = make(0.5, 0.5, seed=2, metrics=Metrics(base=scores(0.5)))
-    assert summarise([make(0.6, 0.6), half]).rows[-1].seeds == 1
-    with pytest.raises(UsageError, match="both base and novel"):
-        summarise([half])
-
-
-def test_tables():
-    summary = summarise([make(0.70, 0.50), make(0.80, 0.50, seed=2), make(1 / 3, 0.5, dataset="my|[folder]")])
-    markdown = to_markdown(summary).splitlines()
-    assert "| mini:digits | mmrl | 75.00 ± 7.07 | 50.00 ± 0.00 | **59.94 ± 2.27** | 2 |" in markdown
-    assert "| my\\|[folder] | zero-shot | 40.00 | 60.00 | **48.00** | 1 |" in markdown
-    assert "ddof 1" in markdown[-1] and "HM of the averaged base and novel" in markdown[-1]
-
-    rows = list(csv.DictReader(io.StringIO(to_csv(summary))))
-    assert float(rows[-3]["base_mean"]) == pytest.approx(100 / 3, abs=1e-12) and rows[-3]["base_std"] == ""
-    assert rows[1]["seeds"] == "2" and float(rows[1]["base_std"]) == pytest.approx(7.0710678)
-
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(to_rich(summary))
-    text = console.export_text()
-    assert "my|[folder]" in text and "75.00 ± 7.07" in text and "average" in text
-
-
 def pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         assert image.format == "PNG"
@@ -190,54 +117,19 @@ def has(image: np.ndarray, colour: str) -> bool:
     return bool((np.abs(image - wanted).max(axis=-1) <= 3).sum() > 20)
 
 
-def test_accuracy_plot_shows_what_the_summary_holds(tmp_path: Path):
-    records = [make(0.7 + 0.02 * s, 0.5 + 0.01 * s, seed=s, dataset=d) for s in (1, 2, 3) for d in ("one", "two", "three", "four")]
-    accuracy_plot(summarise(records), tmp_path / "four.png")
-    accuracy_plot(summarise(records[:1]), tmp_path / "one.png")
-    four, one = pixels(tmp_path / "four.png"), pixels(tmp_path / "one.png")
-    assert has(four, "#0072B2") and has(four, "#D55E00") and has(one, "#0072B2")
-    assert four.shape[1] > 1.5 * one.shape[1]
-    accuracy_plot(summarise(records), tmp_path / "again.png")
-    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "four.png").read_bytes()
-
-
-def test_training_curves(tmp_path: Path):
-    history = [{"step": i, "lr": 1e-3, "accuracy": 0.5, "total": 2 / (i + 1), "ce_class": 1 / (i + 1)} for i in range(100)]
-    training_curves(history, tmp_path / "all.png")
-    training_curves([{"step": 1, "total": 2.0}, {"step": 2, "total": 1.0, "extra": 0.5}], tmp_path / "few.png")
-    assert pixels(tmp_path / "all.png").shape[0] > pixels(tmp_path / "few.png").shape[0]
-    assert has(pixels(tmp_path / "all.png"), "#0072B2")
-    with pytest.raises(UsageError, match="no training history"):
-        training_curves([], tmp_path / "none.png")
-
-
-def test_reliability_and_confusion(tmp_path: Path):
-    bins = [Bin(count=i, confidence=(i + 0.5) / 15, accuracy=i / 20) for i in range(15)]
-    names = ["$5 note", "très très très long nom de classe", "c"]
-    full = scores(0.6, ece=0.1, bins=bins, class_names=names, confusion=[[5, 1, 0], [0, 0, 0], [1, 1, 4]])
-    reliability_diagram(full, tmp_path / "r.png")
-    confusion_plot(full, tmp_path / "c.png")
-    assert has(pixels(tmp_path / "r.png"), "#0072B2") and has(pixels(tmp_path / "r.png"), "#E69F00")
-    assert has(pixels(tmp_path / "c.png"), "#083776")  # the diagonal: 5 of 6
-    for draw, lacks in ((reliability_diagram, "calibration bins"), (confusion_plot, "confusion matrix")):
-        with pytest.raises(UsageError, match=lacks):
-            draw(scores(0.5), tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()
-
-
 def test_predictions_plot_shows_the_images(tmp_path: Path):
     for name, colour in (("red", (200, 10, 10)), ("green", (10, 200, 10))):
         Image.new("RGB", (8, 8), colour).save(tmp_path / f"{name}.png")
-    guesses = [[("a", 0.9, True), ("b", 0.1, False)], [("b", 0.7, False), ("a", 0.3, True)]]
-    predictions_plot([tmp_path / "red.png", tmp_path / "green.png"], guesses, ["a", "b"], tmp_path / "p.png")
-    image = pixels(tmp_path / "p.png")
-    assert has(image, "#C80A0A") and has(image, "#0AC80A") and has(image, "#0072B2")
-
-
-def test_a_plot_that_cannot_be_written_says_so(tmp_path: Path):
+    guesses = [[("$5 note", 0.9, True), ("b", 0.1, False)], [("b", 0.7, False), ("$5 note", 0.3, True)]]
+    drawn = [tmp_path / "p.png", tmp_path / "again.png"]
+    for path in drawn:
+        predictions_plot([tmp_path / "red.png", tmp_path / "green.png"], guesses, ["$5 note", "b"], path)
+    image = pixels(drawn[0])
+    assert has(image, "#C80A0A") and has(image, "#0AC80A") and has(image, "#0072B2") and has(image, "#D55E00")
+    assert drawn[0].read_bytes() == drawn[1].read_bytes()
     (tmp_path / "file").write_text("")
     with pytest.raises(MmrlError, match="cannot write"):
-        confusion_plot(scores(0.5, confusion=[[1]]), tmp_path / "file" / "c.png")
+        predictions_plot([tmp_path / "red.png"], guesses[:1], ["b"], tmp_path / "file" / "p.png")
 
 
 def test_model_card_of_a_run():

@@ -7,104 +7,73 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from mmrl.cli import grid
+
 if TYPE_CHECKING:
-    from rich.console import Console
+    from mmrl.data import Dataset
+    from mmrl.serve.predictor import Guess
 
-    from mmrl.clip import Clip
-    from mmrl.reports import RunRecord
-    from mmrl.serve.predictor import Classifier, Guess
-
+STUDY, BACKBONE = "base-to-novel", "tiny"
 DATASETS = ("mini:digits", "mini:textures", "mini:glyphs")  # zero-shot leaves room on these; on mini:objects it hardly does
-METHODS = ("mmrl", "mmrlpp")
-SEEDS = (1, 2, 3)
+METHODS = ("zero-shot", "mmrl", "mmrlpp")
+SHOWN = "mmrl"  # whose adapter classifies the photos
 PHOTOS = 8
 
 
 def demo(
-    out: Path = typer.Option(Path("demo"), "--out", help="Folder for tables, plots, adapters and predictions."),
-    datasets: str = typer.Option(",".join(DATASETS), "--data", help="Datasets, separated by commas."),
-    seeds: str = typer.Option(",".join(map(str, SEEDS)), "--seeds", help="Seeds, separated by commas."),
+    out: Path = typer.Option(Path("demo"), "--out", help="Folder for results, report, adapter and classified photos."),
+    datasets: str = typer.Option(",".join(DATASETS), "--data", help="Datasets, separated by commas, or 'all' of the mini benchmark."),
+    seeds: str = grid.SEEDS,
     shots: int = typer.Option(16, "--shots", min=1, help="Training images a class."),
+    jobs: int = typer.Option(1, "--jobs", min=1, help="Processes on this machine."),
 ) -> None:
-    """Base-to-novel with zero-shot, MMRL and MMRL++ on the embedded CLIP; table, plots, adapters, predictions. What is there is kept."""
+    """Base-to-novel with zero-shot, MMRL and MMRL++ on the embedded CLIP; table, report, adapter, photos. What is there is kept."""
     import time
 
-    from rich.console import Console
-
     from mmrl.cli.options import parse_seeds
-    from mmrl.clip import load_clip
-    from mmrl.files import write_text
-    from mmrl.reports import summarise, to_csv, to_markdown, to_rich
+    from mmrl.data import load_dataset
+    from mmrl.protocols import MINI, evaluation
+    from mmrl.reports.report import build_report
 
-    began, console = time.monotonic(), Console()
-    names, numbers = [name.strip() for name in datasets.split(",")], parse_seeds(seeds)
-    clip = load_clip("tiny")
-    records = [_run(clip, out, data, method, seed, shots, console) for data in names for method in METHODS for seed in numbers]
-    summary = summarise(records)
-    console.print(
-        to_rich(summary, title=f"Base-to-novel on the embedded CLIP, {shots} shots, seeds {', '.join(map(str, numbers))}: accuracy in %")
-    )
-    write_text(out / "table.md", to_markdown(summary))
-    write_text(out / "table.csv", to_csv(summary))
-    _plots(records, out)
-    _photos(clip, out, names[0], numbers[0], console)
+    began, results = time.monotonic(), out / "results"
+    names, numbers = grid.names(datasets) or MINI.single, parse_seeds(seeds)
+    first, *_ = [load_dataset(name, cache=results / "cache") for name in names]  # a wrong name leaves no folder behind
+    cells = evaluation(STUDY, MINI, METHODS, numbers, datasets=names, shots=[shots])
+    grid.carry_out(
+        cells, suite=grid.suite_name(cells, mini=True), out=results, backbone=BACKBONE, root=None, precision="fp32", jobs=jobs,
+        engine="local", address=None, gpu_fraction=0.0, device="cpu", workers=None, skip_broken=False, dry_run=False,
+    )  # fmt: skip
+    page = build_report(results, out / "report", title="mmrl demo: base-to-novel on the embedded CLIP")[0]
+    _photos(_trained(results, names[0], numbers[0], shots), first, out)
     minutes = (time.monotonic() - began) / 60
-    console.print(f"{minutes:.1f} minutes. Tables, plots, adapters and photos are in {out}/", highlight=False)
-    run = _folder(out, names[0], METHODS[0], numbers[0])
-    console.print(f"Try: mmrl predict {run} {out}/photos, with --classes and names of your own", highlight=False)
+    typer.echo(f"{minutes:.1f} minutes. The report is {page}; results, adapter and photos are in {out}/ too")
+    typer.echo(f"Try: mmrl predict {out / 'adapter'} {out / 'photos'}, with --classes and names of your own")
 
 
-def _folder(out: Path, data: str, method: str, seed: int) -> Path:
-    return out / "runs" / f"{data.replace(':', '-')}-{method}-seed{seed}"
+def _trained(results: Path, data: str, seed: int, shots: int) -> Path:
+    """Where the adapter of one training of the plan lies. Raises UsageError if it was deleted."""
+    from mmrl.errors import UsageError
+    from mmrl.reports.results import Results
+
+    place = (SHOWN, "", BACKBONE, data, seed, shots)  # `mmrl bench` may have put others there
+    slots = Results(results).plans[STUDY].slots
+    key = next(s.training for s in slots if (s.method, s.variant, s.backbone, s.dataset, s.seed, s.shots) == place)
+    folder = results / "work" / str(key)
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is gone, and with it the adapter to classify photos with. Delete {results} to train again.")
+    return folder
 
 
-def _run(clip: Clip, out: Path, data: str, method: str, seed: int, shots: int, console: Console) -> RunRecord:
-    """Train and score one run, or take the record of one that is finished."""
-    from mmrl import api
-    from mmrl.cli.output import quiet_warnings
-    from mmrl.reports import RECORD_NAME, read_record
-
-    folder = _folder(out, data, method, seed)
-    if (folder / RECORD_NAME).is_file():
-        record = read_record(folder)
-        if record.shots == shots and record.fingerprint == clip.fingerprint:
-            return record
-    with quiet_warnings():
-        record = api.train(
-            data, method=method, backbone=clip, shots=shots, classes="base", seed=seed, out=folder, resume=folder.exists(), source="demo"
-        ).record
-    m, z = record.metrics, record.zero_shot
-    assert m.base and m.novel and z and z.base and z.novel
-    console.print(
-        f"{data} {method} seed {seed}: base {m.base.top1:.1%}, novel {m.novel.top1:.1%} (zero-shot {z.base.top1:.1%}, {z.novel.top1:.1%})",
-        highlight=False,
-    )
-    return record
-
-
-def _plots(records: list[RunRecord], out: Path) -> None:
-    from mmrl.reports import summarise
-    from mmrl.reports.plots import accuracy_plot, confusion_plot, reliability_diagram, training_curves
-
-    accuracy_plot(summarise(records), out / "plots" / "accuracy.png")
-    first = records[0]
-    training_curves(first.history, out / "plots" / "training.png")
-    for part in ("base", "novel"):
-        scores = getattr(first.metrics, part)
-        title = f"{first.method} on {first.dataset}, {part} classes"
-        reliability_diagram(scores, out / "plots" / f"reliability-{part}.png", title=title)
-        confusion_plot(scores, out / "plots" / f"confusion-{part}.png", title=title)
-
-
-def _photos(clip: Clip, out: Path, data: str, seed: int, console: Console) -> None:
-    """Classify a few test images among all classes of the set, half of which were never trained."""
+def _photos(trained: Path, dataset: Dataset, out: Path) -> None:
+    """Copy the adapter, and classify a few test images among all classes of the set, half of which were never trained."""
+    from rich.console import Console
     from rich.table import Table
 
     from mmrl import api
-    from mmrl.data import load_dataset
     from mmrl.reports.plots import predictions_plot
 
-    dataset = load_dataset(data)
+    classifier = api.from_pretrained(trained)
+    classifier.save_pretrained(out / "adapter")
     chosen = [next(item for item in dataset.test if item.label == label) for label in range(len(dataset.classes))]
     chosen = (chosen[: PHOTOS // 2] + chosen[::-1][: PHOTOS // 2])[:PHOTOS]
     folder = out / "photos"
@@ -113,11 +82,10 @@ def _photos(clip: Clip, out: Path, data: str, seed: int, console: Console) -> No
     for item in chosen:
         files.append(folder / f"{dataset.classes[item.label].replace(' ', '_')}.png")
         dataset.image(item).save(files[-1])
-    classifier: Classifier = api.from_pretrained(_folder(out, data, "mmrl", seed), backbone=clip)
     ranked: list[list[Guess]] = classifier.rank(files, dataset.classes, top=3)
     table = Table("photo", "first guess", "second", "third", title="Photos classified among trained and new class names (* never trained)")
     for file, guesses in zip(files, ranked):
         table.add_row(file.name, *(f"{g.name}{'' if g.trained else '*'} {g.probability:.0%}" for g in guesses))
-    console.print(table)
+    Console().print(table)
     captions = [[(g.name, g.probability, g.trained) for g in guesses] for guesses in ranked]
-    predictions_plot(files, captions, [dataset.classes[item.label] for item in chosen], out / "plots" / "predictions.png")
+    predictions_plot(files, captions, [dataset.classes[item.label] for item in chosen], out / "predictions.png")

@@ -115,22 +115,17 @@ def carry_out(
 ) -> None:
     """Bind, note the plans, compute what is missing, print the tables. Exits with 1 where cells failed or are left."""
     from mmrl.clip import load_clip
-    from mmrl.engine.grid import Bench, Context, ResultsFolder, bind
+    from mmrl.engine.grid import CACHE, Bench, Context, ResultsFolder, bind
 
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
-    jobs = jobs or _gpus(device)
-    store = ResultsFolder(out)
-    bench = Bench(
-        backbone,
-        root,
-        store.cache.resolve(),
-        precision,
-        skip_broken,
-        _threads(workers, suite, (os.cpu_count() or 1) if engine == "ray" else jobs),
-    )
+    jobs, out = jobs or _gpus(device), out.expanduser()
+    known = ResultsFolder(out) if out.exists() else None  # a wrong name below must not leave a new folder behind
+    threads = _threads(workers, suite, (os.cpu_count() or 1) if engine == "ray" else jobs)
+    bench = Bench(backbone, root, (out / CACHE).resolve(), precision, skip_broken, threads)
     clip = load_clip(backbone, device="cpu" if jobs > 1 or engine == "ray" else device)
     groups, slots = bind(cells, Context(bench, clip))
+    store = known or ResultsFolder(out)
     for plan in _plans(slots, suite, paper_compat, notes):
         if not dry_run:
             store.add_plan(plan)

@@ -16,7 +16,7 @@ def status(
 
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from mmrl.reports import status as folder
 
@@ -25,7 +25,8 @@ def status(
         typer.echo(json.dumps(found.as_json()))
         raise typer.Exit(int(found.failed))
     console = Console(highlight=False)
-    table = Table("study", *folder.STATES, "all", box=None, padding=(0, 1))
+    counted = [Column(name, overflow="fold") for name in (*folder.STATES, "all")]
+    table = Table(Column("study", no_wrap=True), *counted, box=None, padding=(0, 1))
     for study, counts in (*found.studies.items(), *([("in all", found.total)] if len(found.studies) > 1 else [])):
         table.add_row(escape(study), *(str(counts[state] or "") for state in folder.STATES), str(sum(counts.values())))
     console.print(table if found.studies else "No study is planned here yet.")

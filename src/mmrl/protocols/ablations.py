@@ -70,9 +70,14 @@ ABLATIONS: dict[str, Ablation] = {
 }
 
 
+def default_layer(depth: int) -> int:
+    """J of the methods where it is not given: half the depth."""
+    return max(1, depth // 2)
+
+
 def layers_of(depth: int) -> list[int]:
-    """Values of J for a tower of `depth` layers: the first, every second one, and the default, half the depth."""
-    return sorted({1, *range(2, depth + 1, 2), max(1, depth // 2)})
+    """Values of J for a tower of `depth` layers: the first, every second one, and the default."""
+    return sorted({1, *range(2, depth + 1, 2), default_layer(depth)})
 
 
 def ablate(
@@ -121,4 +126,4 @@ def _rows(name: str, ablation: Ablation, depth: int | None, numbers: Sequence[An
         return ablation.rows
     if depth is None:
         raise UsageError(f"`ablate {name}` needs the depth of the image tower or --values.")
-    return _sweep(ablation.option, layers_of(depth))
+    return _sweep(ablation.option, layers_of(depth)) | {str(default_layer(depth)): {}}  # so that it shares the unchanged training

@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from mmrl.reports import paper
-from mmrl.reports.cells import ABLATIONS
+from mmrl.reports.cells import ABLATIONS, ZERO_SHOT
 from mmrl.reports.cost import CostRow, CostTable
 from mmrl.reports.measures import Arm, Measure, StudyScores
+from mmrl.reports.paper import AVERAGE
 from mmrl.reports.sheets import Cell, Sheet
-from mmrl.reports.tables import AVERAGE, ZERO_SHOT
 
 T = TypeVar("T")
 

@@ -24,6 +24,7 @@ MARKER = "results.json"
 STUDIES = ("base-to-novel", "few-shot", "cross-dataset", "domain-generalisation")
 ABLATIONS = ("variants", "rep-dim", "layers", "tokens", "alpha", "lambda", "regulariser")
 COST = "cost"
+ZERO_SHOT = "zero-shot"  # the method that CLIP as it is goes by
 
 
 class Environment(Part):

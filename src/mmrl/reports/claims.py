@@ -11,10 +11,11 @@ from typing import Literal, NamedTuple
 
 from mmrl.reports import paper
 from mmrl.reports.aggregate import METRICS, Arms, number
+from mmrl.reports.cells import ZERO_SHOT
 from mmrl.reports.measures import Arm, Measure, StudyScores
+from mmrl.reports.paper import AVERAGE
 from mmrl.reports.results import Results
 from mmrl.reports.sheets import Sheet, signed
-from mmrl.reports.tables import AVERAGE, ZERO_SHOT
 
 Verdict = Literal["holds", "does not hold", "undecided", "not run"]
 

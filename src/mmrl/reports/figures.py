@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from mmrl.reports import paper
 from mmrl.reports.aggregate import METRICS, Arms, few_shot_columns, in_order, number
-from mmrl.reports.cells import ABLATIONS
+from mmrl.reports.cells import ABLATIONS, ZERO_SHOT
 from mmrl.reports.measures import Arm, Measure, StudyScores
+from mmrl.reports.paper import AVERAGE
 from mmrl.reports.svg import MARKERS, Chart, marker, tag, tick_text, whisker, width_of
-from mmrl.reports.tables import AVERAGE, ZERO_SHOT
 
 HALVES = ("base", "novel", "hm")
 PANEL = (310.0, 230.0)  # px

@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
 from mmrl.reports import paper
-from mmrl.reports.cells import ABLATIONS, CellRecord, Plan, Slot
+from mmrl.reports.cells import ABLATIONS, ZERO_SHOT, CellRecord, Plan, Slot
 from mmrl.reports.records import harmonic_mean
 from mmrl.reports.results import Results
-from mmrl.reports.tables import ZERO_SHOT, Stat
 
 PAPER_BACKBONES = ("ViT-B-16-quickgelu/openai", "ViT-B-16/openai")
 PAPER_SHOTS = 16
@@ -59,7 +58,7 @@ class Measure:
     @property
     def std(self) -> float | None:
         """Sample standard deviation over seeds (ddof 1); None for fewer than two."""
-        return Stat.of(list(self.by_seed.values())).std if self.by_seed else None
+        return statistics.stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
 
     @property
     def complete(self) -> bool:

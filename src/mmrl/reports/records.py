@@ -6,7 +6,6 @@ be added within a schema version: a reader ignores those it does not know, and w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PrivateAttr,
     ValidationError,
     field_serializer,
     field_validator,
@@ -162,13 +160,6 @@ class RunRecord(Part):
     warnings: tuple[str, ...] = Field((), description="such as scores below zero-shot")
     history: tuple[dict[str, float], ...] = Field((), description="step, epoch, lr, accuracy and the terms of the loss, every few steps")
 
-    _path: Path | None = PrivateAttr(None)
-
-    @property
-    def where(self) -> str:
-        """The file it was read from, for messages."""
-        return str(self._path) if self._path else f"{self.method} on {self.dataset}, seed {self.seed}"
-
     def write(self, path: Path) -> None:
         """Write it as JSON; `path` is replaced as a whole or not at all."""
         write_json(path, self.model_dump(mode="json", by_alias=True))
@@ -189,25 +180,7 @@ def read_record(path: Path) -> RunRecord:
             raise MmrlError(f"{path} has the schema '{schema}', this version of mmrl reads '{SCHEMA}'. Use the version that wrote it.")
         raise MmrlError(f"{path} is not a run record of mmrl: its \"schema\" should be '{SCHEMA}'.")
     try:
-        record = RunRecord.model_validate(content)
+        return RunRecord.model_validate(content)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'record'}: {e['msg']}" for e in error.errors()[:5])
         raise MmrlError(f"run record is damaged: {path} ({problems})") from error
-    record._path = path
-    return record
-
-
-def read_records(paths: Iterable[Path]) -> list[RunRecord]:
-    """Every record of `paths`: files, or folders searched at any depth for `run.json`, in the order of their names.
-
-    Raises:
-        UsageError: a folder holds no run record.
-        MmrlError: as `read_record`.
-    """
-    found: dict[Path, None] = {}
-    for path in paths:
-        inside = sorted(path.rglob(RECORD_NAME)) if path.is_dir() else [path]
-        if not inside:
-            raise UsageError(f"no run record ({RECORD_NAME}) in {path}. Give the folder of a run, or one above it.")
-        found.update(dict.fromkeys(inside))
-    return [read_record(path) for path in found]

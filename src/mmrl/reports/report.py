@@ -16,7 +16,7 @@ from mmrl.errors import MmrlError
 from mmrl.files import write_text
 from mmrl.reports import diagnostics, sheets, svg
 from mmrl.reports.aggregate import METRICS, TITLES, Arms, calibration_sheet, cost_sheet, machine, method_name, study_sheets
-from mmrl.reports.cells import ABLATIONS, STUDIES, CellRecord, Slot, TrainingRecord
+from mmrl.reports.cells import ABLATIONS, STUDIES, ZERO_SHOT, CellRecord, Slot, TrainingRecord
 from mmrl.reports.cells import Environment as Where
 from mmrl.reports.claims import Claim, claims, claims_sheet
 from mmrl.reports.cost import COST_FILE, CostTable
@@ -25,7 +25,6 @@ from mmrl.reports.measures import Arm, StudyScores
 from mmrl.reports.results import Results, read_part
 from mmrl.reports.sheets import Cell, Sheet
 from mmrl.reports.status import STATES, duration, held_locks, slot_states
-from mmrl.reports.tables import ZERO_SHOT
 from mmrl.version import __version__
 
 FORMS = ((".md", sheets.markdown), (".tex", sheets.latex), (".csv", sheets.tidy_csv))

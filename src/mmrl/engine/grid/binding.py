@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class Context:
         dataset = self.dataset(training.dataset)
         return _hash(
             method=training.method,
-            options=ready.resolved.method,
+            options=_validated(training.method, ready.resolved.method),
             fit=ready.config.identity(),
             backbone=self.fingerprint,
             dataset=dataset.name,
@@ -121,7 +121,12 @@ def _hash(**decides: Any) -> str:
 
 def options_at_test(cell: Cell, ready: Prepared | None) -> dict[str, Any]:
     """Options of the method that a cell tests with."""
-    return {**(ready.resolved.method if ready else {}), **dict(cell.options)}
+    return _validated(cell.method, {**(ready.resolved.method if ready else {}), **dict(cell.options)})
+
+
+def _validated(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """As the method gets them: a 1 that was typed for a fraction is the recipe's 1.0, and no reason to train again."""
+    return methods.make_options(methods.get(method), options).model_dump(mode="json")
 
 
 def bind(cells: Sequence[Cell], context: Context) -> tuple[list[Group], list[Slot]]:

@@ -19,6 +19,7 @@ from mmrl.reports.records import Part
 from mmrl.reports.results import check_format, read_part
 from mmrl.version import __version__
 
+CACHE = "cache"
 Kind = Literal["cells", "trainings", "failed", "plans"]
 PARTS: dict[Kind, tuple[type[Part], str]] = {
     "cells": (CellRecord, "cell"),
@@ -41,7 +42,11 @@ class ResultsFolder:
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{self.folder} is a file; results need a folder.")
         if not (self.folder / MARKER).exists():
-            strange = sorted(path.name for path in self.folder.iterdir() if path.name[0] != ".") if self.folder.exists() else []
+            strange = (
+                sorted(path.name for path in self.folder.iterdir() if path.name[0] != "." and path.name != CACHE)
+                if self.folder.exists()
+                else []
+            )
             if strange:
                 raise UsageError(f"{self.folder} holds other things ({', '.join(strange[:3])}); give a new folder, or one with results.")
             write_json(self.folder / MARKER, {"format": FORMAT, "mmrl": __version__})
@@ -56,7 +61,7 @@ class ResultsFolder:
 
     @property
     def cache(self) -> Path:
-        return self.folder / "cache"
+        return self.folder / CACHE
 
     def read(self, kind: Kind, key: str) -> Part | None:
         """What was written, or None where nothing was, or it is damaged."""
