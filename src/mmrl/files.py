@@ -81,8 +81,10 @@ def lock(path: Path) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
+        except FileNotFoundError:  # taken away by its holder
+            pass
         except BaseException:
             os.close(descriptor)
             raise

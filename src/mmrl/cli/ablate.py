@@ -34,7 +34,7 @@ def ablate(
 ) -> None:
     """Run one of the paper's ablations, or all of them: base-to-novel with one thing changed. Unchanged runs are shared with `bench`."""
     from mmrl import methods as registry
-    from mmrl.cli.options import parse_seeds, parse_settings, parse_values
+    from mmrl.cli.options import parse_seeds, parse_values
     from mmrl.errors import UsageError, unknown
     from mmrl.protocols import ABLATIONS
     from mmrl.protocols import ablate as plan
@@ -51,7 +51,7 @@ def ablate(
     for each in ABLATIONS if name == "all" else (name,):
         cells += plan(
             each, chosen, parse_seeds(seeds), method=method, depth=depth, numbers=parse_values(values) if values else None,
-            shots=shots, overrides=parse_settings(set_),
+            shots=shots, overrides=grid.overrides(set_),
         )  # fmt: skip
     grid.carry_out(
         cells, suite=grid.suite_name(cells, mini), out=out, backbone=backbone, root=root, precision=precision, jobs=jobs, engine=engine,

@@ -8,8 +8,6 @@ import typer
 
 from mmrl.cli import grid
 
-TUNED_NOTE = "beta by target: MMRL++ tested with the authors' beta for each target data set (--paper-compat): tuned on the target."
-
 
 def bench(
     study: str = typer.Argument(..., help="base-to-novel, cross-dataset, domain-generalisation, few-shot, or all."),
@@ -39,7 +37,7 @@ def bench(
 ) -> None:
     """Run one of the paper's evaluations, or all four, and print the table. What is there is kept; what is missing is computed."""
     from mmrl import methods as registry
-    from mmrl.cli.options import parse_seeds, parse_settings, parse_shots
+    from mmrl.cli.options import parse_seeds, parse_shots
     from mmrl.errors import unknown
     from mmrl.protocols import EVALUATIONS, evaluation
 
@@ -55,11 +53,11 @@ def bench(
         wanted = given or {"cross-dataset": suite.targets, "domain-generalisation": suite.shifted}.get(each, suite.single)
         cells += evaluation(
             each, suite, chosen, parse_seeds(seeds), datasets=grid.present(wanted, root, skip_missing), source=source,
-            shots=parse_shots(shots) if shots else None, overrides=parse_settings(set_),
-            paper_compat=paper_compat and each in ("cross-dataset", "domain-generalisation"),
+            shots=parse_shots(shots) if shots else None, overrides=grid.overrides(set_),
+            paper_compat=paper_compat and (study != "all" or each in ("cross-dataset", "domain-generalisation")),
         )  # fmt: skip
     grid.carry_out(
         cells, suite=grid.suite_name(cells, mini), out=out, backbone=backbone or ("tiny" if mini else grid.BACKBONE), root=root,
         precision=precision, jobs=jobs, engine=engine, address=address, gpu_fraction=gpu_fraction, device=device, workers=workers,
-        skip_broken=skip_broken, dry_run=dry_run, paper_compat=paper_compat, notes=[TUNED_NOTE] if paper_compat else [],
+        skip_broken=skip_broken, dry_run=dry_run,
     )  # fmt: skip

@@ -40,7 +40,6 @@ def cost(
     from rich.console import Console
 
     from mmrl import methods as registry
-    from mmrl.cli.options import parse_settings
     from mmrl.clip import load_clip
     from mmrl.engine.cost import Measurement, measure_apart
     from mmrl.engine.grid import Bench, Context, ResultsFolder, bind
@@ -53,8 +52,9 @@ def cost(
     for name in chosen:
         registry.get(name)
     data, backbone = data or ("mini:objects" if mini else "imagenet"), backbone or ("tiny" if mini else grid.BACKBONE)
-    cells = base_to_novel(chosen, (data,), (seed,), shots=(shots,), overrides=parse_settings(set_))
+    cells = base_to_novel(chosen, (data,), (seed,), shots=(shots,), overrides=grid.overrides(set_))
     store = ResultsFolder(out)
+    store.add_costs()  # a table that is damaged is found now
     bench = Bench(backbone, root, store.cache.resolve(), precision, batch_size=batch)
     bind(cells, Context(bench, load_clip(backbone, device=device)))  # reports all that is wrong before anything is measured
     results, rows, failed = Results(out), [], []

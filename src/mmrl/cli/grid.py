@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from mmrl.clip import Clip
     from mmrl.engine.grid import Bench, Group, Outcome, ResultsFolder
     from mmrl.protocols import Cell, Suite
-    from mmrl.reports.cells import Slot
+    from mmrl.reports.cells import Plan, Slot
 
+TUNED_NOTE = "beta by target: MMRL++ tested with the authors' beta for each target data set (--paper-compat): tuned on the target."
 BACKBONE = "ViT-B-16-quickgelu/openai"
 ENGINES = ("local", "ray")
 
@@ -76,6 +78,17 @@ def names(value: str) -> list[str] | None:
     return found
 
 
+def overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """Options from --set. Raises UsageError for those that have an option of their own here."""
+    from mmrl.cli.options import parse_settings
+
+    found = parse_settings(pairs)
+    for key, own in (("seed", "--seeds"), ("precision", "--precision")):
+        if key in found:
+            raise UsageError(f"--set {key}={found[key]}: use {own}, which holds for training and testing alike.")
+    return found
+
+
 def present(chosen: Sequence[str], root: Path | None, skip_missing: bool) -> list[str]:
     """Those of `chosen` that can be read; without `skip_missing`, all. Raises UsageError if none is left."""
     from mmrl.data import load_dataset
@@ -110,28 +123,26 @@ def carry_out(
     workers: int | None,
     skip_broken: bool,
     dry_run: bool,
-    paper_compat: bool = False,
-    notes: Sequence[str] = (),
 ) -> None:
     """Bind, note the plans, compute what is missing, print the tables. Exits with 1 where cells failed or are left."""
     from mmrl.clip import load_clip
     from mmrl.engine.grid import CACHE, Bench, Context, ResultsFolder, bind
 
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
+    _check_places(engine, jobs, device, address, gpu_fraction, precision)
     jobs, out = jobs or _gpus(device), out.expanduser()
     known = ResultsFolder(out) if out.exists() else None  # a wrong name below must not leave a new folder behind
     threads = _threads(workers, suite, (os.cpu_count() or 1) if engine == "ray" else jobs)
     bench = Bench(backbone, root, (out / CACHE).resolve(), precision, skip_broken, threads)
     clip = load_clip(backbone, device="cpu" if jobs > 1 or engine == "ray" else device)
     groups, slots = bind(cells, Context(bench, clip))
+    if dry_run:
+        _announce(groups, slots, known)
+        return
     store = known or ResultsFolder(out)
-    for plan in _plans(slots, suite, paper_compat, notes):
-        if not dry_run:
-            store.add_plan(plan)
-    if not _announce(groups, slots, store) or dry_run:
-        if not dry_run:
-            _tables(store, slots)
+    for plan in _plans(slots, suite):
+        store.add_plan(plan)
+    if not _announce(groups, slots, store):
+        _tables(store, slots)
         return
     if engine == "ray":
         from mmrl.engine.grid.cluster import run_on_ray
@@ -153,6 +164,24 @@ def _run_here(groups: Sequence[Group], bench: Bench, store: ResultsFolder, jobs:
     return run_here(groups, bench, store, jobs=jobs, device=device, clip=clip, say=typer.echo)
 
 
+def _check_places(engine: str, jobs: int | None, device: str, address: str | None, gpu_fraction: float, precision: str) -> None:
+    """Raises UsageError for options that do not go together, and for a precision that there is not where cells run."""
+    import torch
+
+    from mmrl.engine import FitConfig
+    from mmrl.engine.precision import check_precision
+
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    if engine == "ray" and (device != "cpu" or jobs is not None):
+        raise UsageError("--engine ray takes neither --device nor --jobs: --gpu-fraction 0.25 puts four runs on each GPU of the cluster.")
+    if engine == "local" and (address is not None or gpu_fraction):
+        raise UsageError("--address and --gpu-fraction are for --engine ray; here, --device and --jobs say where cells run.")
+    FitConfig(precision=precision)
+    if engine == "local" or not gpu_fraction:
+        check_precision(precision, torch.device(device))
+
+
 def _gpus(device: str) -> int:
     """One process for each GPU, where all of them are asked for; else one."""
     import torch
@@ -167,26 +196,27 @@ def _threads(workers: int | None, suite: str, jobs: int) -> int:
     return 0 if suite == "mini" else max(1, min(8, (os.cpu_count() or 1) // jobs))
 
 
-def _plans(slots: Sequence[Slot], suite: Literal["paper", "mini", "own"], paper_compat: bool, notes: Sequence[str]) -> list[Any]:
+def _plans(slots: Sequence[Slot], suite: Literal["paper", "mini", "own"]) -> list[Plan]:
+    from mmrl.protocols.evaluations import TUNED
     from mmrl.reports.cells import Plan
 
-    command = " ".join(["mmrl", *sys.argv[1:]])
-    return [
-        Plan(
-            schema="mmrl.plan/1", study=study, suite=suite, slots=tuple(slot for slot in slots if slot.study == study),
-            paper_compat=paper_compat, command=command, notes=tuple(notes),
-        )
-        for study in dict.fromkeys(slot.study for slot in slots)
-    ]  # fmt: skip
+    command, plans = shlex.join(["mmrl", *sys.argv[1:]]), []
+    for study in dict.fromkeys(slot.study for slot in slots):
+        mine = tuple(slot for slot in slots if slot.study == study)
+        tuned = any(TUNED in slot.variant for slot in mine)
+        notes = (TUNED_NOTE,) if tuned else ()
+        plans.append(Plan(schema="mmrl.plan/1", study=study, suite=suite, slots=mine, paper_compat=tuned, command=command, notes=notes))
+    return plans
 
 
-def _announce(groups: Sequence[Group], slots: Sequence[Slot], store: ResultsFolder) -> int:
-    """Say how much there is to do. Gives the number of groups with missing cells."""
+def _announce(groups: Sequence[Group], slots: Sequence[Slot], store: ResultsFolder | None) -> int:
+    """Say how much there is to do; all of it where there is no folder yet. Gives the number of groups with missing cells."""
     from mmrl.engine.grid import missing_cells
 
-    lacking = [group for group in groups if missing_cells(group, store)]
+    missing = [missing_cells(group, store) if store else {key for _, key in group.cells} for group in groups]
+    lacking = [group for group, keys in zip(groups, missing, strict=True) if keys]
     keys = {slot.key for slot in slots}
-    there = len(keys) - sum(len(missing_cells(group, store)) for group in lacking)
+    there = len(keys) - sum(map(len, missing))
     trainings = sum(group.training is not None for group in lacking)
     passes = len(lacking) - trainings
     typer.echo(f"{len(keys)} cells, {there} of them there already; {trainings} trainings and {passes} zero-shot passes to do")

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from mmrl.data.images import to_rgb
-from mmrl.data.records import Contents, Dataset, Item
+from mmrl.data.records import Contents, Dataset, Item, check_utf8
 from mmrl.data.splits import PARTS, class_name, divide, small_sizes
 from mmrl.errors import UsageError
 from mmrl.templates import DEFAULT_TEMPLATE, Template
@@ -28,7 +28,7 @@ def read_folder(root: Path | str, *, template: Template = DEFAULT_TEMPLATE) -> D
 
     Raises:
         UsageError: the folder is missing or empty, a class has no image, two classes have one name, a test class is not
-            among the training classes, or nothing looks like images; with a hint at the fix.
+            among the training classes, a name is not UTF-8, or nothing looks like images; with a hint at the fix.
     """
     root = Path(root)
     if not root.exists():
@@ -49,9 +49,14 @@ def read_folder(root: Path | str, *, template: Template = DEFAULT_TEMPLATE) -> D
     return dataset_of(contents, root.resolve().name, root, template=template)
 
 
-def dataset_of(contents: Contents, name: str, images: Path, *, template: Template = DEFAULT_TEMPLATE, flip: bool = True) -> Dataset:
+def dataset_of(
+    contents: Contents, name: str, images: Path, *, template: Template = DEFAULT_TEMPLATE, flip: bool = True, own_split: bool = False
+) -> Dataset:
     """`contents`, whose keys are paths below the folder `images`, as a data set."""
-    return Dataset(name, contents.classes, template, contents.train, contents.val, contents.test, read=ImagesBelow(images), flip=flip)
+    return Dataset(
+        name, contents.classes, template, contents.train, contents.val, contents.test, read=ImagesBelow(images), flip=flip,
+        own_split=own_split,
+    )  # fmt: skip
 
 
 class ImagesBelow:
@@ -65,8 +70,9 @@ class ImagesBelow:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in `folder`, sorted; hidden ones are passed over."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    """Names of the folders in `folder`, sorted; hidden ones are passed over. Raises UsageError for one that is not UTF-8."""
+    found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return [check_utf8(name, f"the name of a folder in {folder}") for name in found]
 
 
 def _no_classes(root: Path) -> str:
@@ -90,7 +96,7 @@ def _split_folders(root: Path, folders: list[str]) -> dict[str, str] | None:
 
 
 def images_below(root: Path, folder: Path) -> list[str]:
-    """Keys of the images anywhere below `folder`, sorted; the error names a folder that has none."""
+    """Keys of the images anywhere below `folder`, sorted; the error names a folder that has none, or a key that is not UTF-8."""
     keys, other = [], 0
     for path, below, files in os.walk(folder, followlinks=True):
         below[:] = sorted(name for name in below if not name.startswith("."))
@@ -98,7 +104,7 @@ def images_below(root: Path, folder: Path) -> list[str]:
             if name.startswith("."):
                 continue
             if Path(name).suffix.lower() in IMAGE_ENDINGS:
-                keys.append((Path(path) / name).relative_to(root).as_posix())
+                keys.append(check_utf8((Path(path) / name).relative_to(root).as_posix(), f"the name of an image below {root}"))
             else:
                 other += 1
     if not keys:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -51,9 +52,10 @@ class Dataset:
         flip: whether a mirror image still shows its class (not so for digits and letters).
         kept: for each label its label in `source`, when this set is a part of another.
         source: the whole set that this one is a part of, or None.
+        own_split: whether a split is published for it and this is another: results do not stand beside published ones.
 
     Raises:
-        UsageError: a template without exactly one `{}`, no class, a name twice, or a label outside the classes.
+        UsageError: a template without exactly one `{}`, no class, a name twice or not UTF-8, or a label outside the classes.
     """
 
     name: str
@@ -66,15 +68,18 @@ class Dataset:
     flip: bool = True
     kept: tuple[int, ...] | None = None
     source: Dataset | None = field(default=None, repr=False)
+    own_split: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "template", check_template(self.template, of=f" of '{self.name}'"))  # frozen for everyone else
+        check_utf8(self.name, "the name of the data set")
         if not self.classes:
             raise UsageError(f"data set '{self.name}' has no class.")
         seen: dict[str, str] = {}
         for name in self.classes:
             if not name.strip():
                 raise UsageError(f"data set '{self.name}' has a blank class name.")
+            check_utf8(name, f"the name of a class of '{self.name}'")
             if seen.setdefault(name.strip(), name) is not name:
                 raise UsageError(f"data set '{self.name}' has class '{name.strip()}' twice. Rename one.")
         for item in (*self.train, *self.val, *self.test):
@@ -118,6 +123,20 @@ class Dataset:
         train, val, test = (relabel(items, ids) for items in (self.train, self.val, self.test))
         names = tuple(self.classes[i] for i in ids)
         return dataclasses.replace(self, classes=names, train=train, val=val, test=test, kept=tuple(ids), source=self)
+
+
+def check_utf8(name: str, what: str) -> str:
+    """`name`, which must be UTF-8, as the files that will hold it are.
+
+    Raises:
+        UsageError: it is not; `what` starts the message, in which other bytes stand escaped, as \\xe9.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        shown = re.sub("[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", f"{what} is not UTF-8: '{name}'. Rename it.")
+        raise UsageError(shown.encode(errors="backslashreplace").decode()) from error
+    return name
 
 
 def class_ids(n: int, which: Which | str) -> list[int]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrl.data.records import Contents, Item
+from mmrl.data.records import Contents, Item, check_utf8
 from mmrl.errors import MmrlError, UsageError
 from mmrl.files import read_json
 
@@ -31,7 +31,7 @@ def check_key(key: str, where: str) -> str:
     Only the text is judged: a link on the way is the doing of whoever laid out the data, and is followed.
 
     Raises:
-        UsageError: it is blank, absolute, goes up with '..', or has a backslash; `where` starts the message.
+        UsageError: it is blank, absolute, goes up with '..', has a backslash, or is not UTF-8; `where` starts the message.
     """
     if not key.strip(" ./"):
         raise UsageError(f"{where}: the path of the image is '{key}'. Give a path relative to the image folder.")
@@ -39,7 +39,7 @@ def check_key(key: str, where: str) -> str:
         raise UsageError(f"{where}: path '{key}' is absolute. Give it relative to the image folder.")
     if ".." in key.split("/") or "\\" in key or "\0" in key:
         raise UsageError(f"{where}: path '{key}' must stay inside the image folder: no '..', and '/' between folders.")
-    return key
+    return check_utf8(key, f"{where}: the path of the image")
 
 
 def contents_of(rows: Mapping[str, Iterable[Row]], where: str) -> Contents:

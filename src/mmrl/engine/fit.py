@@ -42,6 +42,7 @@ class FitResult:
         folder: where the adapter is, if anywhere.
         processes: that trained it together.
         warnings: what the user should know: the images left out.
+        loaded: whether the folder had the finished training, so that nothing was trained now.
     """
 
     method: Method
@@ -53,6 +54,7 @@ class FitResult:
     folder: Path | None
     processes: int = 1
     warnings: tuple[str, ...] = ()
+    loaded: bool = False
 
 
 def fit(
@@ -149,7 +151,8 @@ def train(
         before = peers.on_main(lambda: stack.enter_context(held).load() if held else None)
         if held and before and before["finished"]:
             load_tensors(method, peers.on_main(lambda: _trained(held.path, method)), where=str(held.path))
-            return FitResult(method, prompts.names, template, config, before["history"], before["seconds"], folder, peers.count)
+            history, seconds = before["history"], before["seconds"]
+            return FitResult(method, prompts.names, template, config, history, seconds, folder, peers.count, loaded=True)
         step = before["step"] if before else 0
         peers.on_main(lambda: start_log(tools, first_step=step))
         stack.enter_context(_seeded(config.seed, device))
@@ -220,7 +223,7 @@ def _identity(method: Method, classes: ClassList, template: Template, config: Fi
     return {
         "method": method.name,
         "options": method.options.model_dump(mode="json"),
-        "backbone": {"name": method.clip.name, "fingerprint": method.clip.fingerprint},
+        "backbone": method.clip.fingerprint,  # not its name: the same weights may lie elsewhere
         "classes": list(classes.names),
         "template": template,
         "fit": config.identity(),

@@ -10,17 +10,22 @@ from typing import Any
 from mmrl import methods, recipes
 from mmrl.data import Dataset, Draw, draw_shots, read_coop_draw, readable
 from mmrl.engine.config import FitConfig
+from mmrl.engine.fit import items_hash
 from mmrl.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a training needs besides the backbone: values with their sources, validated, and the images drawn."""
+    """What a training needs besides the backbone: values with their sources, validated, and the images drawn.
+
+    `usable` tells which of them can be read, where broken ones are left out; '' where they are not.
+    """
 
     method: str
     resolved: recipes.Resolved
     config: FitConfig
     draw: Draw
+    usable: str = ""
 
 
 def settings(
@@ -74,10 +79,10 @@ def prepare(
         draw = draw_shots(dataset, shots, seed, classes, allow_fewer=allow_fewer)
     elif not isinstance(draw, Draw):
         draw = read_draw(Path(draw), dataset, classes)
+    usable = readable(dataset.restrict(classes), draw.train, workers)[0] if skip_broken else draw.train
     if "batch_size" not in given:
-        usable = readable(dataset, draw.train, workers)[0] if skip_broken else draw.train
         resolved = resolved.at_most("batch_size", len(usable), "all training images, fewer than a published batch")
-    return Prepared(method, resolved, FitConfig(**resolved.fit), draw)
+    return Prepared(method, resolved, FitConfig(**resolved.fit), draw, items_hash(usable) if skip_broken else "")
 
 
 def read_draw(path: Path, dataset: Dataset, classes: str) -> Draw:

@@ -48,6 +48,7 @@ class CellRecord(Part):
     fingerprint: str = Field(description="of the backbone's weights")
     dataset: str = Field(description="tested on")
     data: str = Field(description="fingerprint of the data set's lists")
+    own_split: bool = Field(False, description="whether a split is published for the data set and another was used")
     classes: Literal["all", "base", "novel"]
     seen: bool = Field(description="whether the classes were trained on")
     options: dict[str, Any] = Field(description="of the method at test")
@@ -100,14 +101,20 @@ class Slot(Part):
     seen: bool
     key: str
     training: str | None = None
+    setting: str = Field("", description="hash of what else a row's cells must share: backbone, data, precision, broken images left out")
     group: str = Field(description="cells done together: the key of their training, or of the zero-shot pass over the data set")
 
-    IDENTITY: ClassVar = ("study", "method", "variant", "backbone", "trained_on", "shots", "seed", "dataset", "classes")
+    ROW: ClassVar = ("study", "method", "variant", "backbone", "trained_on", "shots", "dataset")
 
     @property
     def place(self) -> tuple[Any, ...]:
         """What two slots must not share."""
-        return tuple(getattr(self, name) for name in self.IDENTITY)
+        return (*self.row, self.seed, self.classes)
+
+    @property
+    def row(self) -> tuple[Any, ...]:
+        """Its row of a table, on one data set."""
+        return tuple(getattr(self, name) for name in self.ROW)
 
 
 class Plan(Part):

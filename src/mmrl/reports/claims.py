@@ -50,8 +50,8 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Whether it is larger than its spread, or has none."""
-        return self.spread is None or abs(self.value) > self.spread
+        """Whether it is larger than its spread, which must be known."""
+        return self.spread is not None and abs(self.value) > self.spread
 
     def sentence(self, one: str, two: str, metric: str) -> str:
         """It in words."""
@@ -123,7 +123,7 @@ def _arms(scores: StudyScores | None, *methods: str) -> list[Arm]:
 
 
 def _verdict(differences: Sequence[Difference]) -> Verdict:
-    """Of a claim that all of them are positive. One that lies within its spread decides nothing."""
+    """Of a claim that all of them are positive. One that lies within its spread, or of one seed, decides nothing."""
     if not differences:
         return "not run"
     if any(each.value <= 0 and each.clear for each in differences):
@@ -160,15 +160,16 @@ def _ablated(scores: StudyScores | None, case: _Case) -> Claim:
     for ours in _with_value(scores, case.better):
         for name in case.worse:
             for other in _with_value(scores, name):
-                found = difference(scores, ours, other, case.metric) if scores and _comparable(ours, other) else None
+                found = difference(scores, ours, other, case.metric) if scores and _setting(ours) == _setting(other) else None
                 if found:
                     evidence.append(found.sentence(case.better, other.variant, case.metric))
                     deciding.append(found)
     return Claim(case.text, case.where, _verdict(deciding), tuple(evidence))
 
 
-def _comparable(one: Arm, two: Arm) -> bool:
-    return (one.method, one.backbone, one.shots) == (two.method, two.backbone, two.shots)
+def _setting(arm: Arm) -> tuple[object, ...]:
+    """What arms that are compared must share."""
+    return arm.method, arm.backbone, arm.shots
 
 
 def _with_value(scores: StudyScores | None, value: str) -> list[Arm]:
@@ -182,28 +183,31 @@ def _layers(results: Results, studies: Mapping[str, StudyScores]) -> Claim:
     """J as trained by default, against tokens from the lowest layer on."""
     text, where = "Tokens in the upper layers are better than in all layers", "Figure 5, left"
     scores = studies.get("layers")
-    values = {
-        number(arm.variant): arm for arm in (scores.arms if scores else ()) if arm.method == "mmrl" and number(arm.variant) is not None
-    }
-    first = sorted(value for value in values if value is not None)
-    if scores is None or len(first) < 2:
-        return Claim(text, where, "not run")
-    usual = _usual_layer(results, studies, first)
-    found = difference(scores, values[usual], values[first[0]], "hm") if usual != first[0] else None
-    if found is None:
-        return Claim(text, where, "not run")
-    return Claim(text, where, _verdict([found]), (found.sentence(f"J = {usual:g}", f"J = {first[0]:g}", "hm"),))
+    groups: dict[tuple[object, ...], dict[float, Arm]] = {}
+    for arm in scores.arms if scores else ():
+        if arm.method == "mmrl" and (layer := number(arm.variant)) is not None:
+            groups.setdefault(_setting(arm), {})[layer] = arm
+    evidence, deciding = [], []
+    for arms in groups.values():
+        lowest, usual = min(arms), _usual_layer(results, studies, arms)
+        found = difference(scores, arms[usual], arms[lowest], "hm") if scores and usual != lowest else None
+        if found:
+            evidence.append(found.sentence(f"J = {usual:g}", f"J = {lowest:g}", "hm"))
+            deciding.append(found)
+    return Claim(text, where, _verdict(deciding), tuple(evidence))
 
 
-def _usual_layer(results: Results, studies: Mapping[str, StudyScores], first: Sequence[float]) -> float:
-    """J of the base-to-novel runs of MMRL; else half of the depth, its default."""
+def _usual_layer(results: Results, studies: Mapping[str, StudyScores], arms: Mapping[float, Arm]) -> float:
+    """That J of `arms`, which differ in nothing else, which the base-to-novel runs have; else about half of the depth, the default."""
     plan = studies["base-to-novel"].plan if "base-to-novel" in studies else None
+    backbone = next(iter(arms.values())).backbone
     for slot in plan.slots if plan else ():
-        training = results.trainings.get(slot.training or "") if slot.method == "mmrl" and not slot.variant else None
+        usual = slot.method == "mmrl" and not slot.variant and slot.backbone == backbone
+        training = results.trainings.get(slot.training or "") if usual else None
         for option in training.options if training else ():
-            if option.key == "first_layer" and option.value in first:
+            if option.key == "first_layer" and option.value in arms:
                 return float(option.value)
-    return min(first, key=lambda value: abs(value - first[-1] / 2))
+    return min(sorted(arms), key=lambda value: abs(value - max(arms) / 2))
 
 
 def _rises(scores: StudyScores | None) -> list[Claim]:
@@ -217,14 +221,16 @@ def _rises(scores: StudyScores | None) -> list[Claim]:
     pairs = [(a, b, difference(scores, arm, arm, "all", shots=b, other_shots=a)) for a, b in itertools.pairwise(steps)]
     told = [(found, found.sentence(_shots(b), _shots(a), "all")) for a, b, found in pairs if found]
     out = [Claim(rise, where, _verdict([found for found, _ in told]), tuple(sentence for _, sentence in told))]
-    zero = next(iter(_arms(scores, ZERO_SHOT)), None)
+    zero = next((zero for zero in _arms(scores, ZERO_SHOT) if zero.backbone == arm.backbone), None)
     gains = [(shots, difference(scores, arm, zero, "all", shots=shots)) for shots in steps] if zero else []
     there = [(shots, found) for shots, found in gains if found]
     sentences = tuple(found.sentence(_shots(shots), "zero-shot", "all") for shots, found in there)
-    if len(there) < 2:
+    first, last = there[0][0] if there else 0, there[-1][0] if there else 0
+    growth = difference(scores, arm, arm, "all", shots=last, other_shots=first) if first < last else None
+    if growth is None:
         return [*out, Claim(gain, where, "not run", sentences)]
-    grows = there[-1][1].value > max(there[0][1].value, 0)
-    return [*out, Claim(gain, where, "holds" if grows else "does not hold", sentences)]
+    more = growth.sentence(_shots(last), _shots(first), "all")  # by which the gain grows: zero-shot is the same for both
+    return [*out, Claim(gain, where, _verdict([growth, there[-1][1]]), (*sentences, more))]
 
 
 def _shots(shots: int) -> str:
@@ -234,7 +240,8 @@ def _shots(shots: int) -> str:
 def claims_sheet(found: Sequence[Claim]) -> Sheet:
     rows = tuple((claim.text, claim.where, claim.verdict, " ".join(claim.evidence)) for claim in found)
     note = (
-        f"{AVERAGE.capitalize()}s are over the data sets that both sides have; a difference within its spread over the seeds decides nothing. "
+        f"{AVERAGE.capitalize()}s are over the data sets that both sides have; a difference within its spread over the seeds, or of one "
+        "seed alone, decides nothing. "
         "The paper's claims are about ViT-B/16 of OpenAI's CLIP on its eleven data sets: elsewhere they may or may not hold."
     )
     return Sheet("claims", "Claims of the paper", ("claim", "in the paper", "verdict", "numbers"), rows, (note,), bold=False)

@@ -41,7 +41,8 @@ class Measure:
         planned: number of seeds asked for.
         datasets: of an average: data sets it is over, and how many it should be over.
         dirty: whether something behind it was computed on a source tree with changes.
-        paper: the value printed in the paper, where the setting is the paper's and nothing is missing.
+        own_splits: data sets behind it that have a published split and were split otherwise.
+        paper: the value printed in the paper, where the setting and the splits are the paper's and nothing is missing.
     """
 
     arm: Arm
@@ -53,6 +54,7 @@ class Measure:
     shots: int | None = None
     datasets: tuple[int, int] | None = None
     dirty: bool = False
+    own_splits: frozenset[str] = frozenset()
     paper: paper.Printed | None = None
 
     @property
@@ -88,6 +90,10 @@ class _Seeds:
     @property
     def dirty(self) -> bool:
         return any(cell is not None and bool(cell.environment.dirty) for cell in self.cells.values())
+
+    @property
+    def own_splits(self) -> frozenset[str]:
+        return frozenset(cell.dataset for cell in self.cells.values() if cell and cell.own_split)
 
 
 class StudyScores:
@@ -158,6 +164,7 @@ class StudyScores:
         found = Measure(
             arm, dataset, metric, statistics.fmean(by_seed.values()) if by_seed else None, by_seed,
             planned=max(len(part.cells) for part in there), shots=shots, dirty=any(part.dirty for part in there),
+            own_splits=frozenset().union(*(part.own_splits for part in there)),
         )  # fmt: skip
         return self._beside(found) if quantity == "top1" else found
 
@@ -185,13 +192,14 @@ class StudyScores:
             {seed: statistics.fmean(measure.by_seed[seed] for measure in there) for seed in shared},
             planned=max(measure.planned for measure in planned), shots=shots,
             datasets=(len(there), len(names)), dirty=any(measure.dirty for measure in there),
+            own_splits=frozenset().union(*(measure.own_splits for measure in there)),
         )  # fmt: skip
         return self._beside(found) if quantity == "top1" else found
 
     def _beside(self, measure: Measure) -> Measure:
-        """With the paper's value, where the setting is the paper's and nothing is missing."""
+        """With the paper's value, where the setting and the splits are the paper's and nothing is missing."""
         arm = measure.arm
-        if self.plan.suite != "paper" or arm.backbone not in PAPER_BACKBONES or not measure.complete:
+        if self.plan.suite != "paper" or arm.backbone not in PAPER_BACKBONES or not measure.complete or measure.own_splits:
             return measure
         if measure.datasets and measure.datasets[1] != len(paper.DATASETS) - (self.study == "cross-dataset"):
             return measure
@@ -223,6 +231,7 @@ def _combined(base: Measure, novel: Measure) -> Measure:
     return Measure(
         base.arm, base.dataset, "hm", mean, by_seed, planned=base.planned, shots=base.shots,
         datasets=min(base.datasets, novel.datasets), dirty=base.dirty or novel.dirty,
+        own_splits=base.own_splits | novel.own_splits,
     )  # fmt: skip
 
 

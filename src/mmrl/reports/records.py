@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
@@ -28,6 +29,7 @@ from mmrl.templates import Template
 SCHEMA = "mmrl.run/1"
 RECORD_NAME = "run.json"
 ECE_BINS = 15
+LARGEST = 10_000  # classes of a confusion matrix without names: more are a damaged file, and would fill the memory
 DENSE_UP_TO = 50  # classes up to which a confusion matrix is written whole; a larger one has mostly zeros
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -73,14 +75,22 @@ class Scores(Part):
 
     @field_validator("confusion", mode="before")
     @classmethod
-    def _dense(cls, value: Any) -> Any:
+    def _dense(cls, value: Any, info: ValidationInfo) -> Any:
         """The whole matrix from {size, counts: [[row, column, images], ...]}, as which a large one is written."""
         if not isinstance(value, dict):
             return value
-        size = int(value["size"])
-        rows = [[0] * size for _ in range(size)]
-        for row, column, images in value["counts"]:
-            rows[row][column] = images
+        try:
+            size, counts = value["size"], value["counts"]
+            most = len(info.data.get("class_names", ())) or LARGEST
+            if not 0 <= size <= most:
+                raise ValueError(f"its size is {size}; at most {most} is possible")
+            rows = [[0] * size for _ in range(size)]
+            for row, column, images in counts:
+                if row < 0 or column < 0:
+                    raise IndexError(f"{row}, {column} is no place in it")
+                rows[row][column] = images
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"it is no matrix ({error!r})") from error
         return rows
 
     @field_serializer("confusion")

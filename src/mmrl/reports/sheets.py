@@ -36,17 +36,17 @@ class Sheet:
         return tuple(any(not isinstance(row[at], str) and row[at] is not None for row in self.rows) for at in range(len(self.heads)))
 
     def best(self) -> set[tuple[int, int]]:
-        """(row, column) of the highest mean of each column among the rows of a group; none where a group has one row."""
+        """(row, column) of the highest mean of each column among the complete ones of a group; none where there is but one."""
         groups: dict[object, list[int]] = defaultdict(list)
         for at, row in enumerate(self.rows):
             groups[None if self.group is None else row[self.group]].append(at)
         found = set()
         for at in range(len(self.heads)) if self.bold else ():
             for members in groups.values():
-                means = {row: cell.mean for row in members if isinstance(cell := self.rows[row][at], Measure) and cell.mean is not None}
+                cells = [(row, self.rows[row][at]) for row in members]
+                means = {row: round(cell.mean or 0, 2) for row, cell in cells if isinstance(cell, Measure) and cell.complete}
                 if len(means) > 1:
-                    highest = max(round(mean, 2) for mean in means.values())
-                    found |= {(row, at) for row, mean in means.items() if round(mean, 2) == highest}
+                    found |= {(row, at) for row, mean in means.items() if mean == max(means.values())}
         return found
 
     @property
@@ -56,6 +56,9 @@ class Sheet:
         odd = {f"{m.dataset}, {m.metric}: the printed {m.paper.value:.2f} does not follow from the paper's other values ({m.paper.odd})."
                for m in measures if m.paper and m.paper.odd}  # fmt: skip
         more = [f"{DIRTY} computed on a source tree with uncommitted changes."] if any(m.dirty for m in measures) else []
+        own = sorted(frozenset().union(*(m.own_splits for m in measures)))
+        if own:
+            more.append(f"Split drawn here, not the published one: {', '.join(own)}. The paper's numbers do not stand beside these.")
         return (*self.notes, *more, *(f"§ {note}" for note in sorted(odd)))
 
 

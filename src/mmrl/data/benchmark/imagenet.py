@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmrl.data.folder import IMAGE_ENDINGS, subfolders
-from mmrl.data.records import Contents, Item
+from mmrl.data.records import Contents, Item, check_utf8
 from mmrl.data.splits import class_name
 from mmrl.errors import MmrlError, UsageError
 from mmrl.files import read_json, write_json
@@ -26,11 +26,25 @@ def whole(entry: Entry, root: Path, cache: Path | None) -> Contents:
     names = _names(entry, root)
     folders = _known(subfolders(entry.images_of(root) / "train"), names, entry, root)
     labels = {folder: label for label, folder in enumerate(folders)}
-    strange = sorted(set(subfolders(entry.images_of(root) / "val")) - set(folders))
-    if strange:
-        raise UsageError(f"{entry.images_of(root) / 'val'} has '{strange[0]}', which {entry.images_of(root) / 'train'} has not.")
+    _check_val(entry, root, folders)
     train, test = (_items(entry.images_of(root), split, labels, cache) for split in ("train", "val"))
     return Contents(tuple(names[folder] for folder in folders), train, [], test)
+
+
+def _check_val(entry: Entry, root: Path, folders: list[str]) -> None:
+    """Raises UsageError where the folders of images/val are not `folders`, those of images/train."""
+    train, val = (entry.images_of(root) / split for split in ("train", "val"))
+    here = subfolders(val)
+    strange, missing = sorted(set(here) - set(folders)), sorted(set(folders) - set(here))
+    if strange:
+        raise UsageError(f"{val} has '{strange[0]}', which {train} has not.")
+    if missing:
+        flat = sum(_is_image(name) for name in os.listdir(val))
+        outside = f", but {flat:,} images outside class folders" if flat else ""
+        raise UsageError(
+            f"{val} has no folder for {len(missing)} of the {len(folders)} classes, {missing[0]} for one{outside}. Move it away, and run `mmrl data prepare {entry.name} --from FOLDER` with "
+            "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz in FOLDER: that puts each image into the folder of its class."
+        )
 
 
 def variant(entry: Entry, root: Path, cache: Path | None) -> Contents:
@@ -98,7 +112,7 @@ def list_classes(place: Path, folders: list[str], cache: Path | None) -> dict[st
     the 1.28 million files of ImageNet are listed once.
 
     Raises:
-        UsageError: a folder has no image.
+        UsageError: a folder has no image, or one whose name is not UTF-8.
     """
     file = cache / f"listing-{hashlib.sha256(str(place.resolve()).encode()).hexdigest()[:16]}.json" if cache else None
     kept = _kept(file)
@@ -108,7 +122,7 @@ def list_classes(place: Path, folders: list[str], cache: Path | None) -> dict[st
         changed = (place / folder).stat().st_mtime_ns
         then, names = kept.get(folder, (None, []))
         if then != changed:
-            names = sorted(name for name in os.listdir(place / folder) if _is_image(name))
+            names = sorted(check_utf8(name, f"the name of an image in {place / folder}") for name in os.listdir(place / folder) if _is_image(name))
         if not names:
             raise UsageError(f"class folder {place / folder} has no image. Add some, or remove the folder.")
         listing[folder] = names

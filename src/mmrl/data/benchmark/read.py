@@ -29,7 +29,8 @@ def read_benchmark(entry: Entry, root: Path, cache: Path | None = None) -> Datas
         instead = "" if published or split is None else f" (with {split} the images are enough)"
         raise UsageError(f"data set '{entry.name}' is not complete: there is no {', no '.join(missing)}{instead}. {_advice(entry)}")
     contents = read_split(split) if published and split is not None else entry.raw(entry, root, cache)
-    return dataset_of(contents, entry.name, entry.images_of(root), template=entry.template, flip=entry.flip)
+    own = split is not None and not published
+    return dataset_of(contents, entry.name, entry.images_of(root), template=entry.template, flip=entry.flip, own_split=own)
 
 
 def _advice(entry: Entry) -> str:

@@ -35,6 +35,12 @@ def missing_cells(group: Group, store: ResultsFolder) -> set[str]:
     return {key for _, key in group.cells if not store.has("cells", key)}
 
 
+def missing_keys(group: Group, store: ResultsFolder) -> set[str]:
+    """Keys of the group's cells, and of its training, that have no whole record."""
+    trained = group.training is None or store.has("trainings", group.key)
+    return missing_cells(group, store) | (set() if trained else {group.key})
+
+
 def failed_since(group: Group, store: ResultsFolder, began: datetime) -> bool:
     failure = store.read("failed", group.key)
     return isinstance(failure, Failure) and failure.kind == "failed" and failure.environment.started >= began

@@ -17,7 +17,7 @@ from mmrl.errors import MmrlError, UsageError
 from mmrl.protocols import Cell, Training
 from mmrl.reports.cells import Slot
 
-KEY_FORMAT = 1  # a new one whenever equal inputs give other numbers
+KEY_FORMAT = 2  # a new one whenever equal inputs give other numbers
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,9 @@ class Context:
 
     def __init__(self, bench: Bench, clip: Clip) -> None:
         self.bench, self.clip = bench, clip
-        self.fingerprint = clip.fingerprint
+        self.fingerprint, self.identity = clip.fingerprint, clip.identity
         self._datasets: dict[str, Dataset] = {}
+        self._prepared: dict[Training, Prepared] = {}
 
     def dataset(self, name: str) -> Dataset:
         if name not in self._datasets:
@@ -75,12 +76,14 @@ class Context:
 
     def prepare(self, training: Training) -> Prepared:
         """Values and draw of a training. As in the CoOp family, a class with fewer images than asked for gives all it has."""
-        overrides = {"precision": self.bench.precision, **dict(training.overrides)}
-        return prepare(
-            training.method, self.dataset(training.dataset), shots=training.shots, classes=training.classes, seed=training.seed,
-            protocol=training.recipe, overrides=overrides, allow_fewer=True, source="plan",
-            skip_broken=self.bench.skip_broken, workers=self.bench.workers,
-        )  # fmt: skip
+        if training not in self._prepared:
+            overrides = {"precision": self.bench.precision, **dict(training.overrides)}
+            self._prepared[training] = prepare(
+                training.method, self.dataset(training.dataset), shots=training.shots, classes=training.classes, seed=training.seed,
+                protocol=training.recipe, overrides=overrides, allow_fewer=True, source="plan",
+                skip_broken=self.bench.skip_broken, workers=self.bench.workers,
+            )  # fmt: skip
+        return self._prepared[training]
 
     def training_key(self, training: Training, ready: Prepared) -> str:
         dataset = self.dataset(training.dataset)
@@ -88,13 +91,13 @@ class Context:
             method=training.method,
             options=_validated(training.method, ready.resolved.method),
             fit=ready.config.identity(),
-            backbone=self.fingerprint,
+            backbone=self.identity,
             dataset=dataset.name,
             data=dataset.fingerprint,
             template=dataset.template,
             classes=training.classes,
             draw=ready.draw.hash,
-            skip_broken=self.bench.skip_broken,
+            images=ready.usable,
         )
 
     def cell_key(self, cell: Cell, training: str | None, options: dict[str, Any]) -> str:
@@ -103,7 +106,7 @@ class Context:
             method=cell.method,
             training=training,
             options=options,
-            backbone=self.fingerprint,
+            backbone=self.identity,
             dataset=dataset.name,
             data=dataset.fingerprint,
             template=dataset.template,
@@ -112,6 +115,12 @@ class Context:
             precision=self.bench.precision,
             skip_broken=self.bench.skip_broken,
         )
+
+    def setting(self, cell: Cell) -> str:
+        """What the cells of a table's row must share, besides what their slots say."""
+        names = dict.fromkeys((cell.dataset, *((cell.training.dataset,) if cell.training else ())))
+        data = [(self.dataset(name).fingerprint, self.dataset(name).template) for name in names]
+        return _hash(backbone=self.identity, data=data, precision=self.bench.precision, skip_broken=self.bench.skip_broken)
 
 
 def _hash(**decides: Any) -> str:
@@ -138,16 +147,16 @@ def bind(cells: Sequence[Cell], context: Context) -> tuple[list[Group], list[Slo
     _check(cells, context)
     bound: dict[str, tuple[Training | None, dict[str, Cell]]] = {}
     slots: list[Slot] = []
-    ready: dict[Training, tuple[Prepared, str]] = {}
+    keys: dict[Training, str] = {}
     for cell in cells:
         prepared, training = None, None
         if cell.training is not None:
-            if cell.training not in ready:
-                made = context.prepare(cell.training)
-                ready[cell.training] = made, context.training_key(cell.training, made)
-            prepared, training = ready[cell.training]
+            prepared = context.prepare(cell.training)
+            if cell.training not in keys:
+                keys[cell.training] = context.training_key(cell.training, prepared)
+            training = keys[cell.training]
         key = context.cell_key(cell, training, options_at_test(cell, prepared))
-        group = training or _hash(zero_shot=cell.dataset, data=context.dataset(cell.dataset).fingerprint, backbone=context.fingerprint)
+        group = training or _hash(zero_shot=cell.dataset, data=context.dataset(cell.dataset).fingerprint, backbone=context.identity)
         bound.setdefault(group, (cell.training, {}))[1][key] = cell
         slots.append(_slot(cell, key, training, group, context))
     groups = [Group(key, training, tuple((cell, k) for k, cell in tests.items())) for key, (training, tests) in bound.items()]
@@ -159,7 +168,7 @@ def _slot(cell: Cell, key: str, training: str | None, group: str, context: Conte
     return Slot(
         study=cell.study, method=cell.method, variant=cell.variant, backbone=context.clip.name,
         trained_on=t.dataset if t else None, shots=t.shots if t else None, seed=t.seed if t else None,
-        dataset=cell.dataset, classes=cell.classes, seen=cell.seen, key=key, training=training, group=group,
+        dataset=cell.dataset, classes=cell.classes, seen=cell.seen, key=key, training=training, group=group, setting=context.setting(cell),
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from mmrl.engine.grid.attempt import WAIT, Attempt, Outcome, Say, failed_since, failure_of, missing_cells, outcome_of
+from mmrl.engine.grid.attempt import WAIT, Attempt, Outcome, Say, failed_since, failure_of, missing_cells, missing_keys, outcome_of
 from mmrl.engine.grid.binding import Bench, Group
 from mmrl.engine.grid.local import cores
 from mmrl.engine.grid.remote import CPUS, Result, Worker, pack, unpack
@@ -207,8 +207,8 @@ class _Crew:
     def _start(self, group: Group, claim: int) -> None:
         import ray
 
-        missing = missing_cells(group, self.store)
-        if not missing:  # done by another process between the look and the claim
+        missing = missing_keys(group, self.store)
+        if not missing_cells(group, self.store):  # done by another process between the look and the claim
             self.store.release(group.key, claim)
             return
         home = self.store.work(group.key).absolute()

@@ -11,11 +11,13 @@ from datetime import datetime, timezone
 import torch
 
 from mmrl.clip import Clip, load_clip
-from mmrl.engine.grid.attempt import WAIT, Attempt, Outcome, Say, failed_since, failure_of, missing_cells, outcome_of
+from mmrl.engine.grid.attempt import WAIT, Attempt, Outcome, Say, failed_since, failure_of, missing_cells, missing_keys, outcome_of
 from mmrl.engine.grid.binding import Bench, Context, Group
 from mmrl.engine.grid.store import ResultsFolder
 from mmrl.engine.grid.work import run_group
 from mmrl.errors import MmrlError
+
+KILLED = "its process was killed, which is what a lack of memory does; use fewer --jobs, or --set memory_gib=4. It is tried again then."
 
 
 def run_here(
@@ -53,7 +55,10 @@ def work_through(groups: Sequence[Group], context: Context, store: ResultsFolder
                 held_elsewhere.append(group)
                 continue
             try:
-                _attempt(group, context, store, say)
+                if store.died.get(group.key, began) > began:  # in this run: it would take this process along, too
+                    Attempt(group, store, say).ended(failure_of(group, MmrlError(KILLED), context.clip.device))
+                else:
+                    _attempt(group, context, store, say)
             finally:
                 store.release(group.key, claim)
         if len(held_elsewhere) == len(waiting):
@@ -62,12 +67,11 @@ def work_through(groups: Sequence[Group], context: Context, store: ResultsFolder
 
 
 def _attempt(group: Group, context: Context, store: ResultsFolder, say: Say) -> None:
-    missing = missing_cells(group, store)
-    if not missing:  # done by another process between the look and the claim
+    if not missing_cells(group, store):  # done by another process between the look and the claim
         return
     attempt = Attempt(group, store, say)
     try:
-        run_group(group, context, store.work(group.key) if group.training else None, attempt.save, missing=missing)
+        run_group(group, context, store.work(group.key) if group.training else None, attempt.save, missing=missing_keys(group, store))
     except KeyboardInterrupt as error:
         attempt.ended(failure_of(group, error, context.clip.device))
         raise

@@ -115,14 +115,16 @@ def pack(folder: Path) -> Files:
 
 def unpack(files: Mapping[str, bytes], folder: Path) -> None:
     """Make `folder` hold `files` alone. A kill leaves it as it was, absent, or as it shall be. Raises MmrlError if it cannot be written."""
-    fresh = folder.with_name(f".{folder.name}.partial")
+    fresh, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
     try:
-        if fresh.exists():
-            shutil.rmtree(fresh)
+        for left in (fresh, old):
+            if left.exists():
+                shutil.rmtree(left)
         for name, content in files.items():
             write_bytes(fresh / name, content)
         if folder.exists():
-            shutil.rmtree(folder)
+            os.replace(folder, old)
         os.replace(fresh, folder)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise MmrlError(f"cannot write {folder}: {error.strerror or error}. Free some space or choose another folder.") from error

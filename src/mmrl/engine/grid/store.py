@@ -39,14 +39,12 @@ class ResultsFolder:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder).expanduser()
+        self.died: dict[str, datetime] = {}  # groups whose last claim, before ours, ended with its process
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{self.folder} is a file; results need a folder.")
         if not (self.folder / MARKER).exists():
-            strange = (
-                sorted(path.name for path in self.folder.iterdir() if path.name[0] != "." and path.name != CACHE)
-                if self.folder.exists()
-                else []
-            )
+            inside = self.folder.iterdir() if self.folder.exists() else ()
+            strange = sorted(path.name for path in inside if path.name[0] != "." and path.name != CACHE)
             if strange:
                 raise UsageError(f"{self.folder} holds other things ({', '.join(strange[:3])}); give a new folder, or one with results.")
             write_json(self.folder / MARKER, {"format": FORMAT, "mmrl": __version__})
@@ -84,12 +82,22 @@ class ResultsFolder:
         self.path(kind, key).unlink(missing_ok=True)
 
     def add_plan(self, plan: Plan) -> Plan:
-        """Write `plan`, joined with what was asked for before; a slot whose result is now another points to the new one."""
+        """Write `plan`, joined with what was asked for before.
+
+        A slot whose result is now another points to the new one. Slots of a row that is now computed in another setting (precision,
+        data, ...) leave the plan, whatever their seed, so that no mean is over both.
+
+        Raises:
+            MmrlError: the plan that is there is damaged, or of another version; it is left as it is.
+        """
+        path = self.path("plans", plan.study)
         with self._held("plans"):
-            before = self.read("plans", plan.study)
-            if isinstance(before, Plan):
-                places = {slot.place for slot in plan.slots}
-                kept: Sequence[Slot] = [slot for slot in before.slots if slot.place not in places]
+            if path.exists():
+                before = read_part(path, Plan, what="plan")
+                places, settings = {slot.place for slot in plan.slots}, {slot.row: slot.setting for slot in plan.slots}
+                kept: Sequence[Slot] = [
+                    slot for slot in before.slots if slot.place not in places and settings.get(slot.row, slot.setting) == slot.setting
+                ]
                 suite = plan.suite if before.suite == plan.suite else "own"
                 notes = tuple(dict.fromkeys((*before.notes, *plan.notes)))
                 commands = "\n".join(dict.fromkeys([*before.command.splitlines(), *plan.command.splitlines()]))
@@ -127,19 +135,32 @@ class ResultsFolder:
             self.release(name, held)
 
     def claim(self, group: str) -> int | None:
-        """A lock on the group, or None where another process has it. It is given back when this process ends, however it ends."""
+        """A lock on the group, or None where another process has it. It is given back when this process ends, however it ends.
+
+        A claim that was never released is the last thing a killed process did: `died` then has the time it was made.
+        """
         path = self.folder / "locks" / f"{group}.lock"
+        held: int | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             held = lock(path)
+            self._note_death(group, os.pread(held, 4096, 0))
+            since = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+            os.ftruncate(held, 0)
+            os.pwrite(held, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}).encode(), 0)
         except BlockingIOError:
             return None
         except OSError as error:
-            raise MmrlError(f"cannot write into {self.folder}: {error.strerror or error}. Choose another folder.") from error
-        since = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        os.ftruncate(held, 0)
-        os.pwrite(held, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}).encode(), 0)
+            if held is not None:
+                unlock(path, held)
+            raise MmrlError(f"cannot write into {self.folder}: {error.strerror or error}. Free some space or choose another.") from error
         return held
+
+    def _note_death(self, group: str, left: bytes) -> None:
+        try:
+            self.died[group] = datetime.fromisoformat(json.loads(left)["since"])
+        except (ValueError, KeyError, TypeError):  # nothing was left, or half of it
+            self.died.pop(group, None)
 
     def release(self, group: str, held: int) -> None:
         unlock(self.folder / "locks" / f"{group}.lock", held)

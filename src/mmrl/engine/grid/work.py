@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -10,8 +11,10 @@ from pathlib import Path
 
 from mmrl import methods
 from mmrl.data import Broken, BrokenImageWarning, describe_broken, test_batches
+from mmrl.engine.checkpoint import CONFIG
 from mmrl.engine.evaluate import evaluate, preprocess_of
 from mmrl.engine.fit import FitResult, fit
+from mmrl.engine.folder import STATE
 from mmrl.engine.grid.binding import Context, Group, options_at_test
 from mmrl.engine.grid.store import Kind
 from mmrl.engine.run_record import environment, thin
@@ -27,7 +30,7 @@ Save = Callable[[Kind, str, Part], None]
 
 
 def run_group(group: Group, context: Context, work: Path | None, save: Save, *, missing: set[str]) -> None:
-    """Compute the cells of `group` whose keys are in `missing`.
+    """Compute the cells of `group` whose keys are in `missing`; its training is described anew if it is made anew, or its key is.
 
     Args:
         work: folder for the adapter and checkpoints; a training that was interrupted there goes on.
@@ -44,7 +47,8 @@ def run_group(group: Group, context: Context, work: Path | None, save: Save, *, 
         method = methods.build(group.training.method, context.clip, ready.resolved.method, seed=group.training.seed)
         started = datetime.now(timezone.utc)
         fitted = _fit(method, group.training, ready, context, work)
-        save("trainings", group.key, _training_record(group.training, group.key, fitted, ready, context, started))
+        if group.key in missing or not fitted.loaded:
+            save("trainings", group.key, _training_record(group.training, group.key, fitted, ready, context, started))
     for cell, key in group.cells:
         if key in missing:
             save("cells", key, _score(cell, key, group, method, ready, context))
@@ -53,6 +57,8 @@ def run_group(group: Group, context: Context, work: Path | None, save: Save, *, 
 def _fit(method: Method, training: Training, ready: Prepared, context: Context, work: Path | None) -> FitResult:
     dataset = context.dataset(training.dataset).restrict(training.classes)
     if work is not None:
+        if (work / CONFIG).exists() and not (work / STATE).exists():  # half deleted: nothing to go on from
+            shutil.rmtree(work)
         ready.draw.save(work / "draw.json")
     with warnings.catch_warnings():  # the record keeps them
         warnings.simplefilter("ignore", BrokenImageWarning)
@@ -112,6 +118,7 @@ def _score(cell: Cell, key: str, group: Group, method: Method, ready: Prepared |
         fingerprint=context.fingerprint,
         dataset=cell.dataset,
         data=context.dataset(cell.dataset).fingerprint,
+        own_split=dataset.own_split,
         classes=cell.classes,
         seen=cell.seen,
         options=options,
