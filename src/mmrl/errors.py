@@ -18,6 +18,10 @@ class UsageError(MmrlError, ValueError):
     exit_code = 2
 
 
+class DamagedError(MmrlError):
+    """A file that this package wrote is cut short or altered. What can be made again is, by those who own it."""
+
+
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> UsageError:
     """The error for a `name` that is none of `allowed`, with the nearest one suggested."""
     names = sorted(allowed)

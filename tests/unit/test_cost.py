@@ -203,13 +203,17 @@ def test_a_damaged_table_is_found_before_anything_is_measured(cli: Cli, tmp_path
         (["--data", "dtdd"], "Did you mean 'dtd'"),
         (["--methods", "mmrl", "--set", "rep_dimm=8"], "rep_dim"),
         (["--methods", "mmrl", "--set", "rep_dim=0"], "rep_dim is 0"),
-        (["--precision", "fp8"], "fp8"),
+        (["--methods", "zero-shot", "--precision", "fp8"], "fp8"),
+        (["--methods", "zero-shot", "--precision", "fp16"], "needs a CUDA device"),
+        (["--set", "precision=bf16"], "--precision"),
+        (["--device", "gpu"], "gpu"),
     ],
 )
-def test_what_cannot_be_measured_is_a_mistake_of_usage(cli: Cli, words: list[str], message: str) -> None:
+def test_what_cannot_be_measured_is_a_mistake_of_usage(cli: Cli, tmp_path: Path, words: list[str], message: str) -> None:
     done = cli(*words)
     assert isinstance(done.exception, UsageError)
     assert message in str(done.exception)
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize("words", [["--steps", 0], ["--batch", 0], ["--shots", 0], ["--seed", -1]], ids=str)

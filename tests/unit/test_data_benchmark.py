@@ -51,6 +51,7 @@ def test_every_layout_is_read(tmp_path: Path, name: str, raw: bool) -> None:
     dataset = loaded(name, tmp_path, raw=raw)
     entry = ENTRIES[name]
     assert (dataset.name, dataset.template, dataset.flip) == (name, entry.template, True)
+    assert dataset.own_split == (raw and name in PUBLISHED) == dataset.restrict("base").own_split
     parts = (dataset.train, dataset.val, dataset.test)
     everything = [item for part in parts for item in part]
     assert len({item.key for item in everything}) == len(everything)
@@ -232,6 +233,13 @@ def test_a_missing_image_is_named_when_it_is_read(tmp_path: Path) -> None:
     (ENTRIES["dtd"].images_of(tmp_path) / dataset.train[0].key).unlink()
     with pytest.raises(UsageError, match=f"{dataset.train[0].key} does not exist"):
         load_dataset("dtd", root=tmp_path).image(dataset.train[0])
+
+
+def test_names_in_class_folders_must_be_utf8(tmp_path: Path) -> None:
+    images = make_tree("imagenet_r", tmp_path) / "imagenet-r/n01440764"
+    next(images.iterdir()).rename(images / os.fsdecode(b"\xe9.jpg"))
+    with pytest.raises(UsageError, match=r"an image in .*n01440764 is not UTF-8: '\\xe9\.jpg'\. Rename it"):
+        load_dataset("imagenet_r", root=tmp_path, cache=tmp_path / "cache")
 
 
 def test_links_below_the_root_are_followed(tmp_path: Path) -> None:

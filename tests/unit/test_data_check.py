@@ -95,6 +95,24 @@ def test_a_damaged_list_is_a_problem(tmp_path: Path):
     assert report.state == "partly" and str(split) in report.problems[0]
 
 
+@pytest.mark.parametrize("flat", [True, False])
+def test_imagenets_val_without_class_folders_is_a_problem(flat: bool, tmp_path: Path):
+    val = make_tree("imagenet", tmp_path, classes=3) / "images/val"
+    gone = [val / "n01484850"] if not flat else sorted(val.iterdir())
+    for folder in gone:
+        for image in folder.iterdir():
+            image.rename(val / image.name if flat else tmp_path / image.name)
+        folder.rmdir()
+    (problem,) = check_dataset(ENTRIES["imagenet"], tmp_path).problems
+    with pytest.raises(UsageError) as caught:
+        read_benchmark(ENTRIES["imagenet"], tmp_path)
+    assert str(caught.value) == problem
+    what = (
+        "3 of the 3 classes, n01440764 for one, but 9 images outside class folders." if flat else "1 of the 3 classes, n01484850 for one."
+    )
+    assert problem.startswith(f"{val} has no folder for {what} Move val/ away") and "`mmrl data prepare imagenet --from FOLDER`" in problem
+
+
 def test_missing_lists_name_the_published_split_as_the_other_way(tmp_path: Path):
     folder = make_tree("oxford_pets", tmp_path, raw=True)
     shutil.rmtree(folder / "annotations")

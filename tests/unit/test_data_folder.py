@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,29 @@ def test_bad_folders_are_refused_with_a_hint(tmp_path: Path, make, message: str)
     make(tmp_path)
     with pytest.raises(UsageError, match=message):
         load_dataset(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (b"photos/caf\xe9/0.png", r"the name of a folder in .*photos is not UTF-8: 'caf\\xe9'\. Rename it\."),
+        (b"photos/cat/\xe90.png", r"the name of an image below .*photos is not UTF-8: 'cat/\\xe90.png'\. Rename it\."),
+        (b"photos/cat/\xe9/0.png", r"the name of an image below .*photos is not UTF-8: 'cat/\\xe9/0.png'\. Rename it\."),
+        (b"photos\xe9/cat/0.png", r"the name of the data set is not UTF-8: 'photos\\xe9'\. Rename it\."),
+    ],
+)
+def test_names_that_are_not_utf8_are_refused(tmp_path: Path, name: bytes, message: str) -> None:
+    image = tmp_path / os.fsdecode(name)
+    photos(image.parent, 1)
+    (image.parent / "0.png").rename(image)
+    with pytest.raises(UsageError, match=message):
+        load_dataset(str(tmp_path / Path(os.fsdecode(name)).parts[0]))
+
+
+def test_other_files_may_be_called_anything(tmp_path: Path) -> None:
+    photos(tmp_path / "cat", 2)
+    (tmp_path / "cat" / os.fsdecode(b"\xe9.txt")).touch()
+    assert len(read_folder(tmp_path).train) == 1
 
 
 def test_missing_folder_and_file(tmp_path: Path) -> None:

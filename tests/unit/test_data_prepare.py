@@ -139,6 +139,11 @@ def test_imagenet_from_its_archives(tmp_path: Path):
     assert not prepare_dataset(ENTRIES["imagenet"], root, source=given, say=lines.append).ready
     assert any("ILSVRC2012_devkit_t12.tar.gz" in line for line in lines)
     (tmp_path / "kit").rename(kit)
+    flat = root / "imagenet/images/val"
+    flat.mkdir()
+    (flat / "ILSVRC2012_val_00000293.JPEG").touch()
+    assert "Move val/ away" in prepare_dataset(ENTRIES["imagenet"], root, source=given).problems[0]
+    flat.rename(tmp_path / "flat")
     assert prepare_dataset(ENTRIES["imagenet"], root, source=given).ready
     made, whole = files_below(root / "imagenet"), files_below(tree)
     assert {name: data for name, data in made.items() if "/val/" not in name} == {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -140,6 +141,25 @@ def test_nor_beside_what_is_incomplete_or_of_other_shots(tmp_path: Path):
     assert given(four.measure(four.arms[0], "dtd", "base")).paper is None
 
 
+def test_nor_beside_a_split_drawn_here(tmp_path: Path):
+    slots = halves(methods=("mmrl",), datasets=paper.DATASETS, backbone=OPENAI)
+    study(tmp_path, slots, at=lambda each: 0.8, suite="paper")
+    ours = next(each for each in slots if each.dataset == "dtd" and each.classes == "novel" and each.seed == 2)
+    path = tmp_path / "cells" / f"{ours.key}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"own_split": True}))
+    scores = studies_of(tmp_path)["base-to-novel"]
+    arm = scores.arms[0]
+    without = [
+        scores.measure(arm, "dtd", "novel"),
+        scores.measure(arm, "dtd", "hm"),
+        scores.average(arm, "novel"),
+        scores.average(arm, "hm"),
+    ]
+    assert all(measure and measure.complete and not measure.paper and measure.own_splits == {"dtd"} for measure in without)
+    assert all(given(measure).paper for measure in (scores.measure(arm, "dtd", "base"), scores.average(arm, "base")))
+    assert all(any("not the published one: dtd." in note for note in sheet.all_notes) for sheet in study_sheets(scores))
+
+
 def test_every_study_meets_its_table_of_the_paper(tmp_path: Path):
     slots = [
         *few_shot(("mmrl",), (1, 16), datasets=paper.DATASETS, backbone=OPENAI),
@@ -226,6 +246,55 @@ def test_claims_follow_the_numbers(tmp_path: Path):
     assert found["Tokens in both encoders are better than in one of them"] == "not run"
 
 
+def test_layers_of_unlike_arms_are_not_compared(tmp_path: Path):
+    few = halves("layers", ("mmrl",), variants=("1", "3"), backbone="few layers")
+    many = halves("layers", ("mmrl",), variants=("12", "24"), backbone="many layers")
+    usual = halves(methods=("mmrl",), backbone="many layers")  # their J is 6, which neither tries
+
+    def at(each: Slot) -> float:
+        return {"1": 0.5, "3": 0.6, "12": 0.95, "24": 0.9}.get(each.variant, 0.7)
+
+    fill(make_results(tmp_path, [*usual, *few, *many]), [*usual, *few, *many], at=at)
+    text = "Tokens in the upper layers are better than in all layers"
+    verdict, evidence = verdicts(tmp_path)[text]
+    assert verdict == "not run" and not evidence  # of either, the J closest to the default is the lowest
+    more = halves("layers", ("mmrl",), variants=("1", "6"), backbone="many layers")
+    slots = [*few, *many, *more]
+    fill(make_results(tmp_path, slots), slots, at=lambda each: 0.8 if each.variant == "6" else at(each))
+    verdict, (sentence,) = verdicts(tmp_path)[text]
+    assert verdict == "holds" and "J = 6 80.00, J = 1 50.00" in sentence
+
+
+@pytest.mark.parametrize(
+    ("level", "noise", "seeds", "verdict"),
+    [
+        ({1: 0.6, 4: 0.7}, 0.0, (1, 2), "holds"),
+        ({1: 0.6, 4: 0.7}, 0.0, (1,), "undecided"),
+        ({1: 0.6, 4: 0.61}, 0.05, (1, 2), "undecided"),
+        ({1: 0.7, 4: 0.6}, 0.0, (1, 2), "does not hold"),
+        ({1: 0.3, 4: 0.4}, 0.0, (1, 2), "does not hold"),
+    ],
+    ids=["grows", "one seed", "within its spread", "shrinks", "no gain at all"],
+)
+def test_the_gain_grows_only_beyond_its_spread(tmp_path: Path, level: dict[int, float], noise: float, seeds: tuple[int, ...], verdict: str):
+    def at(each: Slot) -> float:
+        alternating = noise * (-1) ** (each.seed or 0) * (1 if each.shots == 4 else -1)
+        return 0.5 if each.seed is None else level[each.shots or 0] + alternating
+
+    slots = few_shot(shots=(1, 4), seeds=seeds)
+    fill(make_results(tmp_path, slots), slots, at=at)
+    found, evidence = verdicts(tmp_path)["MMRL's gain over zero-shot CLIP grows with the shots"]
+    assert found == verdict and len(evidence) == 3 and "4 shots" in evidence[2] and "1 shot " in evidence[2]
+
+
+def test_the_gain_grows_over_the_data_sets_that_both_have(tmp_path: Path):
+    level = {("hard", 1): 0.5, ("hard", 4): 0.4, ("easy", 4): 0.9}
+    slots = few_shot(shots=(1, 4), datasets=("hard", "easy"))
+    done = [each for each in slots if each.seed is None or (each.dataset, each.shots) in level]
+    fill(make_results(tmp_path, slots), done, at=lambda each: 0.3 if each.seed is None else level[each.dataset, each.shots or 0])
+    assert verdicts(tmp_path)["MMRL's gain over zero-shot CLIP grows with the shots"][0] == "does not hold"
+
+
 def test_a_difference_is_told_against_its_spread(tmp_path: Path):
     scores = study(tmp_path, halves(datasets=("one", "two")), at=by_hand)
     zero, arm = scores.arms
@@ -264,7 +333,8 @@ def test_a_difference_within_its_spread_decides_nothing():
     def gap(value: float, spread: float | None) -> Difference:
         return Difference(50 + value, 50, spread, better=1, datasets=2, planned=2)
 
-    assert verdict_of([gap(1, 0.5), gap(1, None)]) == "holds"
+    assert verdict_of([gap(1, 0.5), gap(2, 0.5)]) == "holds"
     assert verdict_of([gap(1, 0.5), gap(1, 2)]) == "undecided" == verdict_of([gap(-1, 2)])
+    assert verdict_of([gap(1, 0.5), gap(1, None)]) == "undecided" == verdict_of([gap(-1, None)])  # one seed
     assert verdict_of([gap(1, 0.5), gap(-1, 0.5)]) == "does not hold"
     assert verdict_of([]) == "not run"

@@ -58,6 +58,9 @@ def test_marks_are_explained_where_they_stand():
     assert dirty.startswith("‡ ") and "uncommitted" in dirty
     assert odd.startswith("§ dtd, hm: the printed 73.82") and "why" in odd
     assert Sheet("x", "x", ("m",), ((measure(),),), ("first",)).all_notes == ("first",)
+    own = ((measure(own_splits=frozenset({"dtd"})),), (measure(own_splits=frozenset({"ucf101", "dtd"})),))
+    (note,) = Sheet("x", "x", ("m",), own).all_notes
+    assert note.startswith("Split drawn here, not the published one: dtd, ucf101.")
 
 
 def test_the_best_of_each_group_is_bold():
@@ -66,6 +69,13 @@ def test_the_best_of_each_group_is_bold():
     assert sheet.best() == {(1, 1), (3, 1), (4, 1)}  # alone in b: nothing to be better than; equal as printed: both
     assert Sheet("x", "x", ("data set", "HM"), rows).best() == {(1, 1)}
     assert not Sheet("x", "x", ("data set", "HM"), rows, bold=False).best()
+
+
+def test_what_is_incomplete_is_never_the_best():
+    rows = (("a", measure(90.0, datasets=(3, 11))), ("b", measure(70.0, datasets=(11, 11))), ("c", measure(95.0, planned=3)))
+    assert not Sheet("x", "x", ("method", "HM"), rows).best()  # one complete alone is better than nothing else
+    more = (*rows, ("d", measure(60.0, datasets=(11, 11))), ("e", measure(None)))
+    assert Sheet("x", "x", ("method", "HM"), more).best() == {(1, 1)}
 
 
 def test_markdown(sheets: list[Sheet]):

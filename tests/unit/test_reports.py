@@ -90,6 +90,15 @@ def test_a_later_schema_is_refused(run: Path):
         ({"metrics": {"all": {"top1": 0.8, "count": 1}, "hm": 0.9}}, "hm without base and novel"),
         ({"metrics": {"all": {"top1": 0.8, "count": 3, "class_names": ["a", "b"], "per_class": [1.0]}}}, "per_class has 1 entries for 2"),
         ({"metrics": {"all": {"top1": 0.8, "count": 3, "confusion": [[1, 2]]}}}, "not square"),
+        ({"metrics": {"all": {"top1": 0.8, "count": 3, "confusion": {"size": 5}}}}, r"all\.confusion: .*no matrix .KeyError.'counts'"),
+        ({"metrics": {"all": {"top1": 0.8, "count": 3, "confusion": {"size": 5, "counts": [[5, 0, 1]]}}}}, "no matrix .IndexError"),
+        ({"metrics": {"all": {"top1": 0.8, "count": 3, "confusion": {"size": 5, "counts": [[0, -1, 1]]}}}}, "0, -1 is no place in it"),
+        ({"metrics": {"all": {"top1": 0.8, "count": 3, "confusion": {"size": "5", "counts": []}}}}, "no matrix .TypeError"),
+        ({"metrics": {"all": {"top1": 0.8, "count": 3, "confusion": {"size": 10**9, "counts": []}}}}, "size is 1000000000; at most 10000"),
+        (
+            {"metrics": {"all": {"top1": 0.8, "count": 3, "class_names": ["a", "b"], "confusion": {"size": 3, "counts": []}}}},
+            "size is 3; at most 2 is possible",
+        ),
         ({"started": "2026-03-04T05:06:07"}, "no offset from UTC"),
     ],
 )

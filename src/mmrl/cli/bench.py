@@ -38,11 +38,13 @@ def bench(
     """Run one of the paper's evaluations, or all four, and print the table. What is there is kept; what is missing is computed."""
     from mmrl import methods as registry
     from mmrl.cli.options import parse_seeds, parse_shots
-    from mmrl.errors import unknown
+    from mmrl.errors import UsageError, unknown
     from mmrl.protocols import EVALUATIONS, evaluation
 
     if study not in (*EVALUATIONS, "all"):
         raise unknown("protocol", study, (*EVALUATIONS, "all"))
+    if study == "all" and (source or grid.names(datasets)):
+        raise UsageError("--datasets and --source mean something else in each protocol: give one protocol with them, not 'all'.")
     suite = grid.suite_of(mini)
     chosen = grid.names(methods) or registry.names()
     for name in chosen:

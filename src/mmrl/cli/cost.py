@@ -41,23 +41,31 @@ def cost(
 
     from mmrl import methods as registry
     from mmrl.clip import load_clip
+    from mmrl.engine import FitConfig
     from mmrl.engine.cost import Measurement, measure_apart
-    from mmrl.engine.grid import Bench, Context, ResultsFolder, bind
+    from mmrl.engine.grid import CACHE, Bench, Context, ResultsFolder, bind
+    from mmrl.engine.precision import check_precision
     from mmrl.errors import MmrlError
     from mmrl.protocols import base_to_novel
-    from mmrl.reports.cost import COST_FILE, hm_of
-    from mmrl.reports.results import Results
+    from mmrl.reports.cost import COST_FILE, CostTable, hm_of
+    from mmrl.reports.results import Results, read_part
 
     chosen = grid.names(methods) or registry.names()
     for name in chosen:
         registry.get(name)
     data, backbone = data or ("mini:objects" if mini else "imagenet"), backbone or ("tiny" if mini else grid.BACKBONE)
     cells = base_to_novel(chosen, (data,), (seed,), shots=(shots,), overrides=grid.overrides(set_))
-    store = ResultsFolder(out)
-    store.add_costs()  # a table that is damaged is found now
-    bench = Bench(backbone, root, store.cache.resolve(), precision, batch_size=batch)
-    bind(cells, Context(bench, load_clip(backbone, device=device)))  # reports all that is wrong before anything is measured
-    results, rows, failed = Results(out), [], []
+    FitConfig(precision=precision)
+    out = out.expanduser()
+    if out.exists():
+        ResultsFolder(out)
+    if (out / COST_FILE).exists():
+        read_part(out / COST_FILE, CostTable, what="cost table")
+    clip = load_clip(backbone, device=device)
+    check_precision(precision, clip.device)
+    bench = Bench(backbone, root, (out / CACHE).resolve(), precision, batch_size=batch)
+    bind(cells, Context(bench, clip))  # with this, all that is wrong is said before anything is measured
+    store, results, rows, failed = ResultsFolder(out), Results(out), [], []
     for cell in (cell for cell in cells if cell.classes == "base"):
         what = Measurement(bench, data, cell.training, steps, device, torch.get_num_threads())
         try:

@@ -166,8 +166,7 @@ def _run_here(groups: Sequence[Group], bench: Bench, store: ResultsFolder, jobs:
 
 def _check_places(engine: str, jobs: int | None, device: str, address: str | None, gpu_fraction: float, precision: str) -> None:
     """Raises UsageError for options that do not go together, and for a precision that there is not where cells run."""
-    import torch
-
+    from mmrl.clip.load import checked_device
     from mmrl.engine import FitConfig
     from mmrl.engine.precision import check_precision
 
@@ -179,7 +178,7 @@ def _check_places(engine: str, jobs: int | None, device: str, address: str | Non
         raise UsageError("--address and --gpu-fraction are for --engine ray; here, --device and --jobs say where cells run.")
     FitConfig(precision=precision)
     if engine == "local" or not gpu_fraction:
-        check_precision(precision, torch.device(device))
+        check_precision(precision, checked_device(device))
 
 
 def _gpus(device: str) -> int:

@@ -48,7 +48,7 @@ def load_clip(name: str = "tiny", *, device: str | torch.device = "cpu") -> Clip
         UsageError: no such model or device, or a file that is no CLIP.
         MmrlError: the weights cannot be fetched or read.
     """
-    place = _checked_device(device)
+    place = checked_device(device)
     if name == "tiny":
         clip = _from_schema(f"local-dir:{TINY}")
         clip.name = "tiny"
@@ -63,7 +63,7 @@ def load_clip(name: str = "tiny", *, device: str | torch.device = "cpu") -> Clip
     return clip.to(place)
 
 
-def _checked_device(name: str | torch.device) -> torch.device:
+def checked_device(name: str | torch.device) -> torch.device:
     try:
         device = _own_gpu(torch.device(name))
         torch.empty(0, device=device)

@@ -23,7 +23,7 @@ from mmrl.engine.loop import Batches, NonFiniteError, Row, Shareable, State, Tra
 from mmrl.engine.parallel import Peers, joined
 from mmrl.engine.precision import accelerator, check_device, check_surroundings, start_log
 from mmrl.engine.progress import training_progress
-from mmrl.errors import UsageError
+from mmrl.errors import DamagedError, MmrlError, UsageError
 from mmrl.methods import Method
 from mmrl.templates import Template, check_template
 
@@ -193,7 +193,11 @@ def _share(batches: Batches, peers: Peers) -> Batches:
 
 def _trained(folder: Path, method: Method) -> dict[str, Tensor]:
     """The tensors of the adapter in `folder`, on the CPU."""
-    return {name: value.cpu() for name, value in load_adapter(folder, method.clip)[0].state_dict().items()}
+    try:
+        trained, _ = load_adapter(folder, method.clip)
+    except MmrlError as error:
+        raise DamagedError(str(error)) from error
+    return {name: value.cpu() for name, value in trained.state_dict().items()}
 
 
 def _run(trainer: Trainer, classes: ClassList, template: Template, folder: Path | None) -> None:

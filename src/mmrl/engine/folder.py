@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mmrl.engine.checkpoint import CARD, CONFIG, TENSORS, same
-from mmrl.errors import MmrlError, UsageError
+from mmrl.errors import DamagedError, MmrlError, UsageError
 from mmrl.files import lock, unlock, write_bytes
 from mmrl.reports.records import RECORD_NAME
 
@@ -90,7 +90,7 @@ class RunFolder:
             version, run = state["format"], state["run"]
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise MmrlError(f"training state is damaged: {path} ({reason}). Start again in another folder.") from error
+            raise DamagedError(f"training state is damaged: {path} ({reason}). Start again in another folder.") from error
         if version != STATE_FORMAT:
             raise MmrlError(f"{path} was written by another mmrl (format {version}; this one reads {STATE_FORMAT}): resume with that one.")
         different = differences(run, self.run)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmrl.errors import UsageError
 from mmrl.protocols.evaluations import base_to_novel
-from mmrl.protocols.plan import Cell, values
+from mmrl.protocols.plan import ZERO_SHOT, Cell, describe, values
 
 Settings = Mapping[str, Any]
 
@@ -102,6 +102,8 @@ def ablate(
     Raises:
         UsageError: `numbers` for an ablation that has no single option, or options both overridden and ablated.
     """
+    if method == ZERO_SHOT:
+        raise UsageError("zero-shot has nothing to ablate; give --method mmrl or mmrlpp.")
     ablation = ABLATIONS[name]
     rows = _rows(name, ablation, depth, numbers)
     taken = sorted({key for row in (*rows.values(), *ablation.at_test.values()) for key in row} & set(overrides or {}))
@@ -113,7 +115,8 @@ def ablate(
             kept = {} if dataset in ablation.fixed else options
             made = base_to_novel((method,), (dataset,), seeds, shots=(shots,), overrides={**(overrides or {}), **kept})
             at_test = values(ablation.at_test.get(label))
-            cells += [replace(cell, study=name, variant=label, options=at_test) for cell in made]
+            variant = ", ".join(filter(None, (label, describe(values(overrides)))))
+            cells += [replace(cell, study=name, variant=variant, options=at_test) for cell in made]
     return cells
 
 

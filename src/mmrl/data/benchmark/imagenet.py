@@ -42,8 +42,9 @@ def _check_val(entry: Entry, root: Path, folders: list[str]) -> None:
         flat = sum(_is_image(name) for name in os.listdir(val))
         outside = f", but {flat:,} images outside class folders" if flat else ""
         raise UsageError(
-            f"{val} has no folder for {len(missing)} of the {len(folders)} classes, {missing[0]} for one{outside}. Move it away, and run `mmrl data prepare {entry.name} --from FOLDER` with "
-            "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz in FOLDER: that puts each image into the folder of its class."
+            f"{val} has no folder for {len(missing)} of the {len(folders)} classes, {missing[0]} for one{outside}. Move {val.name}/ away, "
+            f"and run `mmrl data prepare {entry.name} --from FOLDER` with ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz in "
+            "FOLDER: it puts each image into the folder of its class."
         )
 
 
@@ -122,7 +123,8 @@ def list_classes(place: Path, folders: list[str], cache: Path | None) -> dict[st
         changed = (place / folder).stat().st_mtime_ns
         then, names = kept.get(folder, (None, []))
         if then != changed:
-            names = sorted(check_utf8(name, f"the name of an image in {place / folder}") for name in os.listdir(place / folder) if _is_image(name))
+            what = f"the name of an image in {place / folder}"
+            names = sorted(check_utf8(name, what) for name in os.listdir(place / folder) if _is_image(name))
         if not names:
             raise UsageError(f"class folder {place / folder} has no image. Add some, or remove the folder.")
         listing[folder] = names

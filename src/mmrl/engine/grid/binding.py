@@ -175,6 +175,7 @@ def _slot(cell: Cell, key: str, training: str | None, group: str, context: Conte
 def _check(cells: Iterable[Cell], context: Context) -> None:
     """Everything that would fail later, found before anything is computed."""
     problems: list[MmrlError] = []
+    built: set[str] = set()
     tested = dict.fromkeys((cell.dataset, cell.classes) for cell in cells)
     trained = dict.fromkeys(cell.training for cell in cells if cell.training)
     named = dict.fromkeys((*(name for name, _ in tested), *(training.dataset for training in trained)))
@@ -190,8 +191,10 @@ def _check(cells: Iterable[Cell], context: Context) -> None:
     for training in trained:
         if training.dataset in named:
             try:
-                ready = context.prepare(training)
-                methods.make_options(methods.get(training.method), ready.resolved.method)
+                options = context.prepare(training).resolved.method
+                if (what := _hash(method=training.method, options=options)) not in built:
+                    built.add(what)
+                    methods.build(training.method, context.clip, options)  # some options do not suit every backbone
             except MmrlError as error:
                 problems.append(error)
     if problems:

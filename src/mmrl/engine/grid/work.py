@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 from mmrl import methods
@@ -19,7 +20,7 @@ from mmrl.engine.grid.binding import Context, Group, options_at_test
 from mmrl.engine.grid.store import Kind
 from mmrl.engine.run_record import environment, thin
 from mmrl.engine.setup import Prepared
-from mmrl.errors import MmrlError
+from mmrl.errors import DamagedError, MmrlError
 from mmrl.methods import Method
 from mmrl.protocols import Cell, Training
 from mmrl.reports.cells import CellRecord, TrainingRecord
@@ -62,10 +63,18 @@ def _fit(method: Method, training: Training, ready: Prepared, context: Context, 
         ready.draw.save(work / "draw.json")
     with warnings.catch_warnings():  # the record keeps them
         warnings.simplefilter("ignore", BrokenImageWarning)
-        return fit(
-            method, dataset, ready.draw, ready.config, out=work, resume=True, progress=False, workers=context.bench.workers,
+        again = partial(
+            fit, method, dataset, ready.draw, ready.config, out=work, resume=True, progress=False, workers=context.bench.workers,
             skip_broken=context.bench.skip_broken,
         )  # fmt: skip
+        try:
+            return again()
+        except DamagedError:
+            if work is None:
+                raise
+            shutil.rmtree(work)
+            ready.draw.save(work / "draw.json")
+            return again()
 
 
 def _training_record(
