@@ -202,8 +202,8 @@ def test_first_layers_hold_the_default_of_any_depth(depth: int, expected: list[i
 def test_own_values_and_options_of_every_row() -> None:
     plan = ablate("alpha", ("dtd",), (1,), numbers=[0.2, 1], shots=4, overrides={"epochs": 2})
     assert {cell.variant: cell.training and cell.training.overrides for cell in plan} == {
-        "0.2": (("alpha", 0.2), ("epochs", 2)),
-        "1": (("alpha", 1), ("epochs", 2)),
+        "0.2, epochs=2": (("alpha", 0.2), ("epochs", 2)),
+        "1, epochs=2": (("alpha", 1), ("epochs", 2)),
     }
     assert {training.shots for training in trainings(plan)} == {4}
     assert {cell.study for cell in plan} == {"alpha"}

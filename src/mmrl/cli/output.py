@@ -49,7 +49,7 @@ def sheet_table(sheet: Sheet) -> Table:
 
     table = Table(title=escape(sheet.title), caption=escape("\n".join(sheet.all_notes)), caption_justify="left", title_justify="left")
     for head, number in zip(sheet.heads, sheet.numeric, strict=True):
-        table.add_column(escape(head), justify="right" if number else "left", no_wrap=number)
+        table.add_column(escape(head), justify="right" if number else "left", no_wrap=not number, overflow="fold")
     best = sheet.best()
     for i, row in enumerate(sheet.rows):
         cells = []
