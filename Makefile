@@ -21,6 +21,7 @@ bench: .venv-test/.stamp
 	.venv-test/bin/python -m benchmarks.startup
 	.venv-test/bin/python -m benchmarks.train_step --classes 24,100,500 --batch 4 --backbone ViT-B-16
 	.venv-test/bin/python -m benchmarks.inference
+	.venv-test/bin/python -m benchmarks.test_pipeline
 
 # Dependencies once; the package itself again after every change of its sources (seconds, since --no-deps).
 .venv-demo/.installed: .venv-demo/.stamp $(SOURCES)
