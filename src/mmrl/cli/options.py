@@ -70,25 +70,23 @@ def image_paths(given: Sequence[str]) -> list[str]:
 
 
 def parse_seeds(value: str) -> list[int]:
-    """Seeds from '1,2,3'. Raises UsageError for anything else."""
-    try:
-        seeds = [int(part) for part in value.split(",")]
-    except ValueError as error:
-        raise UsageError(f"--seeds is '{value}'; give whole numbers separated by commas, for example 1,2,3.") from error
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise UsageError(f"--seeds is '{value}'; each seed must be 0 or more and stand once.")
-    return seeds
+    """Seeds from '1,2,3'. Raises UsageError for anything but different numbers from 0."""
+    return _numbers(value, "--seeds", least=0, example="1,2,3")
 
 
 def parse_shots(value: str) -> list[int]:
     """Shots from '1,2,4'. Raises UsageError for anything but different numbers from 1."""
+    return _numbers(value, "--shots", least=1, example="1,2,4,8,16")
+
+
+def _numbers(value: str, option: str, *, least: int, example: str) -> list[int]:
     try:
-        shots = [int(part) for part in value.split(",")]
+        numbers = [int(part) for part in value.split(",")]
     except ValueError as error:
-        raise UsageError(f"--shots is '{value}'; give whole numbers separated by commas, for example 1,2,4,8,16.") from error
-    if len(set(shots)) < len(shots) or min(shots) < 1:
-        raise UsageError(f"--shots is '{value}'; each must be 1 or more and stand once.")
-    return shots
+        raise UsageError(f"{option} is '{value}'; give whole numbers separated by commas, for example {example}.") from error
+    if len(set(numbers)) < len(numbers) or min(numbers) < least:
+        raise UsageError(f"{option} is '{value}'; each must be {least} or more and stand once.")
+    return numbers
 
 
 def parse_values(value: str) -> list[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -50,6 +50,9 @@ def with_offset(time: datetime) -> datetime:
 
 class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, allow_inf_nan=False)
+
+
+P = TypeVar("P", bound=Part)
 
 
 class Bin(Part):
@@ -189,8 +192,13 @@ def read_record(path: Path) -> RunRecord:
         if isinstance(schema, str) and schema.startswith(f"{family}/"):
             raise MmrlError(f"{path} has the schema '{schema}', this version of mmrl reads '{SCHEMA}'. Use the version that wrote it.")
         raise MmrlError(f"{path} is not a run record of mmrl: its \"schema\" should be '{SCHEMA}'.")
+    return validated(RunRecord, content, path, what="run record")
+
+
+def validated(kind: type[P], content: Any, path: Path, *, what: str) -> P:
+    """`content` of the file `path` as a `kind`. Raises MmrlError that names what is wrong in it."""
     try:
-        return RunRecord.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'record'}: {e['msg']}" for e in error.errors()[:5])
-        raise MmrlError(f"run record is damaged: {path} ({problems})") from error
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or what}: {e['msg']}" for e in error.errors()[:5])
+        raise MmrlError(f"{what} is damaged: {path} ({problems})") from error

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
-
-from pydantic import ValidationError
 
 from mmrl.errors import MmrlError, UsageError
 from mmrl.files import read_json
 from mmrl.reports.cells import ABLATIONS, FORMAT, MARKER, STUDIES, CellRecord, Failure, Plan, TrainingRecord
-from mmrl.reports.records import Part
+from mmrl.reports.records import P, validated
 
-P = TypeVar("P", bound=Part)
 ORDER = (*STUDIES, *ABLATIONS)
 
 
@@ -29,11 +25,7 @@ def read_part(path: Path, kind: type[P], *, what: str) -> P:
     found = content.get("schema") if isinstance(content, dict) else None
     if found != schema:
         raise MmrlError(f"{what} {path} has schema {found!r}; this mmrl reads {schema!r}. Use the mmrl that wrote it, or another folder.")
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or what}: {e['msg']}" for e in error.errors()[:5])
-        raise MmrlError(f"{what} is damaged: {path} ({problems})") from error
+    return validated(kind, content, path, what=what)
 
 
 def check_format(folder: Path) -> None:
