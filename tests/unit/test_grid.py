@@ -183,7 +183,7 @@ def test_a_group_held_by_another_is_waited_for(
     def others_end(seconds: float) -> None:
         waits.append(seconds)
         for _, key in groups[0].cells:
-            store.write_raw("cells", key, contents(done, "cells")[key])
+            files.write_json(store.path("cells", key), contents(done, "cells")[key])
         store.write("failed", groups[1].key, failure)
         for group in groups:
             store.release(group.key, held[group.key])

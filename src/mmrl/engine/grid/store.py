@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from mmrl.errors import MmrlError, UsageError
 from mmrl.files import lock, unlock, write_json
@@ -73,10 +73,8 @@ class ResultsFolder:
         return self.path(kind, key).exists() and self.read(kind, key) is not None
 
     def write(self, kind: Kind, key: str, content: Part) -> None:
-        self.write_raw(kind, key, content.model_dump(mode="json", by_alias=True))
-
-    def write_raw(self, kind: Kind, key: str, content: Any) -> None:
-        write_json(self.path(kind, key), content, compact=kind in ("cells", "trainings"))
+        plain = content.model_dump(mode="json", by_alias=True)
+        write_json(self.path(kind, key), plain, compact=kind in ("cells", "trainings"))
 
     def forget(self, kind: Kind, key: str) -> None:
         self.path(kind, key).unlink(missing_ok=True)
