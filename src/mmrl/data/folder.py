@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from PIL import Image
@@ -50,23 +50,24 @@ def read_folder(root: Path | str, *, template: Template = DEFAULT_TEMPLATE) -> D
 
 
 def dataset_of(
-    contents: Contents, name: str, images: Path, *, template: Template = DEFAULT_TEMPLATE, flip: bool = True, own_split: bool = False
-) -> Dataset:
-    """`contents`, whose keys are paths below the folder `images`, as a data set."""
+    contents: Contents, name: str, images: Path, *, template: Template = DEFAULT_TEMPLATE, flip: bool = True, own_split: bool = False,
+    decode: Callable[[Path], Image.Image] = to_rgb,
+) -> Dataset:  # fmt: skip
+    """`contents`, whose keys are paths below the folder `images`, as a data set; `decode` makes an image file an RGB image."""
     return Dataset(
-        name, contents.classes, template, contents.train, contents.val, contents.test, read=ImagesBelow(images), flip=flip,
+        name, contents.classes, template, contents.train, contents.val, contents.test, read=ImagesBelow(images, decode), flip=flip,
         own_split=own_split,
     )  # fmt: skip
 
 
 class ImagesBelow:
-    """Reads the images of keys below `root`."""
+    """Reads the images of keys below `root`, by `decode`."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, decode: Callable[[Path], Image.Image] = to_rgb) -> None:
+        self.root, self.decode = root, decode
 
     def __call__(self, key: str) -> Image.Image:
-        return to_rgb(self.root / key)
+        return self.decode(self.root / key)
 
 
 def subfolders(folder: Path) -> list[str]:
