@@ -144,6 +144,10 @@ def test_hm_is_that_of_a_complete_plan(tmp_path: Path) -> None:
     assert hm_of(Results(tmp_path), "zero-shot", shots=None, **same) == pytest.approx(0.4)
     assert hm_of(Results(tmp_path), "mmrl", shots=8, **same) is None
     assert hm_of(Results(tmp_path), "mmrlpp", shots=16, **same) is None
+    seeds = {None: (0.5, 0.5), 1: (0.9, 0.3), 2: (0.7, 0.5)}
+    fill(tmp_path, slots, at=lambda slot: seeds[slot.seed][slot.classes == "novel"])
+    of_means = 2 * 0.8 * 0.4 / 1.2  # not 0.517, the mean of the seeds' harmonic means
+    assert hm_of(Results(tmp_path), "mmrl", shots=16, **same) == pytest.approx(of_means)
     next((tmp_path / "cells").iterdir()).unlink()
     left = hm_of(Results(tmp_path), "mmrl", shots=16, **same), hm_of(Results(tmp_path), "zero-shot", shots=None, **same)
     assert left.count(None) == 1, "the method that lacks a cell has no HM any more"

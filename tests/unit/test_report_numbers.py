@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -59,12 +60,18 @@ def test_means_spreads_and_harmonic_means(tmp_path: Path):
     assert base.mean == pytest.approx(80) and base.std == pytest.approx(10)  # ddof 1: sqrt((100 + 0 + 100) / 2)
     assert base.by_seed == pytest.approx({1: 90.0, 2: 80.0, 3: 70.0}) and base.complete
     hm = given(scores.measure(arm, "one", "hm"))
-    assert hm.mean == pytest.approx((45.0 + 160 / 3 + 175 / 3) / 3)  # 2*90*30/120, 2*80*40/120, 2*70*50/120
+    assert hm.mean == pytest.approx(2 * 80 * 40 / 120)  # of the means, as in the paper
+    own = {1: 45.0, 2: 160 / 3, 3: 175 / 3}  # 2*90*30/120, 2*80*40/120, 2*70*50/120
+    assert hm.by_seed == pytest.approx(own) and hm.std == pytest.approx(statistics.stdev(own.values()))
+    of_seeds = given(scores.measure(arm, "one", "mean hm"))
+    assert of_seeds.mean == pytest.approx(statistics.fmean(own.values())) and of_seeds.by_seed == hm.by_seed
+    assert given(hm).mean - of_seeds.mean > 1
     average = given(scores.average(arm, "hm"))
     assert average.mean == pytest.approx(harmonic_mean(70, 60)) and average.datasets == (2, 2)  # base (80+60)/2, novel (40+80)/2
     assert average.by_seed[1] == pytest.approx(harmonic_mean((90 + 50) / 2, (30 + 90) / 2))
-    two = (900 / 14 + 960 / 14 + 70) / 3
-    assert given(scores.average(arm, "mean hm")).mean == pytest.approx((given(hm).mean + two) / 2)
+    of_sets = given(scores.average(arm, "mean hm"))
+    assert of_sets.mean == pytest.approx((2 * 80 * 40 / 120 + 2 * 60 * 80 / 140) / 2)  # each data set's, of its means
+    assert of_sets.by_seed[1] == pytest.approx((45 + 900 / 14) / 2)
     assert average.mean != pytest.approx(given(scores.average(arm, "mean hm")).mean, abs=0.5)
     unadapted = given(scores.measure(zero, "one", "hm"))
     assert unadapted.mean == pytest.approx(37.5) and unadapted.std is None and list(unadapted.by_seed) == [None]
@@ -83,10 +90,18 @@ def test_what_is_missing_is_said(tmp_path: Path):
 
 
 def test_half_a_pair_gives_no_harmonic_mean(tmp_path: Path):
-    slots = halves(datasets=("one",), seeds=(1, 2))
-    lost = next(each for each in slots if each.seed == 1 and each.classes == "novel")
-    scores = study(tmp_path, slots, at=by_hand, left_out=[lost])
-    assert list(given(scores.measure(scores.arms[1], "one", "hm")).by_seed) == [2]
+    slots = halves(datasets=("one", "two"), seeds=(1, 2))
+    lost = [each for each in slots if each.classes == "novel" and each.seed and (each.seed == 1 or each.dataset == "two")]
+    scores = study(tmp_path, slots, at=by_hand, left_out=lost)
+    arm = scores.arms[1]
+    for metric in ("hm", "mean hm"):
+        found = given(scores.measure(arm, "one", metric))
+        assert list(found.by_seed) == [2] and found.mean == pytest.approx(160 / 3)  # base of seed 1 has no partner
+        assert given(scores.measure(arm, "two", metric)).mean is None
+        average = given(scores.average(arm, metric))
+        assert average.mean == pytest.approx(160 / 3) and average.datasets == (1, 2) and not average.complete
+    assert given(scores.average(arm, "base")).mean == pytest.approx((85 + 55) / 2)
+    assert scores.measure(arm, "three", "hm") is None is scores.average(arm, "hm", datasets=["three"])
 
 
 def test_two_backbones_and_two_shots_are_rows_of_their_own(tmp_path: Path):
@@ -117,13 +132,24 @@ def test_the_papers_numbers_stand_beside_the_papers_setting(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"suite": "mini"}, {"suite": "own"}, {"backbone": "ViT-B-32/openai"}, {"variants": ("lam=2",)}, {"methods": ("mmrlpp",)},
-     {"datasets": ("mini:digits", "mini:objects")}],
+    [{"suite": "mini"}, {"suite": "own"}, {"backbone": "ViT-B-32/openai"}, {"backbone": "ViT-B-16/openai"}, {"variants": ("lam=2",)},
+     {"methods": ("mmrlpp",)}, {"datasets": ("mini:digits", "mini:objects")}],
 )  # fmt: skip
 def test_and_beside_no_other(tmp_path: Path, changes: dict[str, object]):
     scores = paper_study(tmp_path, **({"methods": ("mmrl",)} | changes))
     numbers = [cell for sheet in study_sheets(scores) for row in sheet.rows for cell in row if isinstance(cell, Measure)]
     assert numbers and not [measure for measure in numbers if measure.paper]
+
+
+def test_the_difference_to_the_paper_is_that_of_the_hm_of_means(tmp_path: Path):
+    level = {"base": (0.65, 0.75, 0.85), "novel": (0.75, 0.65, 0.55)}
+    slots = halves(datasets=paper.DATASETS, backbone=OPENAI, methods=("mmrl",))
+    scores = study(tmp_path, slots, at=lambda each: level[each.classes][(each.seed or 0) - 1], suite="paper")
+    arm = scores.arms[0]
+    found, of_seeds = given(scores.measure(arm, "eurosat", "hm")), given(scores.measure(arm, "eurosat", "mean hm"))
+    assert found.delta == pytest.approx(harmonic_mean(75, 65) - 87.21)
+    assert of_seeds.delta is None and of_seeds.mean is not None and found.mean is not None and of_seeds.mean < found.mean - 0.05
+    assert given(scores.average(arm, "hm")).delta == pytest.approx(harmonic_mean(75, 65) - 81.20)
 
 
 def test_nor_beside_what_is_incomplete_or_of_other_shots(tmp_path: Path):
@@ -317,6 +343,14 @@ def test_calibration_and_cost(tmp_path: Path):
     assert cost and "variant" not in cost.heads and cost.rows[0][0] == "MMRL" and cost.rows[0][cost.heads.index("HM")] == 75
     assert cost.rows[1][cost.heads.index("HM")] is None and "a processor, 2 cores" in cost.notes[0]
     assert cost_sheet(CostTable()) is None
+
+
+def test_a_difference_of_hms_is_of_means(tmp_path: Path):
+    scores = study(tmp_path, halves(datasets=("one",)), at=by_hand)
+    zero, arm = scores.arms
+    found = difference(scores, arm, zero, "hm")
+    assert found and found.ours == pytest.approx(2 * 80 * 40 / 120) and found.other == pytest.approx(37.5)
+    assert found.spread == pytest.approx(statistics.stdev([45.0, 160 / 3, 175 / 3]))
 
 
 def test_options_of_the_users_count_where_the_recipes_were_not_run(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ from mmrl.reports import diagnostics
 from mmrl.reports.cost import CostTable
 from mmrl.reports.report import build_report
 from mmrl.reports.svg import fitted, ticks, width_of
-from tests.results_folder import cost_row, fail, fill, halves, make_results, scores, whole, write_json
+from tests.results_folder import cost_row, fail, few_shot, fill, halves, make_results, scores, whole, write_json
 
 SRC = Path(__file__).parents[2] / "src"
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
@@ -97,6 +98,26 @@ def test_what_users_named_is_text(html: str):
     assert "zebra &lt;striped&gt; &amp; |tall|" in html and "<striped>" not in html
     assert "out of memory &lt;on&gt; the &amp; device" in html
     assert "<title>A &lt;report&gt; &amp; &#34;more&#34;</title>" in html
+
+
+def test_names_of_every_kind_are_text(tmp_path: Path):
+    bad = """</title><script>alert('{}')</script><img src=x onerror=y>"&'<a href="http://e.com">"""
+    folder = tmp_path / "a <b>bold<" / "b>"
+    slots = halves(datasets=(bad.format("data"),), variants=(bad.format("variant"),), backbone=bad.format("backbone"))
+    slots += few_shot(datasets=(bad.format("data"),), backbone=bad.format("backbone"))
+    make_results(folder, slots)
+    fill(folder, slots[:-1], dirty=True, names=[bad.format("class"), "b", "c"])
+    fail(folder, slots[-1], error=bad.format("error"))
+    for path in (folder / "cells").iterdir():
+        write_json(path, json.loads(path.read_text()) | {"warnings": [bad.format("warning")]})
+    for path in (folder / "plans").iterdir():
+        write_json(path, json.loads(path.read_text()) | {"command": bad.format("command"), "notes": [bad.format("note")]})
+    html = build_report(folder, tmp_path / "r")[0].read_text(encoding="utf-8")
+    outline = Outline(html)
+    assert not outline.open and outline.links and all(link.startswith(("#", "data:,")) for link in outline.links)
+    assert html.count("<script") == 1 and "<img" not in html and "http://e.com" in html and "<b>" not in html
+    for place in ("data", "variant", "backbone", "class", "error", "warning", "command", "note"):
+        assert re.search(f"&lt;script&gt;alert\\((&#39;|&#x27;){place}", html), place
 
 
 def test_every_table_in_three_forms(written: list[Path]):

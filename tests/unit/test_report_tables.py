@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,13 @@ def test_latex_is_escaped_and_whole(sheets: list[Sheet]):
         assert re.findall(r"\\begin{(\w+)}", text) == re.findall(r"\\end{(\w+)}", text)[::-1] == ["table", "tabular"]
 
 
+def test_no_name_is_an_argument_of_a_latex_rule():
+    names = ("[2pt]", "*", "**b**", "[x](http://e.com)", "`id`", "two\nlines")
+    sheet = Sheet("x", "x", ("[head", "y"), tuple((name, 1) for name in names), group=0)
+    assert not re.search(r"(\\\\|rule)\s*[\[*]", latex(sheet))
+    assert "two lines & 1" in latex(sheet) and tex("`[*") == r"\textasciigrave{}{[}{*}"
+
+
 def test_tidy_csv_has_every_seed_at_full_precision(sheets: list[Sheet]):
     sheet = next(each for each in sheets if each.name == "base-to-novel")
     lines = list(csv.DictReader(io.StringIO(tidy_csv(sheet))))
@@ -114,6 +122,22 @@ def test_tidy_csv_has_every_seed_at_full_precision(sheets: list[Sheet]):
     assert [(line["seed"], line["std"]) for line in zero] == [("mean", ""), ("", "")]
     few = next(each for each in sheets if each.name == "few-shot-average")
     assert {line["shots"] for line in csv.DictReader(io.StringIO(tidy_csv(few)))} == {"", "1", "2", "4", "8", "16"}
+
+
+@pytest.mark.parametrize("name", ["base-to-novel", "alpha-hm"])
+def test_tidy_csv_has_both_harmonic_means(sheets: list[Sheet], name: str):
+    sheet = next(each for each in sheets if each.name == name)
+    lines = [line for line in csv.DictReader(io.StringIO(tidy_csv(sheet))) if line["dataset"] == "mini:digits" and line["method"] == "mmrl"]
+    value = {(line["variant"], line["metric"], line["seed"]): float(line["value"]) for line in lines}
+    arms = {variant for variant, _, _ in value}
+    assert arms
+    for variant in arms:
+        own = [found for (of, metric, seed), found in value.items() if (of, metric) == (variant, "hm") and seed != "mean"]
+        assert len(own) > 1 and value[variant, "mean hm", "mean"] == pytest.approx(statistics.fmean(own), abs=1e-12)
+        assert value[variant, "mean hm", "1"] == value[variant, "hm", "1"]
+        assert value[variant, "hm", "mean"] > value[variant, "mean hm", "mean"]
+    assert not [cell for row in sheet.rows for cell in row if isinstance(cell, Measure) and cell.metric == "mean hm"]
+    assert any("mean hm" in note and "as in the paper" in note for note in sheet.all_notes)
 
 
 def test_tables_of_text_are_written_as_they_stand():

@@ -1,8 +1,9 @@
-"""Run records, model cards and the picture of predictions on records made by hand."""
+"""Run records and the picture of predictions on records made by hand."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,8 @@ from PIL import Image
 
 from mmrl.errors import MmrlError, UsageError
 from mmrl.reports import RunRecord, Scores, harmonic_mean, read_record
-from mmrl.reports.card import model_card
 from mmrl.reports.plots import predictions_plot
-
-CONFIG = {"method": "mmrlpp", "backbone": "tiny", "class_names": ["cat", "dog"], "template": "a photo of a {}.", "version": "0.1.0"}
+from tests.results_folder import cost_row
 
 
 def scores(top1: float, **more: object) -> Scores:
@@ -81,6 +80,20 @@ def test_a_later_schema_is_refused(run: Path):
         read_record(edit(run, schema="mmrl.run/2"))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_json_has_no_number_for_is_never_written(tmp_path: Path, value: float):
+    for changes in ({"seconds": value}, {"history": [{"loss": value}]}, {"metrics": {"all": {"top1": value, "count": 1}}}):
+        with pytest.raises(ValueError, match="finite number|greater than or equal|less than or equal"):
+            make(0.8, 0.6, **changes)
+    option = {"section": "method", "key": "lam", "value": value, "source": "user"}
+    make(0.8, 0.6, options=[option], hardware={"gpu_memory_gib": value}).write(tmp_path / "run.json")
+    strict = json.loads((tmp_path / "run.json").read_text(), parse_constant=pytest.fail)
+    assert strict["options"][0]["value"] is None is strict["hardware"]["gpu_memory_gib"]
+    for name in ("train_ms_per_image", "train_minutes", "images_per_second", "peak_memory_gib", "hm"):
+        with pytest.raises(ValueError, match=f"{name}\n"):
+            cost_row("mmrl", **{name: value})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -139,28 +152,3 @@ def test_predictions_plot_shows_the_images(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(MmrlError, match="cannot write"):
         predictions_plot([tmp_path / "red.png"], guesses[:1], ["b"], tmp_path / "file" / "p.png")
-
-
-def test_model_card_of_a_run():
-    options = [{"section": "method", "key": "lam", "value": 3.0, "source": "published"}]
-    card = model_card(CONFIG, make(0.8, 0.55, method="mmrlpp", options=options, commit="0123456789abcdef", dirty=True))
-    assert card.startswith("---\nlibrary_name: mmrl\n") and "\n- mmrlpp\n---\n" in card
-    assert "# MMRL++ for tiny on mini:digits" in card
-    assert "| base | 40.00 | 80.00 |" in card and "| novel | 60.00 | 55.00 |" in card and "| harmonic mean | 48.00 | 65.19 |" in card
-    assert "**Below zero-shot on novel:**" in card and "Below zero-shot on base" not in card
-    assert "| lam | 3.0 | published |" in card and "`0123456789ab` with changes" in card
-    assert "{{" not in card and "{%" not in card and "\n\n\n" not in card
-
-
-def test_model_card_without_a_run():
-    card = model_card(CONFIG | {"options": {"lam": 1.0, "first_layer": None}})
-    assert "Not measured yet" in card and "| first_layer | none |" in card and "seed" not in card
-    assert "{{" not in card and "\n\n\n" not in card
-    with pytest.raises(MmrlError, match="no backbone, version"):
-        model_card({key: value for key, value in CONFIG.items() if key not in ("backbone", "version")})
-
-
-def test_class_names_cannot_break_the_card():
-    card = model_card(CONFIG | {"class_names": ['<script>"', "a|b", "line\nbreak", "`x`"]})
-    assert "&lt;script>" in card and "a\\|b" in card and "line break" in card and "'x'" in card
-    assert "<script>" not in card

@@ -11,16 +11,20 @@ from typing import Any, TypeVar
 from mmrl.reports import paper
 from mmrl.reports.cells import ABLATIONS, ZERO_SHOT
 from mmrl.reports.cost import CostRow, CostTable
-from mmrl.reports.measures import Arm, Measure, StudyScores
+from mmrl.reports.measures import HM, MEAN_HM, Arm, Measure, StudyScores
 from mmrl.reports.paper import AVERAGE
 from mmrl.reports.sheets import Cell, Sheet
 
 T = TypeVar("T")
 
 SPREAD = "Top-1 accuracy in %, mean ± sample standard deviation over seeds (ddof 1); zero-shot has no seed and no spread."
-HM = "HM of a data set: mean of the seeds' harmonic means."
+HM_NOTE = (
+    "HM of a data set: harmonic mean of the base and the novel accuracy, each averaged over the seeds, as in the paper; its spread is that "
+    "of the seeds' own HMs, whose mean is in the CSV file (metric 'mean hm')."
+)
 AVERAGES = (
-    "HM of the averages: harmonic mean of the averaged base and novel accuracies, as in the paper; mean of the HMs: that of the data sets. "
+    "HM of the averages: harmonic mean of the base and the novel accuracy, each averaged over seeds and data sets, as in the paper; mean "
+    "of the HMs: mean over the data sets of their HMs, each of accuracies averaged over the seeds (metric 'mean hm' in the CSV file). "
     "Spreads of averages: over the seeds that all data sets have, each averaged over the data sets."
 )
 NAMES = {"mmrl": "MMRL", "mmrlpp": "MMRL++", ZERO_SHOT: "zero-shot CLIP"} | {
@@ -34,7 +38,7 @@ TITLES = {
     "lambda": "Ablation: λ, weight of the regulariser", "regulariser": "Ablation: regulariser", "cost": "Cost",
 }  # fmt: skip
 _VALUES = {"rep-dim": "d_r", "layers": "J", "tokens": "K", "alpha": "α", "lambda": "λ", "regulariser": "regulariser"}
-METRICS = {"base": "base", "novel": "novel", "hm": "HM", "all": "accuracy"}
+METRICS = {"base": "base", "novel": "novel", HM: "HM", "all": "accuracy"}
 
 
 def method_name(method: str) -> str:
@@ -106,7 +110,7 @@ def _halves(scores: StudyScores, each: Callable[[StudyScores, Arms], list[Sheet]
     arms = Arms(scores)
     rows = []
     for arm in in_order(scores.arms):
-        rows.append((*arms.columns(arm), *(scores.average(arm, metric) for metric in ("base", "novel", "hm", "mean hm"))))
+        rows.append((*arms.columns(arm), *(scores.average(arm, metric) for metric in ("base", "novel", HM, MEAN_HM))))
     heads = (*arms.heads, "base", "novel", "HM of the averages", "mean of the HMs")
     title = f"{TITLES[scores.study]}, {average_of(scores.datasets)}"
     notes = (SPREAD, AVERAGES, *scores.plan.notes)
@@ -116,31 +120,39 @@ def _halves(scores: StudyScores, each: Callable[[StudyScores, Arms], list[Sheet]
 def _blocks(scores: StudyScores, arms: Arms) -> list[Sheet]:
     """A block of rows for each data set, as Table 1."""
     rows = [
-        (dataset, *arms.columns(arm), *(scores.measure(arm, dataset, metric) for metric in ("base", "novel", "hm")))
+        (dataset, *arms.columns(arm), *(scores.measure(arm, dataset, metric) for metric in ("base", "novel", HM)))
         for dataset in scores.datasets
         for arm in in_order(scores.arms)
     ]
     heads = ("data set", *arms.heads, "base", "novel", "HM")
-    return [Sheet(scores.study, f"{TITLES[scores.study]}, by data set", heads, tuple(rows), (SPREAD, HM), group=0)]
+    title = f"{TITLES[scores.study]}, by data set"
+    return [Sheet(scores.study, title, heads, tuple(rows), (SPREAD, HM_NOTE), group=0, unseen=_mean_hms(scores))]
+
+
+def _mean_hms(scores: StudyScores) -> tuple[Measure, ...]:
+    """Means of the seeds' HMs, for the CSV file of a table that shows the HMs of the means."""
+    found = (scores.measure(arm, dataset, MEAN_HM) for dataset in scores.datasets for arm in in_order(scores.arms))
+    return tuple(measure for measure in found if measure)
 
 
 def _matrix(scores: StudyScores, arms: Arms) -> list[Sheet]:
     """A column for each data set, as Table 8; a table each for HM, base and novel."""
     out = []
-    for metric in ("hm", "base", "novel"):
+    for metric in (HM, "base", "novel"):
         rows = [
             (*arms.columns(arm), scores.average(arm, metric), *(scores.measure(arm, dataset, metric) for dataset in scores.datasets))
             for arm in in_order(scores.arms)
         ]
         title = f"{TITLES[scores.study]}, {METRICS[metric]} by data set"
-        average = "HM of the averages" if metric == "hm" else AVERAGE
+        average = "HM of the averages" if metric == HM else AVERAGE
         out.append(
             Sheet(
                 f"{scores.study}-{metric}",
                 title,
                 (*arms.heads, average, *scores.datasets),
                 tuple(rows),
-                (SPREAD, HM)[: 1 + (metric == "hm")],
+                (SPREAD, HM_NOTE) if metric == HM else (SPREAD,),
+                unseen=_mean_hms(scores) if metric == HM else (),
             )
         )
     return out
@@ -191,13 +203,14 @@ def _plain(scores: StudyScores) -> Sheet:
         for arm in scores.arms
     ]
     heads = ("data set", *arms.heads, *(METRICS[metric] for metric in scores.metrics))
-    return Sheet(scores.study, scores.study, heads, tuple(rows), (SPREAD, *scores.plan.notes), group=0)
+    notes, unseen = ((SPREAD, HM_NOTE), _mean_hms(scores)) if HM in scores.metrics else ((SPREAD,), ())
+    return Sheet(scores.study, scores.study, heads, tuple(rows), (*notes, *scores.plan.notes), group=0, unseen=unseen)
 
 
 def calibration_sheet(scores: StudyScores) -> Sheet | None:
     """Expected calibration errors by data set; None where no cell has one."""
     arms = Arms(scores)
-    metrics = [metric for metric in scores.metrics if metric != "hm"]
+    metrics = [metric for metric in scores.metrics if metric != HM]
     rows: list[tuple[Cell, ...]] = []
     shots = scores.shots[-1] if scores.study == "few-shot" and scores.shots else None
     for dataset in scores.datasets:

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mmrl.errors import MmrlError
 from mmrl.reports.records import RunRecord
+from mmrl.reports.sheets import code, md
 from mmrl.templates import template_list
 
 NEEDED = ("method", "backbone", "class_names", "template", "version")
 TITLES = {"mmrl": "MMRL", "mmrlpp": "MMRL++"}
+NEW = "a class of yours"
 
 
-def _cell(value: object) -> str:
-    """Text that can neither end a table's cell nor start a tag: class names are the user's."""
-    text = "none" if value is None else str(value)
-    for mark, safe in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\r", " "), ("\n", " "), ("`", "'")):
-        text = text.replace(mark, safe)
-    return text
+def _told(value: object) -> str:
+    """A value in a table."""
+    return md("none" if value is None else str(value))
+
+
+def _typed(names: Sequence[str]) -> str:
+    """What --classes takes, for a POSIX shell: two of the names that can be told in it, and one more."""
+    fit = [name for name in names if name and name == name.strip() and name.isprintable() and "," not in name]
+    return shlex.quote(",".join([*fit[:2], NEW]))
 
 
 def _scores(record: RunRecord) -> tuple[list[tuple[str, str, str]], list[str]]:
@@ -57,20 +64,21 @@ def model_card(config: Mapping[str, Any], record: RunRecord | None = None, *, ti
     scores, below = _scores(record) if record else ([], [])
     data = f" on {record.dataset}" if record else ""
     names = [str(name) for name in config["class_names"]]
-    # No HTML escaping: the output is Markdown, and `cell` guards what users name. trim_blocks: tags leave no empty lines.
+    # No HTML escaping: the output is Markdown, and `md` and `code` guard what users name. trim_blocks: tags leave no empty lines.
     loader = PackageLoader("mmrl.reports", "")
     environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    environment.filters["cell"] = _cell
+    environment.filters |= {"md": _told, "code": code}
     return environment.get_template("card.md.j2").render(
-        title=title or _cell(f"{method} for {config['backbone']}{data}"),
+        title=title or f"{method} for {config['backbone']}{data}",
         method=method,
-        tag=config["method"],
+        tag=config["method"] if config["method"] in TITLES else json.dumps(config["method"]),  # YAML reads JSON's strings
         backbone=config["backbone"],
         templates=template_list(config["template"]),
         version=config["version"],
         options=config.get("options") or {},
         classes=names,
-        example=[*(name for name in names[:2] if name.isprintable() and not set(name) & set('",`')), "a class of yours"],
+        written=repr([*names[:2], NEW]),
+        typed=_typed(names),
         record=record,
         scores=scores,
         below=below,

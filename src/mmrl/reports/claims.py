@@ -70,7 +70,7 @@ class Difference:
 def difference(
     scores: StudyScores, ours: Arm, other: Arm, metric: str, *, shots: int | None = None, other_shots: int | None = None
 ) -> Difference | None:
-    """Between two arms; None where they share no data set yet. HM: of the averaged base and novel, as in the paper."""
+    """Between two arms; None where they share no data set yet. 'hm': as in `StudyScores`, of means."""
     pairs = {}
     for name in scores.targets:
         one, two = scores.measure(ours, name, metric, shots=shots), scores.measure(other, name, metric, shots=other_shots)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from mmrl.reports.cells import COST, Environment
-from mmrl.reports.measures import StudyScores, same_arm
+from mmrl.reports.measures import HM, StudyScores, same_arm
 from mmrl.reports.records import Fraction, Part
 from mmrl.reports.results import Results
 
@@ -29,7 +29,7 @@ class CostRow(Part):
     peak_memory_gib: float = Field(
         ge=0, description="CUDA: most memory allocated; CPU: the frozen weights and what training and test add to them"
     )
-    hm: Fraction | None = Field(None, description="of the same results folder, as the report has it: averaged over data sets and seeds")
+    hm: Fraction | None = Field(None, description="of the same results folder, as in its report: of the averages over seeds and data sets")
     dataset: str
     backbone: str
     shots: int | None = Field(None, description="images a class; null where nothing is trained")
@@ -57,7 +57,7 @@ class CostTable(Part):
 
 
 def hm_of(results: Results, method: str, *, variant: str, backbone: str, shots: int | None) -> float | None:
-    """HM of the base and novel accuracies averaged over the data sets of the folder's base-to-novel plan.
+    """HM of the base and novel accuracies, each averaged over seeds and the data sets of the folder's base-to-novel plan.
 
     None if there is no such plan, or it has missing cells.
     """
@@ -66,5 +66,5 @@ def hm_of(results: Results, method: str, *, variant: str, backbone: str, shots: 
         return None
     scores = StudyScores(results, plan)
     arms = same_arm(scores.arms, method, variant=variant, backbone=backbone, shots=shots)
-    found = scores.average(arms[0], "hm") if arms else None
+    found = scores.average(arms[0], HM) if arms else None
     return found.mean / 100 if found and found.mean is not None and found.complete else None

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from mmrl.reports import paper
 from mmrl.reports.aggregate import METRICS, Arms, few_shot_columns, in_order, number
 from mmrl.reports.cells import ABLATIONS, ZERO_SHOT
-from mmrl.reports.measures import Arm, Measure, StudyScores
+from mmrl.reports.measures import HM, Arm, Measure, StudyScores
 from mmrl.reports.paper import AVERAGE
 from mmrl.reports.svg import MARKERS, Chart, marker, tag, tick_text, whisker, width_of
 
-HALVES = ("base", "novel", "hm")
+HALVES = ("base", "novel", HM)
 PANEL = (310.0, 230.0)  # px
 
 
@@ -40,13 +40,13 @@ def study_drawings(scores: StudyScores) -> list[Drawing]:
 def _by_dataset(scores: StudyScores) -> Drawing:
     """A line for each data set, a mark for each method: HM, or accuracy where classes are not halved (Fig. 1)."""
     arms, named = scores.arms, Arms(scores)
-    metric = "hm" if "hm" in scores.metrics else "all"
+    metric = HM if HM in scores.metrics else "all"
     rows = [(f"{AVERAGE} of targets" if scores.source else AVERAGE, [scores.average(arm, metric) for arm in arms])]
     if len(scores.targets) < 2:
         rows = []
     ordered = [*scores.sources, *scores.targets] if scores.source else scores.datasets
     rows += [(name, [scores.measure(arm, name, metric) for arm in arms]) for name in ordered if name in scores.datasets]
-    title = "Harmonic mean by data set" if metric == "hm" else "Accuracy by data set"
+    title = "Harmonic mean by data set" if metric == HM else "Accuracy by data set"
     names = tuple(named.name(arm) for arm in arms)
     return Drawing(title, dumbbells(title, f"{METRICS[metric]}, %", rows, names), names, _bars(scores))
 

@@ -13,9 +13,11 @@ from mmrl.reports.cells import ABLATIONS, ZERO_SHOT, CellRecord, Plan, Slot
 from mmrl.reports.records import harmonic_mean
 from mmrl.reports.results import Results
 
-PAPER_BACKBONES = ("ViT-B-16-quickgelu/openai", "ViT-B-16/openai")
+PAPER_BACKBONE = "ViT-B-16-quickgelu/openai"
 PAPER_SHOTS = 16
 TRANSFER = ("cross-dataset", "domain-generalisation")  # trained on one data set, tested on others
+HM, MEAN_HM = "hm", "mean hm"  # harmonic mean of base and novel means, as in the paper; mean of harmonic means
+PAIRED = (HM, MEAN_HM)
 
 Seed = int | None  # None: zero-shot, which has no seed
 
@@ -36,7 +38,7 @@ class Measure:
 
     Attributes:
         arm, shots, dataset, metric: its place; `dataset` 'average' for one over data sets.
-        mean: None where nothing is there yet.
+        mean: None where nothing is there yet. Of 'hm' the harmonic mean of the means of base and novel, not the mean of `by_seed`.
         by_seed: the same number for each seed alone; of an average, for the seeds that all its data sets have.
         planned: number of seeds asked for.
         datasets: of an average: data sets it is over, and how many it should be over.
@@ -96,6 +98,39 @@ class _Seeds:
         return frozenset(cell.dataset for cell in self.cells.values() if cell and cell.own_split)
 
 
+@dataclass
+class _Halves:
+    """What a number is made of on one data set: the cells of base and novel, or of one list of classes, and their accuracies by seed."""
+
+    parts: Sequence[_Seeds]
+    values: Sequence[Mapping[Seed, float]]
+
+    @cached_property
+    def seeds(self) -> list[Seed]:
+        """Those that have all parts."""
+        return [seed for seed in self.values[0] if all(seed in values for values in self.values)]
+
+    def of(self, seed: Seed) -> list[float]:
+        return [values[seed] for values in self.values]
+
+    @property
+    def means(self) -> list[float]:
+        """Of each part, over `seeds`."""
+        return [statistics.fmean(half) for half in zip(*map(self.of, self.seeds))]
+
+    @property
+    def planned(self) -> int:
+        return max(len(part.cells) for part in self.parts)
+
+    @property
+    def dirty(self) -> bool:
+        return any(part.dirty for part in self.parts)
+
+    @property
+    def own_splits(self) -> frozenset[str]:
+        return frozenset().union(*(part.own_splits for part in self.parts))
+
+
 class StudyScores:
     """One plan with the cells that are there.
 
@@ -139,67 +174,62 @@ class StudyScores:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return ("base", "novel", "hm") if any(classes == "base" for *_, classes in self._seeds) else ("all",)
+        return ("base", "novel", HM) if any(classes == "base" for *_, classes in self._seeds) else ("all",)
 
     def cells(self, arm: Arm, dataset: str, classes: str, shots: int | None = None) -> list[CellRecord]:
         """What is there, by rising seed."""
         seeds = self._seeds.get((arm, shots, dataset, classes), _Seeds()).cells
         return [cell for _, cell in sorted(seeds.items(), key=lambda item: item[0] or 0) if cell]
 
+    def _halves(self, arm: Arm, dataset: str, metric: str, shots: int | None, quantity: str) -> _Halves | None:
+        names = ("base", "novel") if metric in PAIRED else (metric,)
+        parts = [self._seeds.get((arm, shots, dataset, name)) for name in names]
+        there = [part for part in parts if part is not None]
+        return _Halves(there, [part.values(quantity) for part in there]) if len(there) == len(parts) else None
+
     def measure(self, arm: Arm, dataset: str, metric: str, *, shots: int | None = None, quantity: str = "top1") -> Measure | None:
         """Over seeds. None if it was not planned.
 
         Args:
-            metric: classes tested ('base', 'novel', 'all'), or 'hm': mean over seeds of each seed's harmonic mean.
+            metric: classes tested ('base', 'novel', 'all'); 'hm': the paper's, the harmonic mean of mean base and mean novel accuracy over
+                the seeds that have both; 'mean hm': the mean of those seeds' own harmonic means, never above it.
             quantity: 'top1', or another fraction of `Scores`.
         """
-        parts = [self._seeds.get((arm, shots, dataset, part)) for part in (("base", "novel") if metric == "hm" else (metric,))]
-        there = [part for part in parts if part is not None]
-        if len(there) < len(parts):
-            return None
-        values = [part.values(quantity) for part in there]
-        by_seed = values[0]
-        if metric == "hm":
-            by_seed = {seed: harmonic_mean(base, values[1][seed]) for seed, base in values[0].items() if seed in values[1]}
-        found = Measure(
-            arm, dataset, metric, statistics.fmean(by_seed.values()) if by_seed else None, by_seed,
-            planned=max(len(part.cells) for part in there), shots=shots, dirty=any(part.dirty for part in there),
-            own_splits=frozenset().union(*(part.own_splits for part in there)),
-        )  # fmt: skip
-        return self._beside(found) if quantity == "top1" else found
+        halves = self._halves(arm, dataset, metric, shots, quantity)
+        return self._made(arm, dataset, metric, shots, quantity, [halves]) if halves else None
 
     def average(
         self, arm: Arm, metric: str, *, shots: int | None = None, datasets: Sequence[str] | None = None, quantity: str = "top1"
     ) -> Measure | None:
-        """Mean over data sets of their means. The HM is that of the averaged base and novel, as in the paper ('mean hm': mean of the HMs).
+        """Mean over data sets of their means over seeds. None if nothing of it was planned.
 
         Args:
+            metric: as for `measure`, but of data sets: 'hm' is the harmonic mean of the averaged base and novel, as in the paper;
+                'mean hm' the mean over the data sets of each one's 'hm'. Both are over the data sets with base and novel of one seed.
             datasets: over which; default: all the study tests (but its source).
         """
         names = self.targets if datasets is None else datasets
-        if metric == "hm":
-            halves = [self.average(arm, part, shots=shots, datasets=names, quantity=quantity) for part in ("base", "novel")]
-            return self._beside(_combined(halves[0], halves[1])) if halves[0] and halves[1] else None
-        each = [self.measure(arm, name, metric.removeprefix("mean "), shots=shots, quantity=quantity) for name in names]
-        planned = [measure for measure in each if measure]
-        if not planned:
-            return None
-        there = [measure for measure in planned if measure.by_seed]
-        shared = [seed for seed in there[0].by_seed if all(seed in other.by_seed for other in there)] if there else []
+        each = [halves for name in names if (halves := self._halves(arm, name, metric, shots, quantity))]
+        return self._made(arm, paper.AVERAGE, metric, shots, quantity, each, len(names)) if each else None
+
+    def _made(
+        self, arm: Arm, dataset: str, metric: str, shots: int | None, quantity: str, each: Sequence[_Halves], asked: int | None = None
+    ) -> Measure:
+        """From one data set, or the average over several of `asked`."""
+        there = [halves for halves in each if halves.seeds]
+        shared = [seed for seed in there[0].seeds if all(seed in halves.seeds for halves in there)] if there else []
         found = Measure(
-            arm, paper.AVERAGE, metric,
-            statistics.fmean(statistics.fmean(measure.by_seed.values()) for measure in there) if there else None,
-            {seed: statistics.fmean(measure.by_seed[seed] for measure in there) for seed in shared},
-            planned=max(measure.planned for measure in planned), shots=shots,
-            datasets=(len(there), len(names)), dirty=any(measure.dirty for measure in there),
-            own_splits=frozenset().union(*(measure.own_splits for measure in there)),
+            arm, dataset, metric, _mean(there, metric, over_seeds=asked is None) if there else None,
+            {seed: _joined([halves.of(seed) for halves in there], metric) for seed in shared},
+            planned=max(halves.planned for halves in each), shots=shots, datasets=None if asked is None else (len(there), asked),
+            dirty=any(halves.dirty for halves in there), own_splits=frozenset().union(*(halves.own_splits for halves in there)),
         )  # fmt: skip
         return self._beside(found) if quantity == "top1" else found
 
     def _beside(self, measure: Measure) -> Measure:
         """With the paper's value, where the setting and the splits are the paper's and nothing is missing."""
         arm = measure.arm
-        if self.plan.suite != "paper" or arm.backbone not in PAPER_BACKBONES or not measure.complete or measure.own_splits:
+        if self.plan.suite != "paper" or arm.backbone != PAPER_BACKBONE or not measure.complete or measure.own_splits:
             return measure
         if measure.datasets and measure.datasets[1] != len(paper.DATASETS) - (self.study == "cross-dataset"):
             return measure
@@ -223,16 +253,16 @@ class StudyScores:
         return lookups[self.study]() if self.study in lookups else None
 
 
-def _combined(base: Measure, novel: Measure) -> Measure:
-    """The harmonic mean of two averages."""
-    by_seed = {seed: harmonic_mean(value, novel.by_seed[seed]) for seed, value in base.by_seed.items() if seed in novel.by_seed}
-    mean = None if base.mean is None or novel.mean is None else harmonic_mean(base.mean, novel.mean)
-    assert base.datasets and novel.datasets
-    return Measure(
-        base.arm, base.dataset, "hm", mean, by_seed, planned=base.planned, shots=base.shots,
-        datasets=min(base.datasets, novel.datasets), dirty=base.dirty or novel.dirty,
-        own_splits=base.own_splits | novel.own_splits,
-    )  # fmt: skip
+def _joined(places: Sequence[Sequence[float]], metric: str) -> float:
+    """One number from the (base, novel) pairs, or single accuracies, of several places. 'hm': of the averages; others: the mean of each."""
+    if metric == HM:
+        return harmonic_mean(*(statistics.fmean(half) for half in zip(*places)))
+    return statistics.fmean(harmonic_mean(*place) if metric == MEAN_HM else place[0] for place in places)
+
+
+def _mean(there: Sequence[_Halves], metric: str, *, over_seeds: bool) -> float:
+    """Over the seeds of the only data set, or over data sets of their means over seeds."""
+    return _joined([there[0].of(seed) for seed in there[0].seeds] if over_seeds else [halves.means for halves in there], metric)
 
 
 def same_arm(arms: Iterable[Arm], method: str, **more: object) -> list[Arm]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,13 @@ TIDY = ("method", "variant", "backbone", "shots", "dataset", "metric", "seed", "
 
 @dataclass(frozen=True)
 class Sheet:
-    """One table. Its file's name is `name`; `group` is the column within whose values the best of each column is set in bold."""
+    """One table.
+
+    Attributes:
+        name: of its files.
+        group: the column within whose values the best of each column is set in bold.
+        unseen: numbers that stand in its CSV file alone.
+    """
 
     name: str
     title: str
@@ -29,6 +36,7 @@ class Sheet:
     notes: tuple[str, ...] = ()
     group: int | None = None
     bold: bool = True
+    unseen: tuple[Measure, ...] = ()
 
     @property
     def numeric(self) -> tuple[bool, ...]:
@@ -96,36 +104,62 @@ def signed(value: float) -> str:
 
 def markdown(sheet: Sheet) -> str:
     best = sheet.best()
-    lines = [f"# {_md(sheet.title)}", "", "| " + " | ".join(map(_md, sheet.heads)) + " |"]
+    lines = [f"# {md(sheet.title)}", "", "| " + " | ".join(map(md, sheet.heads)) + " |"]
     lines.append("| " + " | ".join("---:" if number else "---" for number in sheet.numeric) + " |")
     for i, row in enumerate(sheet.rows):
         cells = []
         for j, cell in enumerate(row):
-            text, small = _md(main_text(cell)), "; ".join(small_text(cell))
+            text, small = md(main_text(cell)), "; ".join(small_text(cell))
             cells.append((f"**{text}**" if (i, j) in best else text) + (f" ({small})" if small else ""))
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *(f"{_md(note)}  " for note in sheet.all_notes), ""])
+    return "\n".join([*lines, "", *(f"{md(note)}  " for note in sheet.all_notes), ""])
 
 
-def _md(text: str) -> str:
-    for mark, safe in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\n", " "), ("*", "\\*"), ("`", "\\`")):
-        text = text.replace(mark, safe)
-    return text
+# A word with one of these becomes a link, or a mail to someone, in some of the readers of Markdown even if it is escaped: not so in code.
+_LINKED = re.compile(r"://|www\.|@|mailto:|xmpp:", re.IGNORECASE)
+_BLANK = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029]+")
+_MD = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", **{mark: f"\\{mark}" for mark in "\\`*_[]|~!#$"}})
+_LISTED = re.compile(r"(\d*)([-+=.)])(?=[-+= ]|$)")  # begins a list, is a rule, or makes a heading of the line above
+
+
+def md(text: str) -> str:
+    """`text` on one line, as prose or a table's cell that reads as it is written: no markup, no link, no HTML. Parentheses need no mark."""
+    words = [code(word) if _LINKED.search(word) else word.translate(_MD) for word in _one_line(text).split(" ")]
+    line = " ".join(words)
+    found = _LISTED.match(line)
+    return line if found is None else f"{found[1]}\\{line[found.end(1) :]}"
+
+
+def code(text: str) -> str:
+    """`text` on one line, as code. A | between two pieces of it is safe in a table, and elsewhere."""
+    return "&#124;".join(_span(piece) for piece in _one_line(text).split("|"))
+
+
+def _span(text: str) -> str:
+    if not text.strip():
+        return text
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    edge = " " if text[0] in " `" or text[-1] in " `" else ""
+    return f"{fence}{edge}{text}{edge}{fence}"
+
+
+def _one_line(text: str) -> str:
+    return _BLANK.sub(" ", text).strip()
 
 
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}",
+    "~": r"\textasciitilde{}", "`": r"\textasciigrave{}", "[": "{[}", "]": "{]}", "*": "{*}",  # after \\ a bracket or star is an argument
     "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "−": r"$-$", "–": "--",
     "‡": r"$\ddagger$",
-    "†": r"$\dagger$", "§": r"\S{}", "λ": r"$\lambda$", "α": r"$\alpha$", "β": r"$\beta$", "×": r"$\times$", "…": r"\ldots{}", "\n": " ",
+    "†": r"$\dagger$", "§": r"\S{}", "λ": r"$\lambda$", "α": r"$\alpha$", "β": r"$\beta$", "×": r"$\times$", "…": r"\ldots{}",
     '"': "''", "₁": "$_1$", "₂": "$_2$", "≥": r"$\geq$",
 }  # fmt: skip
 
 
 def tex(text: str) -> str:
-    """`text` with everything escaped that LaTeX would read as more than text."""
-    return "".join(_TEX.get(letter, letter) for letter in text)
+    """`text` on one line, with everything escaped that LaTeX would read as more than text."""
+    return "".join(_TEX.get(letter, letter) for letter in _one_line(text))
 
 
 def latex(sheet: Sheet) -> str:
@@ -156,7 +190,8 @@ def latex(sheet: Sheet) -> str:
 def tidy_csv(sheet: Sheet) -> str:
     """Tidy: for every number a line with its mean over seeds (seed 'mean'), and one for each seed; per cent at full precision.
 
-    A table without measures is written as it stands.
+    Metrics: 'base', 'novel', 'all'; 'hm', the harmonic mean of mean base and mean novel; 'mean hm', the mean of harmonic means: those of
+    the seeds, or for an 'average' the 'hm' of the data sets. A table without measures is written as it stands.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -165,7 +200,7 @@ def tidy_csv(sheet: Sheet) -> str:
         writer.writerows([sheet.heads, *(["" if cell is None else cell for cell in row] for row in sheet.rows)])
         return stream.getvalue()
     writer.writerow(TIDY)
-    for measure in measures:
+    for measure in (*measures, *sheet.unseen):
         writer.writerows(_tidy(measure))
     return stream.getvalue()
 
