@@ -123,7 +123,7 @@ def fill(folder: Path, slots: Iterable[Slot], *, at: Accuracy = accuracy, dirty:
         shared: dict[str, Any] = {
             "method": each.method,
             "backbone": each.backbone,
-            "fingerprint": "f" * 16,
+            "backbone_hash": "f" * 16,
             "environment": environment(dirty=dirty),
         }
         cell = CellRecord(

@@ -19,6 +19,7 @@ from mmrl.clip import Clip, load_clip
 from mmrl.data import Dataset, Draw, dataset_names, load_dataset, usual_workers
 from mmrl.engine import RunResult, load_adapter, prepare, run
 from mmrl.errors import MmrlError, UsageError
+from mmrl.files import user_path
 from mmrl.serve.predictor import Classifier
 from mmrl.templates import DEFAULT_TEMPLATE, Template
 
@@ -108,7 +109,7 @@ def from_pretrained(adapter: str | Path, *, backbone: str | Clip | None = None, 
         UsageError: no adapter there, or another backbone than it was made for.
         MmrlError: the files are damaged, or cannot be fetched.
     """
-    folder = Path(adapter).expanduser()
+    folder = user_path(adapter)
     if not folder.exists():
         folder = _from_hub(str(adapter))
     clip = load_clip(backbone, device=device) if isinstance(backbone, str) else backbone

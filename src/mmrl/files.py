@@ -1,16 +1,70 @@
-"""Writing files so that a kill or a full disk leaves either the old file or the new one, never half of one."""
+"""Files: reading what users name, within bounds; and writing so that a kill or a full disk leaves the old file or the new one, whole."""
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mmrl.errors import MmrlError
+from mmrl.errors import MmrlError, UsageError
+
+try:
+    import fcntl
+except ImportError:  # not POSIX: there are no locks then
+    fcntl = None  # type: ignore[assignment]
+
+LARGEST = 2**30  # bytes of a file that is read whole; none that belongs here comes near
+LONGEST_NAME = 255  # bytes of a file's name, on the usual file systems
+ABANDONED = 60.0  # seconds after which a temporary file that nobody holds is a killed process's
+
+
+def user_path(given: str | Path) -> Path:
+    """The path that a user wrote, with ~ filled in.
+
+    Raises:
+        UsageError: it cannot be a path: blank, of a user who is not known, with a name that is too long, or not encodable.
+    """
+    text = os.fspath(given)
+    if not text.strip() or "\0" in text:
+        why = "it has a zero byte" if text.strip() else "it is blank"
+        raise UsageError(f"'{text}' is no path: {why}. Give the name of a file or folder.")
+    try:
+        path = Path(text).expanduser()
+        longest = max(path.parts, key=lambda part: len(os.fsencode(part)), default="")
+    except RuntimeError as error:  # pathlib's, where a home folder is not known
+        raise UsageError(f"'{text}' begins with a user's home folder that is not known here. Write the whole path.") from error
+    except UnicodeError as error:
+        raise UsageError(f"{text!a} cannot be the name of a file here: {error}.") from error
+    if len(os.fsencode(longest)) > LONGEST_NAME:
+        raise UsageError(f"'{longest}' is too long for the name of a file: at most {LONGEST_NAME} bytes between two slashes.")
+    return path
+
+
+def read_regular(path: Path, *, what: str, most: int = LARGEST) -> bytes:
+    """Content of a file, if it is one (no device, pipe or folder) of at most `most` bytes.
+
+    Raises:
+        UsageError: it is none, larger, or cannot be read; `what` names it in the message.
+    """
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a device or a pipe"
+            raise UsageError(f"{what} {path} is {kind}; give a regular file.")
+        if found.st_size > most:
+            raise UsageError(f"{what} {path} has {found.st_size:,} bytes; at most {most:,} are read. It is not what is expected here.")
+        with path.open("rb") as file:
+            return file.read(found.st_size)
+    except FileNotFoundError as error:
+        raise UsageError(f"{what} {path} does not exist. Check the path.") from error
+    except OSError as error:
+        raise UsageError(f"cannot read {what} {path}: {error.strerror or error}. Check the path and its permissions.") from error
 
 
 @contextmanager
@@ -21,11 +75,12 @@ def replacing(path: Path) -> Iterator[Path]:
         MmrlError: the folder cannot be written to, or the disk is full. `path` is as it was before.
     """
     temporary: Path | None = None
+    handle: int | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        os.close(handle)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=PARTIAL)
         temporary = Path(name)
+        _hold(handle)
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
@@ -36,6 +91,36 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
+
+
+PARTIAL = ".partial"
+
+
+def _hold(descriptor: int) -> bool:
+    """Lock an open file for this process; whether that went."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def sweep(folder: Path, *, age: float = ABANDONED) -> None:
+    """Take away temporary files that killed processes left in `folder`: those that are `age` seconds old and held by nobody."""
+    for left in folder.glob(f".*{PARTIAL}"):
+        with suppress(OSError):
+            if not left.is_file() or time.time() - left.stat().st_mtime < age:
+                continue
+            descriptor = os.open(left, os.O_RDWR)
+            try:
+                if _hold(descriptor):
+                    left.unlink(missing_ok=True)
+            finally:
+                os.close(descriptor)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -50,21 +135,39 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, content: Any, *, compact: bool = False) -> None:
     """Write `content`, indented; `compact` puts it on one line, for files that are many and read by programs."""
     layout: dict[str, Any] = {"separators": (",", ":")} if compact else {"indent": 2}
-    write_text(path, json.dumps(content, ensure_ascii=False, **layout) + "\n")
+    write_text(path, json.dumps(content, ensure_ascii=False, allow_nan=False, **layout) + "\n")
 
 
 def read_json(path: Path, *, what: str) -> Any:
-    """Parsed content of `path`.
+    """Parsed content of `path`, strictly JSON: no NaN or Infinity, and text that is Unicode.
 
     Raises:
         MmrlError: the file is missing or is not valid JSON; `what` names it in the message.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MmrlError(f"{what} not found: {path}") from error
-    except (OSError, ValueError) as error:
+        return parse_json(read_regular(path, what=what))
+    except UsageError as error:  # whoever asks knows whether the user named the file
+        raise MmrlError(str(error)) from error
+    except ValueError as error:
         raise MmrlError(f"{what} is damaged: {path} ({error})") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text holds. Raises ValueError where it is not strictly JSON, not Unicode, or nested too deeply."""
+
+    def refused(constant: str) -> None:
+        raise ValueError(f"{constant} is no number in JSON")
+
+    try:
+        written = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        content = json.loads(written, parse_constant=refused)
+        if "\\ud" in written or "\\uD" in written:  # half of a pair is no letter, and cannot be written again
+            json.dumps(content, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except UnicodeError as error:
+        raise ValueError(f"it is not UTF-8: {error}") from error
+    return content
 
 
 def lock(path: Path) -> int:
@@ -73,9 +176,7 @@ def lock(path: Path) -> int:
     Raises:
         BlockingIOError: another process has it.
     """
-    try:
-        import fcntl
-    except ImportError:  # not POSIX: no lock there
+    if fcntl is None:
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

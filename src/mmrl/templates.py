@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmrl.errors import UsageError
+from mmrl.names import spoken
 
 Template = str | tuple[str, ...]
 DEFAULT_TEMPLATE = "a photo of a {}."
@@ -38,10 +39,9 @@ def template_list(template: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def fill(template: str | Sequence[str], names: Sequence[str]) -> list[str]:
-    """Prompts of `names`, template by template; underscores become spaces, as in the whole CoOp family.
+    """Prompts of `names` as they are spoken (`mmrl.names.spoken`), template by template.
 
     Raises:
         UsageError: as `check_template`.
     """
-    spoken = [name.replace("_", " ") for name in names]
-    return [one.replace("{}", name) for one in template_list(check_template(template)) for name in spoken]
+    return [one.replace("{}", spoken(name)) for one in template_list(check_template(template)) for name in names]

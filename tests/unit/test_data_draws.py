@@ -77,9 +77,9 @@ def test_an_edited_or_damaged_draw_is_refused(golden: Dataset, tmp_path: Path) -
     with pytest.raises(MmrlError, match="is damaged"):
         Draw.load(path)
     path.write_text('{"train": [')
-    with pytest.raises(MmrlError, match="is damaged"):
+    with pytest.raises(UsageError, match="no valid JSON, or was cut short"):
         Draw.load(path)
-    with pytest.raises(MmrlError, match="not found"):
+    with pytest.raises(UsageError, match="does not exist"):
         Draw.load(tmp_path / "none.json")
 
 
@@ -104,9 +104,9 @@ def test_halves_partition_the_classes(golden: Dataset) -> None:
     [
         ({"template": "a photo"}, "exactly one {}"),
         ({"template": "{} {}"}, "exactly one {}"),
-        ({"classes": ()}, "no class"),
-        ({"classes": ("cat", " ")}, "blank class name"),
-        ({"classes": ("cat", "cat ")}, "class 'cat' twice"),
+        ({"classes": ()}, "data set 'pets' is empty"),
+        ({"classes": ("cat", " ")}, "number 2 of 2 in data set 'pets' is blank"),
+        ({"classes": ("cat", "cat ")}, "class name 'cat' stands twice in data set 'pets'"),
         ({"test": [Item("x.png", 2)]}, r"'x.png' of 'pets' has label 2; labels go from 0 to 1"),
     ],
 )

@@ -97,7 +97,7 @@ def test_the_image_folder_can_be_given(images: Path, tmp_path_factory: pytest.Te
         ("path,label,split\na.png,ant,train", "there is no test image"),
         ("path,label,split\na.png,ant,test", "'a.png' in test has class 'ant' .label 0., which has no training image"),
         ('path,label\n"a.png,ant', "cannot be? read .*It must be CSV|cannot read"),
-        (b"path,label\n\xff.png,ant", "cannot read .*It must be CSV in UTF-8"),
+        (b"path,label\n\xff.png,ant", "cannot read .*It must be UTF-8"),
     ],
 )
 def test_bad_csv_is_refused_with_its_line(tmp_path: Path, text: str | bytes, message: str) -> None:
@@ -186,5 +186,5 @@ def test_split_files_that_are_no_json(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="no valid JSON, or was cut short"):
             load_dataset(str(tmp_path / "split.json"))
     for spec in (str(tmp_path / "none.json"), "none.csv"):
-        with pytest.raises(UsageError, match=f"list of images .*{Path(spec).name} does not exist"):
+        with pytest.raises(UsageError, match=f"{Path(spec).name} does not exist"):
             load_dataset(spec)

@@ -246,7 +246,7 @@ def test_one_record_of_the_main_process(both: list[Found], place: Path) -> None:
     record = engine.read_config(place / "run"), (place / "run" / "run.json").read_text()
     assert record[0].method == "mmrl" and '"novel"' in record[1]
     assert sorted(path.name for path in (place / "mmrl").iterdir()) == sorted(
-        ["README.md", "adapter_config.json", "adapter_model.safetensors", "training_state.pt"]
+        ["README.md", "adapter_config.json", "adapter_model.safetensors", "training_state.bin"]
     )
 
 

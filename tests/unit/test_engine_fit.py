@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmrl import engine, methods
 from mmrl.clip import Clip
+from mmrl.engine.folder import read_state
 from mmrl.engine.loop import NonFiniteError
 from mmrl.errors import MmrlError, UsageError
 from mmrl.methods import Loss, Method
@@ -222,8 +223,8 @@ class Wrapped(Method):
         super().__init__(inner.clip, inner.options)
         self.inner = inner
 
-    def class_list(self, names: Any, template: str) -> Any:
-        return self.inner.class_list(names, template)
+    def class_list(self, names: Any, template: str, *, memory_gib: float | None = None) -> Any:
+        return self.inner.class_list(names, template, memory_gib=memory_gib)
 
     def loss(self, images: Tensor, labels: Tensor, classes: Any) -> Loss:
         return self.inner.loss(images, labels, classes)
@@ -234,7 +235,7 @@ class Wrapped(Method):
     def image_features(self, images: Tensor) -> Any:
         return self.inner.image_features(images)
 
-    def combine(self, images: Any, text: Tensor, seen: Any = True) -> Tensor:
+    def combine(self, images: Any, text: Tensor, seen: Any) -> Tensor:
         return self.inner.combine(images, text, seen)
 
 
@@ -262,8 +263,9 @@ def test_the_first_bad_tensor_is_named(clip: Clip, where: str, name: str) -> Non
     reference = fresh(clip)
     with pytest.raises(NonFiniteError, match=f"epoch 2, step 4: {name} is not finite"):
         train(bad, noise(3), epochs=2)
-    train(reference, noise(3), epochs=1, warmup_epochs=0, lr=1e-5)
-    assert equal(parameters(bad.inner), parameters(reference))  # as after the three good steps
+    known_good = 2 if where == "loss" else 3  # updates whose outcome gave a finite loss
+    train(reference, noise(3)[:known_good], epochs=1, warmup_epochs=0, lr=1e-5)
+    assert equal(parameters(bad.inner), parameters(reference))
     assert not equal(parameters(bad.inner), parameters(good))
 
 
@@ -285,10 +287,12 @@ def test_a_stopped_training_keeps_its_checkpoint_and_an_adapter(clip: Clip, tmp_
     method = fresh(clip)
     with pytest.raises(NonFiniteError, match="They are kept in .*last_good"):
         train(method, batches, tmp_path, checkpoint_every=1)
-    state = torch.load(tmp_path / "training_state.pt", weights_only=True)
+    state = read_state(tmp_path / "training_state.bin")
     assert state["step"] == 2 and all(value.isfinite().all() for value in state["parameters"].values())
     kept, _ = engine.load_adapter(tmp_path / "last_good", clip)
-    assert equal(parameters(kept), state["parameters"]) and equal(parameters(kept), parameters(method))
+    reference = fresh(clip)
+    train(reference, batches[:1], epochs=1, warmup_epochs=0, lr=1e-5)
+    assert equal(parameters(kept), parameters(method)) and equal(parameters(kept), parameters(reference))
     with pytest.raises(UsageError, match="has not finished; resume it"):
         engine.load_adapter(tmp_path, clip)
 
@@ -304,9 +308,9 @@ def test_full_disk_keeps_the_last_checkpoint(clip: Clip, tmp_path: Path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(MmrlError, match="cannot write .*training_state.pt: No space left on device. Free some space"):
+        with pytest.raises(MmrlError, match="cannot write .*training_state.bin: No space left on device. Free some space"):
             train(fresh(clip), noise(3), tmp_path, checkpoint_every=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["training_state.pt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["training_state.bin"]
     resumed, whole = fresh(clip), fresh(clip)
     train(resumed, noise(3), tmp_path, resume=True)
     train(whole, noise(3))
@@ -339,7 +343,7 @@ def test_random_numbers_go_on_after_resuming(clip: Clip, tmp_path: Path) -> None
 
 def test_a_damaged_state_is_said_so(clip: Clip, tmp_path: Path) -> None:
     train(fresh(clip), noise(1), tmp_path)
-    path = tmp_path / "training_state.pt"
+    path = tmp_path / "training_state.bin"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(MmrlError, match="training state is damaged"):
         train(fresh(clip), noise(1), tmp_path, resume=True)
@@ -351,7 +355,7 @@ def test_a_damaged_state_is_said_so(clip: Clip, tmp_path: Path) -> None:
 def test_resuming_a_finished_run_loads_it(clip: Clip, tmp_path: Path) -> None:
     first = fresh(clip)
     done = train(first, noise(2), tmp_path)
-    size = (tmp_path / "training_state.pt").stat().st_size
+    size = (tmp_path / "training_state.bin").stat().st_size
     again, other = fresh(clip), Same(noise(2))
     result = engine.train(again, other, NAMES, engine.FitConfig(**QUICK), template="a photo of {}.", out=tmp_path, resume=True)
     assert other.taken == 0 and equal(parameters(first), parameters(again))

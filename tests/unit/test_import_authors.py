@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mmrl import engine, methods
 from mmrl.clip import Clip
-from mmrl.engine.notes import Call, Name, read_notes
 from mmrl.engine.untrusted import TensorFile
 from mmrl.errors import MmrlError, UsageError
+from mmrl.pickles import Call, Name, read_notes
 from tests.unit.colours import NAMES, clip_on_one_thread, fresh, noise, smallest_clip
 
 clip = pytest.fixture(scope="module")(clip_on_one_thread)
@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_refused(clip: Clip, tmp_path: Path) -> None:
 
     attempt("rep_tokens is 4, but the tensors of the checkpoint give 2", options={"rep_tokens": 4})
     attempt("unknown option of mmrl 'beta'", options={"beta": 0.5})
-    attempt("stands 2 times", classes=["a", "a"])
+    attempt("stands twice", classes=["a", "a"])
     attempt("made with another backbone than .* 'image_encoder", clip=smallest_clip(seed=3))
     del_one = authors_state(method)
     del del_one["representation_learner.compound_rep_tokens_r2tproj.0.bias"]

@@ -22,7 +22,7 @@ PYTHON = sorted(path for folder in ("src", "tests", "tools", "benchmarks") for p
 SOURCES = sorted(SRC.rglob("*.py"))
 LONGEST = 400
 
-BASE = {"errors", "files", "version", "templates"}
+BASE = {"errors", "files", "names", "pickles", "templates", "version"}
 ALLOWED = {
     "clip": BASE,
     "data": BASE,
@@ -35,7 +35,7 @@ ALLOWED["engine"] = BASE | set(ALLOWED)
 ALLOWED["serve"] = ALLOWED["engine"] | {"engine"}
 ALLOWED["api"] = ALLOWED["serve"] | {"serve"}
 ALLOWED["cli"] = ALLOWED["api"] | {"api"}
-ALLOWED |= {"errors": set(), "version": set(), "files": {"errors"}, "templates": {"errors"}}
+ALLOWED |= {"errors": set(), "version": set(), "files": {"errors"}, "names": {"errors"}, "pickles": set(), "templates": {"errors", "names"}}
 ALLOWED |= {"__init__": ALLOWED["cli"], "__main__": {"cli"}}
 
 WITHOUT_TORCH = ("recipes", "reports", "protocols")

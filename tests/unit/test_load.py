@@ -125,11 +125,11 @@ def test_files_that_are_no_clip(tmp_path: Path, weights: dict[str, torch.Tensor]
         load_clip(str(cut))
 
 
-def test_fingerprint_tells_weights_apart(tmp_path: Path, model: open_clip.CLIP, weights: dict[str, torch.Tensor]) -> None:
-    one = load_clip(write("safetensors", tmp_path, model, weights)).fingerprint
-    assert one == load_clip(write("state dict", tmp_path, model, weights)).fingerprint
+def test_identity_tells_weights_apart(tmp_path: Path, model: open_clip.CLIP, weights: dict[str, torch.Tensor]) -> None:
+    one = load_clip(write("safetensors", tmp_path, model, weights)).identity
+    assert one == load_clip(write("state dict", tmp_path, model, weights)).identity
     changed = {**weights, "ln_final.weight": weights["ln_final.weight"] + 0.01}
-    assert one != load_clip(write("safetensors", tmp_path, model, changed)).fingerprint
+    assert one != load_clip(write("safetensors", tmp_path, model, changed)).identity
 
 
 def test_tiny_is_a_real_clip() -> None:

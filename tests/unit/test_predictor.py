@@ -72,13 +72,13 @@ def test_bad_input(classifier: Classifier, small_clip: Clip, photo: Image.Image,
     broken.write_bytes(b"\xff\xd8\xff nothing")
     with pytest.raises(UsageError, match=r"broken\.jpg"):
         classifier.predict([photo, broken])
-    with pytest.raises(UsageError, match="stands 2 times"):
+    with pytest.raises(UsageError, match="stands twice"):
         classifier.predict(photo, ["a", "a"])
     with pytest.raises(UsageError, match="blank"):
         classifier.predict(photo, ["a", " "])
     with pytest.raises(UsageError, match="reads 24"):
         classifier.predict(photo, ["dog " * 40])
-    with pytest.raises(UsageError, match="must be strings, but one is 2"):
+    with pytest.raises(UsageError, match="must be strings, but one of the class list is 2"):
         classifier.predict(photo, ["a", 2])  # type: ignore[list-item]
     with pytest.raises(UsageError, match="images is a NoneType"):
         classifier.predict(None)

@@ -83,7 +83,7 @@ class Ended:
 def kill_the_first_that_trains(work: Path, killed: list[int], stop: threading.Event) -> None:
     """SIGKILL the process that holds a training's folder, after its first checkpoint."""
     while not killed and not stop.wait(0.01):
-        for state in work.glob("*/training_state.pt"):
+        for state in work.glob("*/training_state.bin"):
             lock = str(state.with_name(".lock"))
             for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
                 try:
@@ -194,7 +194,7 @@ def test_a_far_worker_sends_its_files_and_goes_on_from_those_it_gets(far: Worker
     first = far.compute(group, cells, home, [])
     assert first.failure is None and not home.exists()
     assert [kind for kind, _, _ in first.records] == ["trainings", "cells", "cells"]
-    assert {"adapter_config.json", "adapter_model.safetensors", "draw.json", "training_state.pt"} <= set(first.files)
+    assert {"adapter_config.json", "adapter_model.safetensors", "draw.json", "training_state.bin"} <= set(first.files)
     unpack(first.files, home)
     assert pack(home) == first.files
     again = far.compute(group, cells, home, [first.files])

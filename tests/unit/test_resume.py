@@ -104,7 +104,7 @@ def scenarios(clip: Clip, name: str, folder: Path, stride: int) -> dict[str, Any
         assert in_a_fork(lambda out=out: attempt(clip, name, out, None))
         killed.append(moments[moment])
         differ += [moment] if content(out) != whole else []
-        leftovers += [path.name for path in out.iterdir() if path.name not in (*FILES, "training_state.pt")]
+        leftovers += [path.name for path in out.iterdir() if path.name not in (*FILES, "training_state.bin")]
     attempts, out = 1, folder / "again"
     while not in_a_fork(lambda: attempt(clip, name, out, 9)):
         attempts += 1
@@ -124,7 +124,7 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
         assert found[name]["attempts"] > 2
     assert {moment.split()[0] for moment in found["mmrl"]["killed"]} == {"before", "after", "batch"}
     assert len(found["mmrl"]["killed"]) >= 10 and len(found["mmrlpp"]["killed"]) >= 4
-    assert {"before adapter_model.safetensors", "after training_state.pt"} <= set(found["mmrl"]["moments"])
+    assert {"before adapter_model.safetensors", "after training_state.bin"} <= set(found["mmrl"]["moments"])
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def cost(
     from mmrl.engine.grid import CACHE, Bench, Context, ResultsFolder, bind
     from mmrl.engine.precision import check_precision
     from mmrl.errors import MmrlError
+    from mmrl.files import user_path
     from mmrl.protocols import base_to_novel
     from mmrl.reports.cost import COST_FILE, CostTable, hm_of
     from mmrl.reports.results import Results, read_part
@@ -56,7 +57,7 @@ def cost(
     data, backbone = data or ("mini:objects" if mini else "imagenet"), backbone or ("tiny" if mini else grid.BACKBONE)
     cells = base_to_novel(chosen, (data,), (seed,), shots=(shots,), overrides=grid.overrides(set_))
     FitConfig(precision=precision)
-    out = out.expanduser()
+    out = user_path(out)
     if out.exists():
         ResultsFolder(out)
     if (out / COST_FILE).exists():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from mmrl.errors import MmrlError, UsageError, unknown
+from mmrl.files import user_path
 
 if TYPE_CHECKING:
     from mmrl.clip import Clip
@@ -129,7 +130,7 @@ def carry_out(
     from mmrl.engine.grid import CACHE, Bench, Context, ResultsFolder, bind
 
     _check_places(engine, jobs, device, address, gpu_fraction, precision)
-    jobs, out = jobs or _gpus(device), out.expanduser()
+    jobs, out = jobs or _gpus(device), user_path(out)
     known = ResultsFolder(out) if out.exists() else None  # a wrong name below must not leave a new folder behind
     threads = _threads(workers, suite, (os.cpu_count() or 1) if engine == "ray" else jobs)
     bench = Bench(backbone, root, (out / CACHE).resolve(), precision, skip_broken, threads)
@@ -166,7 +167,7 @@ def _run_here(groups: Sequence[Group], bench: Bench, store: ResultsFolder, jobs:
 
 def _check_places(engine: str, jobs: int | None, device: str, address: str | None, gpu_fraction: float, precision: str) -> None:
     """Raises UsageError for options that do not go together, and for a precision that there is not where cells run."""
-    from mmrl.clip.load import checked_device
+    from mmrl.clip.device import checked_device
     from mmrl.engine import FitConfig
     from mmrl.engine.precision import check_precision
 

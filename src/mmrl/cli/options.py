@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from mmrl.errors import UsageError
+from mmrl.files import parse_json, read_regular, user_path
 
-HALVES = ("all", "base", "novel")
+MOST_NAMES = 64 * 2**20  # bytes of a file of class names
 
 
 def parse_classes(value: str) -> list[str]:
@@ -18,17 +17,26 @@ def parse_classes(value: str) -> list[str]:
     Raises:
         UsageError: the file cannot be read.
     """
-    path = Path(value)
-    if "," in value or not (path.suffix in (".txt", ".json") or path.is_file()):
+    if "," in value or not _is_list_file(value):
         return [name.strip() for name in value.split(",")]
+    path = user_path(value)
+    content = read_regular(path, what="file of class names", most=MOST_NAMES)
     try:
-        text = path.read_text(encoding="utf-8")
-        names = json.loads(text) if path.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read the class names in {value}: {error}. Give 'a,b,c', or a file with one name a line.") from error
+        names = parse_json(content) if path.suffix == ".json" else [n for n in content.decode("utf-8-sig").splitlines() if n.strip()]
+    except ValueError as error:
+        raise UsageError(f"cannot read the class names in {value}: {error}. Give 'a,b,c', or a file in UTF-8, one name a line.") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UsageError(f"{value} must hold a list of class names.")
     return names
+
+
+def _is_list_file(value: str) -> bool:
+    if value.endswith((".txt", ".json")):
+        return True
+    try:
+        return user_path(value).is_file()
+    except (UsageError, OSError):  # a name that no file can have
+        return False
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -43,7 +51,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise UsageError(f"--set {pair}: expected KEY=VALUE, for example --set lam=0.5. `mmrl methods` lists the keys.")
         try:
-            out[key.strip()] = json.loads(value)
+            out[key.strip()] = parse_json(value)
         except ValueError:
             out[key.strip()] = value
     return out
@@ -59,10 +67,14 @@ def image_paths(given: Sequence[str]) -> list[str]:
 
     out: list[str] = []
     for name in given:
-        path = Path(name).expanduser()
+        path = user_path(name)
         if not path.exists():
             raise UsageError(f"no such image: {name}.")
-        found = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_ENDINGS)
+        try:
+            inside = [] if path.is_file() else sorted(path.iterdir())
+        except OSError as error:
+            raise UsageError(f"cannot look into the folder {name}: {error.strerror}. Check its permissions.") from error
+        found = [path] if path.is_file() else [file for file in inside if file.suffix.lower() in IMAGE_ENDINGS]
         if not found:
             raise UsageError(f"the folder {name} has no images directly in it ({', '.join(sorted(IMAGE_ENDINGS))}).")
         out += [str(file) for file in found]

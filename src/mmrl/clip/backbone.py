@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,13 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmrl.clip.layers import Edits
-from mmrl.clip.prompts import check_names
 from mmrl.clip.text import TextHidden, TextTower
 from mmrl.clip.vision import ImageHidden, VisionTower
 from mmrl.errors import UsageError
+from mmrl.names import check_names
 from mmrl.templates import fill
 
 FROZEN_CHUNK = 128  # prompts at a time where no gradient is kept: bounds memory at 1000 classes and more
+_ACTIVATIONS = 24  # values a token and layer keeps for the backward pass, in units of the width (attention, MLP, norms)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class ClassList:
         hidden: states of the prompts that enter layer `start`.
         end: position of EOT in the body (T * C,).
         zero_shot: the frozen CLIP's class features (C, embed_dim), normalised.
+        chunk: prompts encoded at a time where gradients are kept, so that their activations fit a given memory; None: all at once.
     """
 
     names: tuple[str, ...]
@@ -40,6 +43,7 @@ class ClassList:
     hidden: TextHidden
     end: Tensor
     zero_shot: Tensor
+    chunk: int | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -119,22 +123,10 @@ class Clip:
         """What cosines are multiplied with; 100 in OpenAI's models."""
         return float(self.model.logit_scale.detach().exp())
 
-    @property
-    def fingerprint(self) -> str:
-        """Hash of all shapes and of the small tensors: tells two sets of weights apart, however they were named."""
-        digest = hashlib.sha256()
-        for key, value in sorted(self.model.state_dict().items()):
-            digest.update(f"{key}{tuple(value.shape)}".encode())
-            if 0 < value.numel() <= 1 << 17 and key != "attn_mask":
-                digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
-
-    @property
+    @cached_property
     def identity(self) -> str:
-        """Hash of all that decides a feature: every weight, the layers and their constants, and how images and prompts come in.
-
-        `fingerprint` is quicker and told two backbones apart when adapters were first written; results are kept by this one.
-        """
+        """16 hex digits of a SHA-256 over all that decides a feature: every weight, the layers and their constants, and how images and
+        prompts come in. Computed once, as the weights are frozen; where they lie and how they were named does not matter."""
         layers = [
             (name, type(layer).__name__, getattr(layer, "num_heads", None), getattr(layer, "eps", None))
             for name, layer in self.model.named_modules()
@@ -195,15 +187,21 @@ class Clip:
             return F.normalize(self.model.encode_text(tokens), dim=-1)
         return self._frozen(tokens, end, 0)[1]
 
-    def class_list(self, names: Sequence[str], template: str | Sequence[str], *, start: int = 0) -> ClassList:
+    def class_list(
+        self, names: Sequence[str], template: str | Sequence[str], *, start: int = 0, memory_gib: float | None = None
+    ) -> ClassList:
         """Run the prompts of `names` up to layer `start` and, unedited, to the end.
 
         Args:
             template: one, or several, whose features are averaged.
+            memory_gib: how much the prompts' activations may take in a training step, in GiB; None for no limit.
 
         Raises:
-            UsageError: blank or repeated names, a template without exactly one `{}`, or a prompt over the context length.
+            UsageError: blank or repeated names, a template without exactly one `{}`, a prompt over the context length, or a memory that
+                is not above 0.
         """
+        if memory_gib is not None and not memory_gib > 0:
+            raise UsageError(f"memory_gib is {memory_gib}; it must be above 0, or left out for no limit.")
         checked = check_names(names)
         prompts = fill(template, checked)
         if self.not_staged is not None:
@@ -212,7 +210,14 @@ class Clip:
         tokens, end = self.tokenize(prompts)
         with torch.no_grad():
             hidden, features = self._frozen(tokens, end, start)
-        return ClassList(checked, tuple(prompts), start, hidden, end - 1, averaged(features, len(checked)))
+        chunk = None if memory_gib is None else self._prompts_within(memory_gib, hidden.body, start)
+        return ClassList(checked, tuple(prompts), start, hidden, end - 1, averaged(features, len(checked)), chunk)
+
+    def _prompts_within(self, memory_gib: float, body: Tensor, start: int) -> int:
+        """How many prompts of `body` (C, T, d) keep no more than `memory_gib` for the backward pass of layers [start, depth)."""
+        _, length, width = body.shape
+        kept = body.element_size() * _ACTIVATIONS * width * (length + 1) * (self.text.depth - start)
+        return max(1, int(memory_gib * 2**30 / kept))
 
     def _frozen(self, tokens: Tensor, end: Tensor, start: int) -> tuple[TextHidden, Tensor]:
         """States that enter layer `start`, and zero-shot features."""
@@ -234,19 +239,18 @@ class Clip:
         with torch.no_grad():
             return self.vision.run(self.vision.embed(images), 0, start)
 
-    def encode_classes(self, classes: ClassList, edits: Edits, *, chunk: int | None = None) -> Tensor:
+    def encode_classes(self, classes: ClassList, edits: Edits) -> Tensor:
         """Adapted class features (C, embed_dim), normalised; differentiable in what the edits hold.
 
-        Args:
-            chunk: prompts at a time. Their activations are then computed anew in the backward pass, so memory grows with
-                the chunk and not with C; the numbers stay the same.
+        With `classes.chunk`, that many prompts are encoded at a time. Their activations are then computed anew in the backward pass, so
+        memory grows with the chunk and not with C; the numbers stay the same.
         """
         _, shared = self.text.run_prefix(classes.hidden.prefix, classes.start, self.text.depth, edits)
 
         def part(body: Tensor, end: Tensor) -> Tensor:
             return F.normalize(self.text.finish_body(body, end, classes.start, shared, edits), dim=-1)
 
-        body, end = classes.hidden.body, classes.end
+        body, end, chunk = classes.hidden.body, classes.end, classes.chunk
         if chunk is None or chunk >= len(body):
             return averaged(part(body, end), len(classes))
         from torch.utils.checkpoint import checkpoint

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +10,10 @@ import torch
 from torch import Tensor
 
 from mmrl.clip.backbone import Clip
-from mmrl.errors import MmrlError, UsageError, unknown
+from mmrl.clip.device import AUTO, checked_device
+from mmrl.clip.outside import heeded, without_waiting
+from mmrl.errors import MmrlError, Notice, UsageError, first_line, unknown
+from mmrl.files import user_path
 
 TINY = Path(__file__).parent / "tiny"
 _FILE_ENDINGS = (".pt", ".pth", ".bin", ".safetensors")
@@ -22,27 +21,18 @@ _EXTRA_KEYS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 NAMES_HELP = "tiny, ARCH/TAG as in 'ViT-B-16-quickgelu/openai', hf-hub:ORG/NAME, local-dir:FOLDER, or an OpenAI .pt or .safetensors file"
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """open_clip logs and warns about what we decide ourselves."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-def load_clip(name: str = "tiny", *, device: str | torch.device = "cpu") -> Clip:
+def load_clip(name: str = "tiny", *, device: str | torch.device = AUTO) -> Clip:
     """Load a frozen CLIP, in float32.
 
     Args:
         name: `tiny` (ships with the package), `ARCH/TAG` of open_clip such as `ViT-B-16-quickgelu/openai` (TAG may be a
             checkpoint file), `hf-hub:ORG/NAME`, `local-dir:FOLDER`, or a local file with OpenAI's weights: the published
-            JIT archive, a plain state dict, or safetensors.
-        device: cpu, cuda, cuda:1, ...; under torchrun or `accelerate launch`, cuda is the GPU of this process.
+            JIT archive, a plain state dict, or safetensors. Weights that were trained with QuickGELU get an architecture that
+            computes it: `ViT-B-16/openai` is `ViT-B-16-quickgelu/openai`.
+        device: auto (the best there is), cpu, cuda, cuda:1, ...; under torchrun or `accelerate launch`, cuda is the GPU of this process.
+
+    Warns:
+        Notice: another architecture than named was taken, or open_clip warned of something.
 
     Raises:
         UsageError: no such model or device, or a file that is no CLIP.
@@ -54,34 +44,13 @@ def load_clip(name: str = "tiny", *, device: str | torch.device = "cpu") -> Clip
         clip.name = "tiny"
     elif name.startswith(("hf-hub:", "local-dir:")):
         clip = _from_schema(name)
-    elif name.endswith(_FILE_ENDINGS) and Path(name).expanduser().is_file():
-        clip = _from_file(Path(name).expanduser())
+    elif name.endswith(_FILE_ENDINGS) and user_path(name).is_file():
+        clip = _from_file(user_path(name))
     elif name.endswith(_FILE_ENDINGS) and name.split("/", 1)[0] not in _architectures():
         raise UsageError(f"backbone file not found: {name}. Give {NAMES_HELP}.")
     else:
         clip = _from_open_clip(name)
     return clip.to(place)
-
-
-def checked_device(name: str | torch.device) -> torch.device:
-    try:
-        device = _own_gpu(torch.device(name))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        here = [
-            kind
-            for kind, there in (("cpu", True), ("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
-            if there
-        ]
-        raise UsageError(f"device '{name}' cannot be used here: {_first_line(error)} Available: {', '.join(here)}.") from error
-    return device
-
-
-def _own_gpu(device: torch.device) -> torch.device:
-    """'cuda' in one of several processes that a launcher started is a GPU of its own, the one that accelerate gives it."""
-    if device.type != "cuda" or device.index is not None or "LOCAL_RANK" not in os.environ:
-        return device
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % max(1, torch.cuda.device_count()))
 
 
 def random_clip(arch: str, *, seed: int = 0, **overrides: Any) -> Clip:
@@ -128,16 +97,17 @@ def _from_schema(name: str) -> Clip:
     import open_clip
 
     schema, _, rest = name.partition(":")
-    if schema == "local-dir" and not (Path(rest) / "open_clip_config.json").is_file():
+    if schema == "local-dir" and not (user_path(rest) / "open_clip_config.json").is_file():
         raise UsageError(
             f"'{rest}' is no open_clip folder: it has no open_clip_config.json. A local-dir: is a folder as open_clip saves it."
         )
     try:
-        with _quiet():
-            model = open_clip.create_model(name, device="cpu")
-            tokenizer = open_clip.get_tokenizer(name)
+        with heeded(name), without_waiting():
+            where = f"local-dir:{user_path(rest)}" if schema == "local-dir" else name
+            model = open_clip.create_model(where, device="cpu")
+            tokenizer = open_clip.get_tokenizer(where)
     except Exception as error:
-        raise MmrlError(f"cannot load the backbone '{name}': {_first_line(error)}{_offline_hint(schema)}") from error
+        raise MmrlError(f"cannot load the backbone '{name}': {first_line(error)}{_offline_hint(schema)}") from error
     return _finish(name, model, tokenizer)
 
 
@@ -149,22 +119,34 @@ def _from_open_clip(name: str) -> Clip:
         known = [*_architectures(), "tiny"]
         raise UsageError(f"{str(unknown('backbone', arch, known)).split(' Known:')[0]} Give {NAMES_HELP}.")
     tags = open_clip.list_pretrained_tags_by_model(arch)
-    is_file = bool(tag) and Path(tag).expanduser().is_file()
     if not tag:
-        raise UsageError(f"backbone '{arch}' needs its weights: {', '.join(f'{arch}/{t}' for t in tags) or 'a checkpoint file'}.")
+        named = ", ".join(f"{_computing(arch, each)}/{each}" for each in tags)
+        raise UsageError(f"backbone '{arch}' needs its weights: {named or 'a checkpoint file'}.")
+    is_file = tag not in tags and user_path(tag).is_file()
     if tag not in tags and not is_file:
         raise unknown(f"weights of {arch}", tag, tags)
+    fit = arch if is_file else _computing(arch, tag)
+    if fit != arch:
+        text = f"'{name}' was trained with QuickGELU, which '{fit}' computes and '{arch}' does not: '{fit}/{tag}' is used."
+        warnings.warn(text, Notice, stacklevel=3)
     try:
-        with _quiet():
-            model = open_clip.create_model(arch, pretrained=str(Path(tag).expanduser()) if is_file else tag, device="cpu")
-            tokenizer = open_clip.get_tokenizer(arch)
+        with heeded(name), without_waiting():
+            model = open_clip.create_model(fit, pretrained=str(user_path(tag)) if is_file else tag, device="cpu")
+            tokenizer = open_clip.get_tokenizer(fit)
     except Exception as error:
-        raise MmrlError(f"cannot load the backbone '{name}': {_first_line(error)}{'' if is_file else _offline_hint('hub')}") from error
-    return _finish(name, model, tokenizer)
+        raise MmrlError(f"cannot load the backbone '{name}': {first_line(error)}{'' if is_file else _offline_hint('hub')}") from error
+    return _finish(f"{fit}/{tag}", model, tokenizer)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _computing(arch: str, tag: str) -> str:
+    """The architecture that computes what the weights `tag` of `arch` were trained with: its QuickGELU form where they need it."""
+    import open_clip
+
+    trained_with = open_clip.get_pretrained_cfg(arch, tag).get("quick_gelu", False)
+    quick = f"{arch}-quickgelu"
+    if trained_with and not (open_clip.get_model_config(arch) or {}).get("quick_gelu", False) and quick in _architectures():
+        return quick
+    return arch
 
 
 def _offline_hint(schema: str) -> str:
@@ -188,7 +170,7 @@ def read_openai_weights(path: Path) -> dict[str, Tensor]:
         else:
             weights = _read_torch(path)
     except Exception as error:
-        raise MmrlError(f"cannot read {path}: {_first_line(error)}") from error
+        raise MmrlError(f"cannot read {path}: {first_line(error)}") from error
     weights = weights.get("state_dict", weights) if isinstance(weights, dict) else weights
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise UsageError(f"{path} is no CLIP: it should hold named tensors only.")
@@ -200,7 +182,9 @@ def read_openai_weights(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Any:
     """A TorchScript archive is read as tensors (its code is never called); anything else through the safe unpickler."""
-    with _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, which the published archives are in
+        warnings.simplefilter("ignore", FutureWarning)
         try:
             return dict(torch.jit.load(path, map_location="cpu").state_dict())
         except RuntimeError:
@@ -213,10 +197,10 @@ def _from_file(path: Path) -> Clip:
 
     weights = read_openai_weights(path)
     try:
-        with _quiet():
+        with heeded(str(path)):
             model = build_model_from_openai_state_dict(weights, quick_gelu=True, cast_dtype=torch.float32).float()
         model.load_state_dict(weights)  # again: the builder rounds to half precision, which files in float32 would not survive
     except Exception as error:
-        raise UsageError(f"{path} is no CLIP in OpenAI's layout: {_first_line(error)}") from error
+        raise UsageError(f"{path} is no CLIP in OpenAI's layout: {first_line(error)}") from error
     tokenizer = SimpleTokenizer(context_length=model.context_length)
     return Clip(str(path), model, tokenizer, preprocess=_openai_preprocess())

@@ -16,6 +16,7 @@ from mmrl.data.records import Dataset
 from mmrl.data.saved import is_saved, read_saved
 from mmrl.data.tables import LIST_ENDINGS, read_list
 from mmrl.errors import UsageError, unknown
+from mmrl.files import user_path
 from mmrl.templates import Template
 
 ROOT_VARIABLE, CACHE_VARIABLE = "DATA", "MMRL_CACHE"
@@ -138,9 +139,8 @@ def load_dataset(
         if images is not None:
             raise UsageError(f"images= is for files that list images, and '{spec}' is the name of a data set; give root= instead.")
         return _REGISTRY[spec][0](Places(_folder(root, ROOT_VARIABLE), _folder(cache, CACHE_VARIABLE)))
-    path = Path(spec).expanduser()
-    if spec.strip() and (path.exists() or _like_path(spec)):
-        return _read_path(path, Path(images).expanduser() if images is not None else None)
+    if spec.strip() and (_like_path(spec) or user_path(spec).exists()):
+        return _read_path(user_path(spec), user_path(images) if images is not None else None)
     error = unknown("data set", spec, _REGISTRY)
     raise UsageError(f"{error} A folder with one subfolder a class works too, but '{spec}' is none.")
 
@@ -148,7 +148,7 @@ def load_dataset(
 def _folder(given: Path | str | None, variable: str) -> Path | None:
     """The folder given, or that of the environment variable, or None."""
     chosen = given or os.environ.get(variable)
-    return Path(chosen).expanduser() if chosen else None
+    return user_path(chosen) if chosen else None
 
 
 def _read_path(path: Path, images: Path | None) -> Dataset:

@@ -1,14 +1,11 @@
 """The CoOp family's own few-shot draws: pickles under `split_fewshot/`, read without running what a pickle can run.
 
-A pickle is a program. Of all it can ask for only the one record type of that family is given, as an empty class of our
-own; anything else stops the reading before it is called.
+A pickle is a program. It is not run here but read (`mmrl.pickles`), and one that names anything but the record type of that family is
+refused.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
-import pickletools
 import re
 from collections import Counter
 from itertools import takewhile
@@ -17,11 +14,14 @@ from typing import Any
 
 from mmrl.data.draws import Draw, labels_drawn
 from mmrl.data.records import Dataset, Item, Which, relabel
-from mmrl.data.splits import class_name
 from mmrl.errors import UsageError
+from mmrl.files import read_regular, user_path
+from mmrl.names import name_key, spoken
+from mmrl.pickles import Call, ForbiddenName, Name, read_notes
 
-RECORD = ("dassl.data.datasets.base_dataset", "Datum")
+RECORD = Name("dassl.data.datasets.base_dataset", "Datum")
 LARGEST = 64 * 2**20  # bytes; the largest of the family, ImageNet with 16 shots, has about 3 MB
+LARGEST_LISTS = 2**30  # bytes of lists of all images; ImageNet's have about 200 MB
 
 
 def read_coop_draw(
@@ -40,10 +40,10 @@ def read_coop_draw(
         UsageError: the file is missing, too large, damaged or holds anything but such a draw (what was found is named), its
             name does not tell shots and seed, or its images are not training (validation) images of `dataset`.
     """
-    path = Path(path)
+    path = user_path(path)
     shots, seed = _numbers(path, shots, seed)
     whole, part, ids = labels_drawn(dataset, classes)
-    content = _load(path)
+    content = _load(path, LARGEST)
     if not isinstance(content, dict) or "train" not in content or not set(content) <= {"train", "val"}:
         raise UsageError(f"{path} is no few-shot draw: it holds a {type(content).__name__}, not the lists 'train' and 'val'.")
     train = _items(path, content["train"], whole, whole.train, "train")
@@ -63,41 +63,15 @@ def _numbers(path: Path, shots: int | None, seed: int | None) -> tuple[int, int]
     return shots, seed
 
 
-class _Reader(pickle.Unpickler):
-    """Gives `record` for the family's record type, and refuses everything else."""
-
-    def __init__(self, content: bytes, record: type, path: Path) -> None:
-        super().__init__(io.BytesIO(content))
-        self.record = record
-        self.path = path
-
-    def find_class(self, module: str, name: str) -> type:
-        if (module, name) != RECORD:
-            raise UsageError(f"{self.path} asks for {module}.{name}, which no few-shot draw needs; it was not run. Do not trust this file.")
-        return self.record
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise UsageError(f"{self.path} refers to something outside the file ({pid!r:.40}), which no few-shot draw does.")
-
-
-def _load(path: Path) -> Any:
+def _load(path: Path, most: int) -> Any:
+    content = read_regular(path, what="few-shot draw", most=most)
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-    except OSError as error:
-        raise UsageError(f"cannot read few-shot draw {path}: {error.strerror}. Check the path.") from error
-    if len(content) > LARGEST:
-        raise UsageError(f"{path} is larger than {LARGEST // 2**20} MiB; no few-shot draw is.")
-    record = type("Record", (), {})  # a new one for each file: the file could write to it
-    try:
-        for operation, value, _ in pickletools.genops(content):  # checks lengths, and runs nothing
-            if "PUT" in operation.name and int(value or 0) > len(content):
-                raise ValueError(f"place {value} in a memo of {len(content)} bytes")  # would fill the memory
-        return _Reader(content, record, path).load()
-    except UsageError:
-        raise
+        return read_notes(content, allowed=(RECORD,))
+    except ForbiddenName as error:
+        raise UsageError(f"{path} asks for {error}, which no few-shot draw needs; it was not run. Do not trust this file.") from error
     except Exception as error:  # a damaged pickle can make the reader stumble on anything
-        raise UsageError(f"few-shot draw {path} is damaged, or is no pickle: {error}. Get it again.") from error
+        why = f"{type(error).__name__} {error}"
+        raise UsageError(f"few-shot draw {path} is damaged, or is no pickle: {why}. Get it again.") from error
 
 
 def _items(path: Path, records: Any, dataset: Dataset, known: list[Item], part: str) -> list[Item]:
@@ -118,7 +92,7 @@ def _items(path: Path, records: Any, dataset: Dataset, known: list[Item], part: 
                 f"{path}: '{place}' is no {part} image of '{dataset.name}' here. The draw was made from another split: "
                 "use the split file that it was made with."
             )
-        if meant.label != label or dataset.classes[label] != class_name(name):
+        if meant.label != label or name_key(spoken(dataset.classes[label])) != name_key(spoken(name)):
             raise UsageError(
                 f"{path}: '{place}' is of class '{name}' (label {label}) there, but of '{dataset.classes[meant.label]}' "
                 f"(label {meant.label}) in '{dataset.name}' here. Is it the draw of another data set?"
@@ -131,7 +105,7 @@ def _items(path: Path, records: Any, dataset: Dataset, known: list[Item], part: 
 
 def _row(path: Path, record: Any, part: str) -> tuple[list[str], int, str]:
     """The steps of a record's path, its label and its class's name."""
-    fields = getattr(record, "__dict__", {})
+    fields = record.state if isinstance(record, Call) and isinstance(record.state, dict) else {}
     place, label, name = (fields.get(field) for field in ("_impath", "_label", "_classname"))
     if not isinstance(place, str) or type(label) is not int or not isinstance(name, str):
         raise UsageError(f"{path} is no few-shot draw: '{part}' has something that is no image with path, label and class name.")

@@ -8,14 +8,15 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mmrl.data.records import Dataset, Item, Which, class_ids, relabel
-from mmrl.errors import MmrlError, UsageError, unknown
-from mmrl.files import read_json, write_json
+from mmrl.data.splits import json_of_user
+from mmrl.errors import MmrlError, UsageError
+from mmrl.files import write_json
 
+T = TypeVar("T")
 VAL_SHOTS = 4  # at most this many a class for validation
-DRAWS = ("coop",)
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,10 @@ class Draw:
             MmrlError: it is not what `to_json` writes, or was edited: the hash is another.
         """
         try:
-            train, val = ([Item(str(key), int(label)) for key, label in content[part]] for part in ("train", "val"))
-            draw = cls(str(content["dataset"]), int(content["shots"]), int(content["seed"]), str(content["classes"]), train, val)
-            written = content["hash"]
+            train, val = ([Item(_as(str, key), _as(int, label)) for key, label in content[part]] for part in ("train", "val"))
+            name, classes = _as(str, content["dataset"]), _as(str, content["classes"])
+            draw = cls(name, _as(int, content["shots"]), _as(int, content["seed"]), classes, train, val)
+            written = _as(str, content["hash"])
         except (KeyError, TypeError, ValueError) as error:
             raise MmrlError(f"{where} is damaged: {type(error).__name__} {error}. Draw again.") from error
         if draw.hash != written:
@@ -69,8 +71,15 @@ class Draw:
 
     @classmethod
     def load(cls, path: Path) -> Draw:
-        """The draw saved at `path`. Raises MmrlError where it is missing, damaged or edited."""
-        return cls.from_json(read_json(path, what="few-shot draw"), where=str(path))
+        """The draw saved at `path`. Raises UsageError where there is none or it is no JSON, MmrlError where it is damaged or edited."""
+        return cls.from_json(json_of_user(path, "few-shot draw"), where=str(path))
+
+
+def _as(kind: type[T], value: Any) -> T:
+    """`value`, which must be of this very type (true is no number)."""
+    if type(value) is not kind:
+        raise TypeError(f"{value!r:.80} is no {kind.__name__}")
+    return value
 
 
 def _by_class(items: list[Item]) -> dict[int, list[Item]]:
@@ -108,9 +117,7 @@ def labels_drawn(dataset: Dataset, classes: Which | str) -> tuple[Dataset, str, 
     return dataset.source, "base" if dataset.kept[0] == 0 else "novel", list(dataset.kept)
 
 
-def draw_shots(
-    dataset: Dataset, shots: int, seed: int, classes: Which | str = "all", *, allow_fewer: bool = False, draw: str = "coop"
-) -> Draw:
+def draw_shots(dataset: Dataset, shots: int, seed: int, classes: Which | str = "all", *, allow_fewer: bool = False) -> Draw:
     """`shots` training images of every class, and min(shots, 4) for validation.
 
     As in CoOp the draw is made from all classes and then cut to `classes`, so the base draw is part of the whole one.
@@ -122,15 +129,12 @@ def draw_shots(
         seed: of Python's generator.
         classes: "all", "base" or "novel".
         allow_fewer: take all images of a class that has fewer than `shots` (CoOp does) instead of refusing.
-        draw: whose way of drawing; there is one, "coop".
 
     Raises:
         UsageError: negative `shots`, or a class among those drawn has fewer than `shots` training images; the class is named.
     """
     if shots < 0:
         raise UsageError(f"shots is {shots}; give 1 or more images a class, or 0 for all.")
-    if draw not in DRAWS:
-        raise unknown("draw", draw, DRAWS)
     whole, classes, ids = labels_drawn(dataset, classes)
     train, val = whole.train, whole.val
     if shots > 0:

@@ -15,6 +15,7 @@ from typing import Literal
 from PIL import Image
 
 from mmrl.errors import UsageError, unknown
+from mmrl.names import check_names
 from mmrl.templates import Template, check_template
 
 Which = Literal["all", "base", "novel"]
@@ -73,15 +74,9 @@ class Dataset:
     def __post_init__(self) -> None:
         object.__setattr__(self, "template", check_template(self.template, of=f" of '{self.name}'"))  # frozen for everyone else
         check_utf8(self.name, "the name of the data set")
-        if not self.classes:
-            raise UsageError(f"data set '{self.name}' has no class.")
-        seen: dict[str, str] = {}
+        check_names(self.classes, of=f"data set '{self.name}'")
         for name in self.classes:
-            if not name.strip():
-                raise UsageError(f"data set '{self.name}' has a blank class name.")
             check_utf8(name, f"the name of a class of '{self.name}'")
-            if seen.setdefault(name.strip(), name) is not name:
-                raise UsageError(f"data set '{self.name}' has class '{name.strip()}' twice. Rename one.")
         for item in (*self.train, *self.val, *self.test):
             if not 0 <= item.label < len(self.classes):
                 raise UsageError(f"item '{item.key}' of '{self.name}' has label {item.label}; labels go from 0 to {len(self.classes) - 1}.")

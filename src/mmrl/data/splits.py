@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mmrl.data.records import Contents, Item, check_utf8
-from mmrl.errors import MmrlError, UsageError
-from mmrl.files import read_json
+from mmrl.errors import UsageError
+from mmrl.files import parse_json, read_regular
 
 PARTS = ("train", "val", "test")
 Row = tuple[str, int, str]  # key, label, class name
@@ -86,12 +86,11 @@ def read_split(path: Path) -> Contents:
 
 def json_of_user(path: Path, what: str) -> Any:
     """Content of a JSON file that the user gave. Raises UsageError where it is missing, no JSON or cut short."""
-    if not path.is_file():
-        raise UsageError(f"{what} {path} does not exist. Check the path.")
+    content = read_regular(path, what=what)
     try:
-        return read_json(path, what=what)
-    except (MmrlError, RecursionError) as error:
-        raise UsageError(f"{what} {path} is no valid JSON, or was cut short: {error.__cause__ or error}. Get it again.") from error
+        return parse_json(content)
+    except ValueError as error:
+        raise UsageError(f"{what} {path} is no valid JSON, or was cut short: {error}. Get it again.") from error
 
 
 def _rows(path: Path, part: str, rows: Any) -> list[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from mmrl.data.folder import SPLIT_OF, dataset_of, subfolders
 from mmrl.data.records import Contents, Dataset
 from mmrl.data.splits import PARTS, Row, check_key, class_name, contents_of, divide, read_split, small_sizes, test_of_val
 from mmrl.errors import UsageError
+from mmrl.files import parse_json, read_regular
 
 LIST_ENDINGS = (".csv", ".jsonl", ".json")
 _NEEDED = ("path", "label")
@@ -31,8 +32,6 @@ def read_list(path: Path, *, images: Path | None = None) -> Dataset:
         UsageError: the file is missing, empty or damaged, lacks a column, or a line of it is blank where it must not be,
             names an image twice or one outside the folder, or a split that is none; the line is named.
     """
-    if not path.is_file():
-        raise UsageError(f"list of images {path} does not exist. Check the path.")
     if images is not None and not images.is_dir():
         raise UsageError(f"image folder {images} does not exist. Check images=.")
     if path.suffix.lower() == ".json":
@@ -91,36 +90,38 @@ def _split(written: Any, where: str) -> str:
     return part
 
 
-def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _text(path: Path) -> str:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            header = reader.fieldnames or []
-            missing = [name for name in _NEEDED if name not in header]
-            if missing:
-                raise UsageError(
-                    f"{path} has no column {' and no column '.join(map(repr, missing))}. Its first line must be a header with "
-                    f"{', '.join(_NEEDED)} and perhaps split; it is '{','.join(header):.80}'."
-                )
-            for record in reader:
-                if None in record:
-                    raise UsageError(f"{path}, line {reader.line_num}: more fields than the header has. Put names with a comma in quotes.")
-                yield reader.line_num, record
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"cannot read {path}: {error}. It must be CSV in UTF-8.") from error
+        return read_regular(path, what="list of images").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"cannot read {path}: {error}. It must be UTF-8.") from error
+
+
+def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+    try:
+        header = reader.fieldnames or []
+        missing = [name for name in _NEEDED if name not in header]
+        if missing:
+            raise UsageError(
+                f"{path} has no column {' and no column '.join(map(repr, missing))}. Its first line must be a header with "
+                f"{', '.join(_NEEDED)} and perhaps split; it is '{','.join(header):.80}'."
+            )
+        for record in reader:
+            if None in record:
+                raise UsageError(f"{path}, line {reader.line_num}: more fields than the header has. Put names with a comma in quotes.")
+            yield reader.line_num, record
+    except csv.Error as error:
+        raise UsageError(f"cannot read {path}: {error}. It must be CSV.") from error
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}. It must be UTF-8.") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(line)
+        except ValueError as error:
             raise UsageError(f"{path}, line {number} is no JSON, or was cut short: {error}.") from error
         if not isinstance(record, dict) or any(not isinstance(record.get(name, ""), (str, int)) for name in _NEEDED):
             raise UsageError(f'{path}, line {number} is {line:.80}; expected {{"path": "cat/1.jpg", "label": "cat"}}.')

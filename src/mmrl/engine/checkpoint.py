@@ -17,17 +17,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from mmrl.clip import Clip, load_clip
-from mmrl.clip.prompts import check_names
 from mmrl.errors import MmrlError, UsageError
-from mmrl.files import read_json, write_bytes, write_json, write_text
+from mmrl.files import read_json, read_regular, sweep, user_path, write_bytes, write_json, write_text
 from mmrl.methods import Method, build, get
 from mmrl.methods.base import describe_problem
+from mmrl.names import check_names
 from mmrl.reports.card import model_card
 from mmrl.reports.records import RunRecord
 from mmrl.templates import Template, check_template
 from mmrl.version import __version__
 
-FORMAT = 1
+FORMAT = 2
+LARGEST_ADAPTER = 16 * 2**30  # bytes
 TENSORS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 CARD = "README.md"
@@ -42,7 +43,7 @@ class AdapterConfig(BaseModel):
     method: str
     options: dict[str, Any] = Field(description="of the method")
     backbone: str = Field(description="name for load_clip")
-    fingerprint: str = Field(description="of the backbone's weights")
+    backbone_hash: str = Field(description="`Clip.identity`: of all that decides a feature of the backbone")
     class_names: tuple[str, ...] = Field(description="classes trained on")
     template: Template = Field(description="prompt, with one {} for the class name; several are averaged")
     version: str = Field(description="of mmrl that wrote it")
@@ -67,18 +68,20 @@ def save_adapter(
     """
     from safetensors.torch import save
 
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     if (folder / CARD).exists() and not (folder / CONFIG).exists():
         raise UsageError(f"{folder} has a {CARD} that no adapter belongs to, and the model card would replace it; choose another folder.")
     names = check_names(classes) if classes or method.trainable else ()
     template = check_template(template)
     tensors = {name: value.detach().cpu().contiguous() for name, value in method.state_dict().items()}
+    _require_finite(tensors, where="the method")
+    sweep(folder)
     content = save(tensors)
     config = AdapterConfig(
         method=method.name,
         options=method.options.model_dump(mode="json"),
         backbone=method.clip.name,
-        fingerprint=method.clip.fingerprint,
+        backbone_hash=method.clip.identity,
         class_names=names,
         template=template,
         version=__version__,
@@ -101,11 +104,11 @@ def read_config(folder: Path | str) -> AdapterConfig:
         UsageError: there is no such folder, or no adapter in it.
         MmrlError: the file is damaged, or of a later format.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     path = folder / CONFIG
     if not path.is_file():
         kind = "has no adapter: it lacks" if folder.is_dir() else "is no folder with an adapter: there is no"
-        unfinished = " Its training has not finished; resume it." if (folder / "training_state.pt").exists() else ""
+        unfinished = " Its training has not finished; resume it." if (folder / "training_state.bin").exists() else ""
         raise UsageError(f"{folder} {kind} {CONFIG}.{unfinished}")
     content = read_json(path, what="adapter configuration")
     version = content.get("format") if isinstance(content, dict) else None
@@ -130,7 +133,7 @@ def load_adapter(folder: Path | str, clip: Clip | None = None, *, device: str | 
         UsageError: no adapter in `folder`, an unknown method, or another backbone than it was trained on.
         MmrlError: a file is missing, edited, cut, or of a later format, or the backbone cannot be loaded.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     config = read_config(folder)
     get(config.method)
     tensors = _read_tensors(folder, config)
@@ -139,10 +142,10 @@ def load_adapter(folder: Path | str, clip: Clip | None = None, *, device: str | 
             clip = load_clip(config.backbone, device=device)
         except MmrlError as error:
             raise type(error)(f"the backbone of {folder} cannot be loaded: {error}") from error
-    if clip.fingerprint != config.fingerprint:
+    if clip.identity != config.backbone_hash:
         raise UsageError(
-            f"the adapter in {folder} was made for the backbone '{config.backbone}' (fingerprint {config.fingerprint}); "
-            f"'{clip.name}' has other weights (fingerprint {clip.fingerprint}). Use the one it was made for."
+            f"the adapter in {folder} was made for the backbone '{config.backbone}' (hash {config.backbone_hash}); '{clip.name}' is "
+            f"another one (hash {clip.identity}): other weights, layers or preprocessing. Use the one it was made for."
         )
     try:
         method = build(config.method, clip, config.options)
@@ -157,17 +160,23 @@ def _read_tensors(folder: Path, config: AdapterConfig) -> dict[str, Tensor]:
 
     path = folder / TENSORS
     try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise MmrlError(f"{folder} lacks {TENSORS}; copy it whole again.") from error
-    except OSError as error:
-        raise MmrlError(f"cannot read {path}: {error.strerror or error}") from error
+        content = read_regular(path, what="adapter", most=LARGEST_ADAPTER)
+    except UsageError as error:
+        raise MmrlError(f"{folder} lacks {TENSORS}, or it cannot be read: {error} Copy the adapter whole again.") from error
     if hashlib.sha256(content).hexdigest() != config.sha256:
         raise MmrlError(f"{path} is not the file that {CONFIG} describes: it was edited, cut or exchanged. Copy the adapter again.")
     try:
-        return load(content)
+        tensors = load(content)
     except Exception as error:
         raise MmrlError(f"{path} is no safetensors file: {error}") from error
+    _require_finite(tensors, where=str(path))
+    return tensors
+
+
+def _require_finite(tensors: Mapping[str, Tensor], *, where: str) -> None:
+    bad = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
+    if bad:
+        raise MmrlError(f"the tensor '{bad[0]}' of {where} has values that are not finite, so it can classify nothing. Train again.")
 
 
 def load_tensors(method: Method, tensors: Mapping[str, Tensor], *, where: str) -> None:

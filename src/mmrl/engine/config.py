@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from mmrl.errors import UsageError, unknown
-from mmrl.methods.base import describe_problem
+from mmrl.methods.base import Options, describe_problem
 
 WITHOUT_EFFECT = ("checkpoint_every", "log", "memory_gib")  # on what comes out, so a resumed run may change them
 
 
-class FitConfig(BaseModel):
+class FitConfig(Options):
     """Options of training; defaults are the authors' for base-to-novel runs.
 
     Raises:
         UsageError: unknown options (the nearest is named) and values out of range, all in one message.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(validate_default=True)
 
-    epochs: int = Field(10, ge=1, description="passes over the training images")
-    batch_size: int = Field(4, ge=1, description="images a batch; the last incomplete batch of an epoch is left out")
+    epochs: int = Field(10, ge=1, le=100_000, description="passes over the training images")
+    batch_size: int = Field(4, ge=1, le=1_000_000, description="images a batch; the last incomplete batch of an epoch is left out")
     lr: float = Field(1e-3, gt=0, description="learning rate of AdamW after warm-up; falls along a cosine, once an epoch")
     weight_decay: float = Field(5e-4, ge=0, description="weight decay of AdamW")
     warmup_epochs: int = Field(1, ge=0, description="first epochs, at the constant rate warmup_lr; fewer than epochs")
@@ -32,9 +32,9 @@ class FitConfig(BaseModel):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="of the frozen CLIP's arithmetic; trained tensors are float32 always. fp16 needs a CUDA device"
     )
-    accumulate: int = Field(1, ge=1, description="batches whose gradients are averaged before each step")
+    accumulate: int = Field(1, ge=1, le=1_000_000, description="batches whose gradients are averaged before each step")
     seed: int = Field(1, ge=0, lt=2**63, description="decides initial values, order and augmentation")
-    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints, besides the one after every epoch")
+    checkpoint_every: int | None = Field(None, ge=1, le=10**12, description="steps between checkpoints, besides the one after every epoch")
     log: Literal["tensorboard"] | None = Field(None, description="where else to log every step; tensorboard writes into the output folder")
     memory_gib: float | None = Field(None, gt=0, description="memory for activations of the class prompts, in GiB; default: no limit")
 

@@ -89,7 +89,8 @@ def measure(what: Measurement) -> CostRow:
     tested = _tested(dataset, clip, what.bench.batch_size)
     memory = _Memory(clip)
     method = methods.build(what.method, clip, ready.resolved.method if ready else None, seed=1)
-    classes = method.class_list(dataset.classes, dataset.template)
+    limit = ready.config.memory_gib if ready else None
+    classes = method.class_list(dataset.classes, dataset.template, memory_gib=limit)
     step = _step(method, classes, drawn, ready, what.steps) if ready else None
     test = _test(method, classes, tested, min(what.steps, MOST_TESTED), what.bench.precision)
     batch = ready.config.batch_size * ready.config.accumulate if ready else 1
@@ -172,7 +173,6 @@ def _step(method: Method, classes: ClassList, batches: Sequence[Batch], ready: P
     """Seconds of a training step, median."""
     clock = _Clock(method.clip)
     config = ready.config.model_copy(update={"epochs": 1, "warmup_epochs": 0, "checkpoint_every": None, "log": None})
-    method.set_text_memory(config.memory_gib)
     repeated = _Repeated(batches, (WARM_UP + steps) * config.accumulate)
     with accelerator(config, method.clip.device, None) as tools:
         Trainer(method, repeated, classes, config, tools, watch=lambda row: clock.tick()).run()

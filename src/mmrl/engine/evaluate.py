@@ -18,6 +18,7 @@ from mmrl.engine.precision import autocast
 from mmrl.errors import UsageError
 from mmrl.methods import Method
 from mmrl.methods.base import cosine_logits
+from mmrl.names import name_key
 from mmrl.reports.records import Scores
 from mmrl.templates import Template
 
@@ -39,13 +40,13 @@ def preprocess_of(clip: Clip, *, flip: bool = True) -> Preprocess:
 
 
 def trained_mask(names: Sequence[str], trained: Sequence[str]) -> Tensor:
-    """Which of `names` (C) are among the `trained` ones: (C,) boolean. Underscores count as spaces."""
-    known = {name.replace("_", " ").strip() for name in trained}
-    return torch.tensor([name.replace("_", " ").strip() in known for name in names], dtype=torch.bool)
+    """Which of `names` (C) are among the `trained` ones: (C,) boolean. Case, spaces and underscores make no difference."""
+    known = set(map(name_key, trained))
+    return torch.tensor([name_key(name) in known for name in names], dtype=torch.bool)
 
 
 def evaluate(
-    method: Method, classes: ClassList, batches: Iterable[Batch], seen: Tensor | bool = True, *, precision: str = "fp32"
+    method: Method, classes: ClassList, batches: Iterable[Batch], seen: Tensor | bool, *, precision: str = "fp32"
 ) -> Scores:
     """Scores of `method` as it stands now.
 
@@ -70,7 +71,7 @@ def evaluate_zero_shot(clip: Clip, classes: ClassList, batches: Iterable[Batch],
 
 
 def evaluate_both(
-    method: Method, classes: ClassList, batches: Iterable[Batch], seen: Tensor | bool = True, *, precision: str = "fp32"
+    method: Method, classes: ClassList, batches: Iterable[Batch], seen: Tensor | bool, *, precision: str = "fp32"
 ) -> Evaluation:
     """Both in one pass over `batches`. Arguments and errors as those of `evaluate`."""
     adapted, zero_shot = _evaluate(method, classes, batches, seen, precision, zero_shot=True)

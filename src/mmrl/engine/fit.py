@@ -24,6 +24,7 @@ from mmrl.engine.parallel import Peers, joined
 from mmrl.engine.precision import accelerator, check_device, check_surroundings, start_log
 from mmrl.engine.progress import training_progress
 from mmrl.errors import DamagedError, MmrlError, UsageError
+from mmrl.files import user_path
 from mmrl.methods import Method
 from mmrl.templates import Template, check_template
 
@@ -86,7 +87,7 @@ def fit(
 
     Raises:
         UsageError: bad options, an image that cannot be read, a method without anything to train, a folder with another run.
-        NonFiniteError: the numbers went wrong; `out` keeps the last checkpoint, and `out/last_good` an adapter.
+        NonFiniteError: the numbers went wrong; `out` keeps the last checkpoint, and `out/last_good` the latest adapter that scores.
         MmrlError: `out` cannot be written.
     """
     config = make_config(config)
@@ -137,11 +138,10 @@ def train(
     """
     _check(method, batches)
     template = check_template(template)
-    folder = None if out is None else Path(out).expanduser()
+    folder = None if out is None else user_path(out)
     device = method.clip.device
     check_surroundings(config, device, folder)
-    method.set_text_memory(config.memory_gib)
-    prompts = method.class_list(classes, template)
+    prompts = method.class_list(classes, template, memory_gib=config.memory_gib)
     held = None if folder is None else RunFolder(folder, _identity(method, prompts, template, config, data), resume=resume)
     with ExitStack() as stack:
         tools = stack.enter_context(accelerator(config, device, folder))
@@ -201,11 +201,11 @@ def _trained(folder: Path, method: Method) -> dict[str, Tensor]:
 
 
 def _run(trainer: Trainer, classes: ClassList, template: Template, folder: Path | None) -> None:
-    """Train; where numbers go wrong, leave the parameters of the last good step as an adapter of their own."""
+    """Train; where numbers go wrong, leave the latest parameters whose loss was finite, and which score, as an adapter of their own."""
     try:
         trainer.run()
     except NonFiniteError as error:
-        if folder is None:
+        if folder is None or not error.scores:
             raise
         place, method = folder / LAST_GOOD, trainer.method
         trainer.peers.on_main(lambda: save_adapter(place, method, classes=classes.names, template=template))
@@ -227,7 +227,7 @@ def _identity(method: Method, classes: ClassList, template: Template, config: Fi
     return {
         "method": method.name,
         "options": method.options.model_dump(mode="json"),
-        "backbone": method.clip.fingerprint,  # not its name: the same weights may lie elsewhere
+        "backbone": method.clip.identity,  # not its name: the same weights may lie elsewhere
         "classes": list(classes.names),
         "template": template,
         "fit": config.identity(),

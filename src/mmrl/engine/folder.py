@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,21 +12,24 @@ from typing import Any
 import torch
 
 from mmrl.engine.checkpoint import CARD, CONFIG, TENSORS, same
-from mmrl.errors import DamagedError, MmrlError, UsageError
-from mmrl.files import lock, unlock, write_bytes
+from mmrl.errors import DamagedError, MmrlError, UsageError, first_line
+from mmrl.files import lock, read_regular, sweep, unlock, user_path, write_bytes
 from mmrl.reports.records import RECORD_NAME
 
-STATE = "training_state.pt"
+STATE = "training_state.bin"
 LOCK = ".lock"
 TAKEN = (STATE, CONFIG, TENSORS, CARD, RECORD_NAME)
-STATE_FORMAT = 1
+STATE_FORMAT = 2
+LARGEST_STATE = 64 * 2**30  # bytes
+MAGIC = b"mmrl training state, SHA-256 "
 
 
 class RunFolder:
     """An output folder, held by this process between `with` and its end.
 
-    One file, `training_state.pt`, has everything to go on from, and is replaced as a whole, so that a kill at any moment leaves a
-    consistent one. When training ended it shrinks to the history, after the adapter was written.
+    One file, `training_state.bin`, has everything to go on from, and is replaced as a whole, so that a kill at any moment leaves a
+    consistent one. Its first line has the hash of the rest, which torch wrote: a bit that flipped on the disk is found before it trains
+    on. When training ended the file shrinks to the history, after the adapter was written.
 
     Args:
         run: what identifies the run (plain data): the same again must be given to resume.
@@ -33,7 +37,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, run: Mapping[str, Any], *, resume: bool) -> None:
-        self.path = path.expanduser()
+        self.path = user_path(path)
         self.run = dict(run)
         self.resume = resume
         self._lock: int | None = None
@@ -65,13 +69,12 @@ class RunFolder:
             self._lock = None
 
     def _check(self) -> None:
+        sweep(self.path, age=0)  # this process alone writes here now
         found = [name for name in TAKEN if (self.path / name).exists()]
         if not self.resume:
             if found:
                 raise UsageError(f"{self.path} holds another run already ({found[0]}); choose another folder, or resume that run.")
             return
-        for left in self.path.glob(".*.partial"):  # a killed process could not take them away
-            left.unlink(missing_ok=True)
         if found and STATE not in found:
             raise UsageError(f"{self.path} has {found[0]} but no {STATE}, so there is no training to resume; choose another folder.")
 
@@ -86,11 +89,10 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state = read_state(path)
             version, run = state["format"], state["run"]
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DamagedError(f"training state is damaged: {path} ({reason}). Start again in another folder.") from error
+            raise DamagedError(f"training state is damaged: {path} ({first_line(error)}). Start again in another folder.") from error
         if version != STATE_FORMAT:
             raise MmrlError(f"{path} was written by another mmrl (format {version}; this one reads {STATE_FORMAT}): resume with that one.")
         different = differences(run, self.run)
@@ -102,7 +104,22 @@ class RunFolder:
         """Replace the state; it was saved by this process or another, whole, if this fails. Raises MmrlError if it does."""
         buffer = io.BytesIO()  # written at once: torch reports a full disk as an internal error
         torch.save({**state, "format": STATE_FORMAT, "run": self.run}, buffer)
-        write_bytes(self.path / STATE, buffer.getvalue())
+        content = buffer.getvalue()
+        write_bytes(self.path / STATE, _seal(content) + content)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What `RunFolder.save` wrote, on the CPU. Raises an exception of some kind where a bit of it is another."""
+    content = io.BytesIO(read_regular(path, what="training state", most=LARGEST_STATE))
+    first, rest = content.readline(), content.read()
+    if first != _seal(rest):
+        raise ValueError("it is cut short or altered, or was not written by this mmrl")
+    state: dict[str, Any] = torch.load(io.BytesIO(rest), map_location="cpu", weights_only=True)
+    return state
+
+
+def _seal(content: bytes) -> bytes:
+    return MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

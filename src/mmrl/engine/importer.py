@@ -14,6 +14,7 @@ from mmrl.engine.checkpoint import AdapterConfig, load_tensors, read_config, sav
 from mmrl.engine.folder import TAKEN
 from mmrl.engine.untrusted import TensorFile
 from mmrl.errors import UsageError, unknown
+from mmrl.files import user_path
 from mmrl.methods import Method, build
 from mmrl.methods.authors import from_authors, guess_method
 from mmrl.methods.base import registered
@@ -54,7 +55,7 @@ def import_authors(
             contradict the tensors.
         MmrlError: the file is missing or damaged.
     """
-    path, out = Path(path).expanduser(), Path(out).expanduser()
+    path, out = user_path(path), user_path(out)
     taken = [name for name in TAKEN if (out / name).exists()]
     if taken:
         raise UsageError(f"{out} holds another run already ({taken[0]}); choose another folder.")

@@ -20,6 +20,7 @@ from mmrl.methods import Loss, Method
 
 BETAS = (0.9, 0.999)
 MOST_SKIPPED = 50  # steps in a row that fp16 may skip while its scale adapts
+GROWTH = 1e3  # a trained tensor that grows as much in one step has blown up
 Row = dict[str, float]  # one step of the history
 State = dict[str, Any]
 
@@ -42,7 +43,12 @@ class Shareable(Batches, Protocol):
 
 
 class NonFiniteError(MmrlError):
-    """A number that is not finite came up; the parameters are those before the step that would have used it."""
+    """A number that is not finite came up; the parameters are the latest that a finite loss was computed with.
+
+    `scores` tells whether those give finite logits; if not, not even the initial ones do, and there is nothing to keep.
+    """
+
+    scores = True
 
 
 class _Step(nn.Module):
@@ -94,6 +100,7 @@ class Trainer:
         self.history: list[Row] = []
         self._before, self._start = 0.0, time.monotonic()
         self._skipped = 0
+        self._good = self._copied()  # parameters whose loss was finite: those that an update made are not known to be
 
     @property
     def seconds(self) -> float:
@@ -126,15 +133,19 @@ class Trainer:
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and state["rng_cuda"] is not None:
             torch.cuda.set_rng_state(state["rng_cuda"], self.device)
+        self._good = self._copied()
         self.epoch, self.position, self.step = state["epoch"], state["position"], state["step"]
         self.history = list(state["history"])
         self._before = state["seconds"]
+
+    def _copied(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.method.state_dict().items()}
 
     def run(self) -> None:
         """Train to the end.
 
         Raises:
-            NonFiniteError: something is not finite; it is named, and the parameters stay as they were before.
+            NonFiniteError: something is not finite; it is named, and the parameters are set back to the latest whose loss was finite.
         """
         was_training = self.method.training
         self.method.train()
@@ -183,7 +194,10 @@ class Trainer:
             measured = self.accelerator.reduce(measured, "mean")
         *means, size = measured.tolist()  # one wait for the device a step
         scaled = self.accelerator.scaler is not None  # then large gradients are met by a smaller scale, not by stopping
-        if not all(map(_finite, means)) or not (scaled or _finite(size)):
+        if not all(map(_finite, means)):
+            self._stop(group)
+        self._good = self._copied()
+        if not (scaled or _finite(size)):
             self._stop(group)
         self.optimizer.step()
         self._skipped = self._skipped + 1 if self.accelerator.optimizer_step_was_skipped else 0
@@ -204,11 +218,29 @@ class Trainer:
     def _stop(self, group: list[tuple[Tensor, Tensor]]) -> NoReturn:
         found = self.peers.gather(self._first_bad(group))
         _, name = min(found)  # what goes wrong in one process makes the gradients of all bad
+        grown = self._grown()
         self.optimizer.zero_grad()
-        raise NonFiniteError(
-            f"training stopped in epoch {self.epoch + 1}, step {self.step + 1}: {name} is not finite. "
-            "The parameters are those before this step. A lower lr often helps; with fp16 also bf16 or fp32."
+        self.method.load_state_dict(self._good, strict=True)
+        error = NonFiniteError(
+            f"training stopped in epoch {self.epoch + 1}, step {self.step + 1}: {name} is not finite{grown}. "
+            "The parameters are the latest that gave a finite loss. A lower lr often helps; with fp16 also bf16 or fp32."
         )
+        error.scores = all(self.peers.gather(self._scores(group)))
+        raise error
+
+    def _grown(self) -> str:
+        """Which trained tensor has grown most since the parameters were good, where one has grown beyond all measure."""
+        sizes = {name: float(value.abs().max()) for name, value in self.method.state_dict().items() if value.numel()}
+        ratios = {name: size / (float(self._good[name].abs().max()) + 1e-6) for name, size in sizes.items() if _finite(size)}
+        worst = max(ratios, key=lambda name: ratios[name], default=None)
+        return f"; the trained tensor '{worst}' had grown to {sizes[worst]:.3g}" if worst and ratios[worst] > GROWTH else ""
+
+    def _scores(self, group: list[tuple[Tensor, Tensor]]) -> bool:
+        """Whether the method, as it is now, gives finite logits for the batch and finite class features."""
+        with torch.no_grad():
+            text = self.method.text_features(self._alone.classes)
+            finite = (images.nan_to_num(0, 0, 0).to(self.device) for images, _ in group)  # it may be an image that is not
+            return all(bool(self.method.logits(images, text, True).isfinite().all()) for images in finite)
 
     def _first_bad(self, group: list[tuple[Tensor, Tensor]]) -> tuple[int, str]:
         """Place and name of the first tensor that is not finite, in the order of computation."""

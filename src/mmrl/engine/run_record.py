@@ -58,7 +58,7 @@ def make_record(
         seed=fitted.config.seed,
         draw_hash=draw.hash,
         backbone=method.clip.name,
-        fingerprint=method.clip.fingerprint,
+        backbone_hash=method.clip.identity,
         options=tuple(Option.model_validate(option) for option in listed),
         versions=versions(),
         commit=commit,

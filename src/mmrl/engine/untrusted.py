@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmrl.engine.notes import Call, Name, Reference, read_notes
 from mmrl.errors import MmrlError
+from mmrl.pickles import Call, Name, Reference, read_notes
 
 _DTYPES = {
     "FloatStorage": torch.float32,
@@ -26,6 +26,8 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+LARGEST_NOTES = 64 * 2**20  # bytes that describe the tensors; those of a whole CLIP take about 100 kB
+LARGEST_TENSOR = 4 * 2**30  # bytes
 _PARAMETER = Name("torch._utils", "_rebuild_parameter")
 _TENSORS = (Name("torch._utils", "_rebuild_tensor_v2"), Name("torch._utils", "_rebuild_tensor"))
 
@@ -53,9 +55,8 @@ class TensorFile(Mapping[str, Tensor]):
             with zipfile.ZipFile(path) as archive:
                 self._prefix = next(name[: -len("data.pkl")] for name in archive.namelist() if name.endswith("data.pkl"))
                 order = f"{self._prefix}byteorder"
-                self._little = order not in archive.namelist() or archive.read(order) == b"little"
-                with archive.open(f"{self._prefix}data.pkl") as file:
-                    content = read_notes(file)
+                self._little = order not in archive.namelist() or _stored(archive, order, 100) == b"little"
+                content = read_notes(_stored(archive, f"{self._prefix}data.pkl", LARGEST_NOTES))
         except StopIteration as error:
             raise MmrlError(f"{path} is not a file of torch.save: it has no data.pkl.") from error
         except zipfile.BadZipFile as error:
@@ -93,17 +94,29 @@ class TensorFile(Mapping[str, Tensor]):
         if not self._little:
             raise ValueError("it was written on a machine with another byte order")
         with zipfile.ZipFile(self.path) as archive:
-            content = bytearray(archive.read(f"{self._prefix}data/{view.key}"))
+            content = bytearray(_stored(archive, f"{self._prefix}data/{view.key}", LARGEST_TENSOR))
         return torch.frombuffer(content, dtype=view.dtype) if content else torch.empty(0, dtype=view.dtype)
+
+
+def _stored(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """A member of at most `most` bytes. torch.save compresses nothing, so what is compressed could only grow without bounds."""
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"its part {name} is compressed, as torch.save leaves none")
+    if info.file_size > most:
+        raise ValueError(f"its part {name} has {info.file_size:,} bytes; at most {most:,} are read")
+    return archive.read(info)
 
 
 def _view(note: Any) -> _View | None:
     """The tensor that a note describes, or None if it describes something else."""
-    if isinstance(note, Call) and note.what == _PARAMETER and isinstance(note.arguments, tuple) and note.arguments:
-        note = note.arguments[0]
-    if not isinstance(note, Call) or note.what not in _TENSORS or not isinstance(note.arguments, tuple) or len(note.arguments) < 4:
+    arguments = _arguments(note, (_PARAMETER,))
+    if arguments:
+        note = arguments[0]
+    arguments = _arguments(note, _TENSORS)
+    if len(arguments) < 4:
         return None
-    storage, offset, size, stride = note.arguments[:4]
+    storage, offset, size, stride = arguments[:4]
     if not isinstance(storage, Reference) or not isinstance(storage.what, tuple) or len(storage.what) != 5:
         return None
     _, kind, key, _, _ = storage.what
@@ -112,6 +125,12 @@ def _view(note: Any) -> _View | None:
     if not isinstance(key, str) or not isinstance(size, tuple) or not isinstance(stride, tuple):
         return None
     return _View(key, _DTYPES[kind.name], offset, size, stride)
+
+
+def _arguments(note: Any, of: Collection[Name]) -> tuple[Any, ...]:
+    """The arguments of a call of one of these names; none for any other note."""
+    called = isinstance(note, Call) and isinstance(note.what, Name) and note.what in of
+    return note.arguments if called and isinstance(note.arguments, tuple) else ()
 
 
 def _check_bounds(view: _View, length: int) -> None:

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from mmrl.clip import ClassList, Clip
 from mmrl.errors import UsageError, unknown
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-class MethodOptions(BaseModel):
-    """Options of a method: frozen, validated, each described once (the command line's help is made of the descriptions)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Options(BaseModel):
+    """Frozen, validated values: no unknown names, no NaN or infinity, and no true or false where a number belongs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and info.field_name and cls.model_fields[info.field_name].annotation is not bool:
+            raise PydanticCustomError("truth", "Input should be no true or false")
+        return value
+
+
+class MethodOptions(Options):
+    """Options of a method, each described once (the command line's help is made of the descriptions)."""
 
 
 class NoOptions(MethodOptions):
@@ -60,30 +75,42 @@ class Method(nn.Module, ABC):
             clip.require_staged(self.name)
         self.clip = clip
         self.options = options
-        self.text_memory_gib: float | None = None
 
     @property
     def trainable(self) -> bool:
         return any(True for _ in self.parameters())
 
     @property
-    def first_text_layer(self) -> int:
-        """Index from 0 of the first text layer this method edits; below it, class states are constant."""
+    def frozen_text_layers(self) -> int:
+        """Number of text layers below the first that this method edits: what they put out is constant for a class list."""
         return 0
 
-    def class_list(self, names: Sequence[str], template: str | Sequence[str]) -> ClassList:
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As `nn.Module.to`; a device is also that of the frozen CLIP, which other methods may share."""
+        device, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        super().to(*args, **kwargs)
+        if device is not None:
+            self.clip.to(device)
+        return self
+
+    def cuda(self, device: int | torch.device | None = None) -> Self:
+        """As `to`, on the present or the given GPU."""
+        return self.to(torch.device("cuda") if device is None else torch.device("cuda", device) if isinstance(device, int) else device)
+
+    def cpu(self) -> Self:
+        """As `to`, in main memory."""
+        return self.to(torch.device("cpu"))
+
+    def class_list(self, names: Sequence[str], template: str | Sequence[str], *, memory_gib: float | None = None) -> ClassList:
         """Everything constant about a class list. Make a new one to move to other classes. Several templates are averaged.
 
-        Raises:
-            UsageError: blank or repeated names, a bad template, or a prompt over the context length.
-        """
-        return self.clip.class_list(names, template, start=self.first_text_layer)
+        Args:
+            memory_gib: how much the prompts' activations may take in a training step, in GiB; None for no limit.
 
-    def set_text_memory(self, gib: float | None) -> None:
-        """Limit the memory that activations of the class prompts may take, in GiB; None for no limit."""
-        if gib is not None and gib <= 0:
-            raise UsageError(f"memory_gib is {gib}; it must be above 0, or left out for no limit.")
-        self.text_memory_gib = gib
+        Raises:
+            UsageError: blank or repeated names, a bad template, a prompt over the context length, or a memory that is not above 0.
+        """
+        return self.clip.class_list(names, template, start=self.frozen_text_layers, memory_gib=memory_gib)
 
     @abstractmethod
     def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
@@ -98,15 +125,15 @@ class Method(nn.Module, ABC):
         """Adapted image features of images (B, 3, H, W)."""
 
     @abstractmethod
-    def combine(self, images: ImageFeatures, text: Tensor, seen: Tensor | bool = True) -> Tensor:
+    def combine(self, images: ImageFeatures, text: Tensor, seen: Tensor | bool) -> Tensor:
         """Logits (B, C), comparable over all classes, from image features and class features (C, embed_dim).
 
         Args:
             seen: whether the classes were trained on: one answer, or one per class (C,), boolean.
         """
 
-    def logits(self, images: Tensor, text: Tensor, seen: Tensor | bool = True) -> Tensor:
-        """Logits (B, C) of images (B, 3, H, W); `text` from `text_features`."""
+    def logits(self, images: Tensor, text: Tensor, seen: Tensor | bool) -> Tensor:
+        """Logits (B, C) of images (B, 3, H, W); `text` from `text_features`, `seen` as in `combine`."""
         return self.combine(self.image_features(images), text, seen)
 
 

@@ -19,14 +19,13 @@ from mmrl.errors import UsageError
 from mmrl.methods.base import ImageFeatures, Loss, Method, MethodOptions, cosine_logits
 
 LOGIT_SCALE = 100.0  # logits are 100 x cosine whatever the backbone learned, as in the authors' code
-_ACTIVATIONS = 24  # floats a token and layer keeps for the backward pass, in units of the width (attention, MLP, norms)
 
 
 class RepresentationOptions(MethodOptions):
     """Options of both methods; defaults are the paper's (supplement A)."""
 
-    rep_tokens: int = Field(5, ge=1, description="K, number of representation tokens")
-    rep_dim: int = Field(512, ge=1, description="d_r, width of the shared representation space")
+    rep_tokens: int = Field(5, ge=1, le=1000, description="K, number of representation tokens")
+    rep_dim: int = Field(512, ge=1, le=100_000, description="d_r, width of the shared representation space")
     first_layer: int | None = Field(
         None, ge=1, description="J, first image layer with representation tokens, from 1; default: half the depth (6 of 12)"
     )
@@ -117,7 +116,7 @@ class RepresentationMethod(Method):
     # ---- passes ----
 
     @property
-    def first_text_layer(self) -> int:
+    def frozen_text_layers(self) -> int:
         return self.j_text - 1
 
     def edits(self) -> tuple[Edits, Edits]:
@@ -130,21 +129,13 @@ class RepresentationMethod(Method):
             return {}
         return {first - 1 + i: Edit(layer, keep=self.keep()) for i, layer in enumerate(tokens.unbind(0))}
 
-    def text_chunk(self, classes: ClassList) -> int | None:
-        """Prompts at a time, so that their activations stay within the memory set by `set_text_memory`."""
-        if self.text_memory_gib is None:
-            return None
-        length = classes.hidden.body.shape[1] + 1
-        per_prompt = 4 * _ACTIVATIONS * self.clip.text.width * length * self.text_layers
-        return max(1, int(self.text_memory_gib * 2**30 / per_prompt))
-
     def text_features(self, classes: ClassList) -> Tensor:
         return self._text_features(classes, self.edits()[1])
 
     def _text_features(self, classes: ClassList, edits: Edits) -> Tensor:
         if not edits:
             return classes.zero_shot
-        return self.clip.encode_classes(classes, edits, chunk=self.text_chunk(classes))
+        return self.clip.encode_classes(classes, edits)
 
     def image_features(self, images: Tensor) -> ImageFeatures:
         start = self.j_visual - 1
@@ -196,7 +187,7 @@ class RepresentationMethod(Method):
 
     # ---- inference ----
 
-    def combine(self, images: ImageFeatures, text: Tensor, seen: Tensor | bool = True) -> Tensor:
+    def combine(self, images: ImageFeatures, text: Tensor, seen: Tensor | bool) -> Tensor:
         class_logits = cosine_logits(images.class_token, text, LOGIT_SCALE)
         if images.representation is None or self.options.inference == "class":
             return class_logits

@@ -25,5 +25,5 @@ class ZeroShot(Method):
     def image_features(self, images: Tensor) -> ImageFeatures:
         return ImageFeatures(self.clip.encode_image(images))
 
-    def combine(self, images: ImageFeatures, text: Tensor, seen: Tensor | bool = True) -> Tensor:
+    def combine(self, images: ImageFeatures, text: Tensor, seen: Tensor | bool) -> Tensor:
         return cosine_logits(images.class_token, text, self.clip.logit_scale)

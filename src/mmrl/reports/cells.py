@@ -45,7 +45,7 @@ class CellRecord(Part):
     training: str | None = Field(None, description="key of the training; null for zero-shot")
     method: str
     backbone: str
-    fingerprint: str = Field(description="of the backbone's weights")
+    backbone_hash: str = Field(description="SHA-256 of all that decides a feature of the backbone, 16 hex digits")
     dataset: str = Field(description="tested on")
     data: str = Field(description="fingerprint of the data set's lists")
     own_split: bool = Field(False, description="whether a split is published for the data set and another was used")
@@ -66,7 +66,7 @@ class TrainingRecord(Part):
     key: str
     method: str
     backbone: str
-    fingerprint: str
+    backbone_hash: str
     dataset: str
     data: str
     classes: Literal["all", "base"]

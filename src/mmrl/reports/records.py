@@ -158,7 +158,7 @@ class RunRecord(Part):
     seed: int
     draw_hash: str
     backbone: str
-    fingerprint: str | None = Field(None, description="of the backbone's weights")
+    backbone_hash: str | None = Field(None, description="SHA-256 of all that decides a feature of the backbone, 16 hex digits")
     options: tuple[Option, ...] = ()
     versions: dict[str, str] = Field(description="of mmrl, Python and the packages that matter")
     commit: str | None = Field(None, description="of the source tree; null for an installed package")

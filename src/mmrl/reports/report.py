@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mmrl.errors import MmrlError
-from mmrl.files import write_text
+from mmrl.files import user_path, write_text
 from mmrl.reports import diagnostics, sheets, svg
 from mmrl.reports.aggregate import METRICS, TITLES, Arms, calibration_sheet, cost_sheet, machine, method_name, study_sheets
 from mmrl.reports.cells import ABLATIONS, STUDIES, ZERO_SHOT, CellRecord, Slot, TrainingRecord
@@ -21,7 +21,7 @@ from mmrl.reports.cells import Environment as Where
 from mmrl.reports.claims import Claim, claims, claims_sheet
 from mmrl.reports.cost import COST_FILE, CostTable
 from mmrl.reports.figures import Drawing, study_drawings
-from mmrl.reports.measures import Arm, StudyScores
+from mmrl.reports.measures import HM, Arm, StudyScores
 from mmrl.reports.results import Results, read_part
 from mmrl.reports.sheets import Cell, Sheet
 from mmrl.reports.status import STATES, duration, held_locks, slot_states
@@ -47,7 +47,7 @@ def build_report(results_folder: Path | str, out: Path | str, *, title: str | No
     Raises:
         UsageError: no results folder. MmrlError: it is of another version, nothing in it is done, or `out` cannot be written to.
     """
-    results, out = Results(results_folder), Path(out).expanduser()
+    results, out = Results(results_folder), user_path(out)
     if not results.cells:
         damaged = f" {len(results.damaged)} damaged files: {results.damaged[0]}" if results.damaged else ""
         raise MmrlError(f"nothing is done yet in {results.folder}: no cell has a result. `mmrl status` shows how far it is.{damaged}")
@@ -144,7 +144,7 @@ def _facts(results: Results) -> Iterator[tuple[str, str]]:
     yield "suite", _listed(plan.suite for plan in results.plans.values())
     yield "methods", _listed(method_name(slot.method) for slot in slots)
     yield "data sets", _listed(slot.dataset for slot in slots)
-    yield "backbone", _listed(f"{cell.backbone} (weights {cell.fingerprint[:12]})" for cell in cells)
+    yield "backbone", _listed(f"{cell.backbone} (hash {cell.backbone_hash})" for cell in cells)
     yield "seeds", ", ".join(str(seed) for seed in sorted({slot.seed for slot in slots if slot.seed is not None})) or "none"
     yield "done", f"{len(results.trainings)} trainings, {len(results.cells)} scores"
     seconds = sum(training.seconds for training in trainings) + sum(cell.seconds for cell in cells)
@@ -213,7 +213,7 @@ def _tested(scores: StudyScores) -> Iterator[tuple[str, Arm, str, list[CellRecor
     for dataset in scores.datasets:
         for arm in scores.arms:
             shots = scores.shots[-1] if scores.study == "few-shot" and arm.method != ZERO_SHOT else None
-            for classes in (metric for metric in scores.metrics if metric != "hm"):
+            for classes in (metric for metric in scores.metrics if metric != HM):
                 if cells := scores.cells(arm, dataset, classes, shots):
                     half = "" if classes == "all" else f", {METRICS[classes]}"
                     yield dataset, arm, f"{named.name(arm)}{half}", cells

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mmrl.errors import MmrlError, UsageError
-from mmrl.files import read_json
+from mmrl.files import read_json, user_path
 from mmrl.reports.cells import ABLATIONS, FORMAT, MARKER, STUDIES, CellRecord, Failure, Plan, TrainingRecord
 from mmrl.reports.records import P, validated
 
@@ -53,7 +53,7 @@ class Results:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = user_path(folder)
         check_format(self.folder)
         self.damaged: list[str] = []
 

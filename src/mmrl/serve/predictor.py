@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmrl.clip.prompts import check_names
+from mmrl.clip.device import checked_device
 from mmrl.data import Broken, Item, image_batches, to_rgb, usual_workers, warn_broken
 from mmrl.engine import save_adapter
-from mmrl.engine.evaluate import preprocess_of
-from mmrl.errors import UsageError
+from mmrl.engine.evaluate import preprocess_of, trained_mask
+from mmrl.errors import MmrlError, UsageError
 from mmrl.methods import Method
+from mmrl.names import check_names
 from mmrl.templates import DEFAULT_TEMPLATE, Template, check_template
 
 if TYPE_CHECKING:
@@ -39,10 +40,6 @@ class _Head(NamedTuple):
     seen: Tensor  # (C,)
 
 
-def _key(name: str) -> str:
-    return name.replace("_", " ").strip()
-
-
 class Classifier:
     """A method with the class names it was trained on.
 
@@ -55,15 +52,27 @@ class Classifier:
         template: prompt with one `{}`, or several, whose class features are averaged.
     """
 
-    def __init__(
-        self, method: Method, *, trained: Sequence[str] = (), template: Template = DEFAULT_TEMPLATE, config: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, method: Method, *, trained: Sequence[str] = (), template: Template = DEFAULT_TEMPLATE) -> None:
         self.method = method.eval()
         self.trained = tuple(trained)
         self.template = check_template(template)
-        self.config = config or {}
         self.preprocess = preprocess_of(method.clip)
         self._heads: dict[tuple[Any, ...], _Head] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where images are classified."""
+        return self.method.clip.device
+
+    def to(self, device: str | torch.device) -> Classifier:
+        """Move it, and the backbone that other classifiers may share, to 'cpu', 'cuda', ... ('auto': the best there is); gives itself back.
+
+        Raises:
+            UsageError: there is no such device here.
+        """
+        self.method.to(checked_device(device))
+        self._heads.clear()
+        return self
 
     def __repr__(self) -> str:
         return f"Classifier({self.method.name} on {self.method.clip.name}, {len(self.trained)} trained classes)"
@@ -77,10 +86,9 @@ class Classifier:
         versions = tuple(p._version for p in self.method.parameters())
         key = (names, template, versions)
         if key not in self._heads:
-            known = {_key(name) for name in self.trained}
             with torch.no_grad():
                 text = self.method.text_features(self.method.class_list(names, template))
-            seen = torch.tensor([_key(name) in known for name in names], device=text.device)
+            seen = trained_mask(names, self.trained).to(text.device)
             while len(self._heads) >= _HEADS_KEPT:
                 self._heads.pop(next(iter(self._heads)))
             self._heads[key] = _Head(names, text, seen)
@@ -99,6 +107,10 @@ class Classifier:
         for pixels, _ in batches:
             with torch.no_grad():
                 logits = self.method.logits(pixels, head.text, head.seen)
+            if not bool(logits.isfinite().all()):
+                raise MmrlError(
+                    "the scores are not finite: the adapter's or the backbone's weights are damaged. Train again, or load them anew."
+                )
             rows.append(logits.float().softmax(-1).cpu())
         return torch.cat(rows) if rows else torch.empty(0, len(head.names))
 
@@ -111,6 +123,7 @@ class Classifier:
 
         Raises:
             UsageError: an image cannot be read, or the class list is bad.
+            MmrlError: a score is not finite.
         """
         head = self._head(classes, template)
         best = [head.names[i] for i in self._probabilities(images, head).argmax(-1).tolist()]

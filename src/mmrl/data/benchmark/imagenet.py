@@ -15,7 +15,8 @@ from mmrl.data.folder import IMAGE_ENDINGS, subfolders
 from mmrl.data.records import Contents, Item, check_utf8
 from mmrl.data.splits import class_name
 from mmrl.errors import MmrlError, UsageError
-from mmrl.files import read_json, write_json
+from mmrl.files import read_json, read_regular, write_json
+from mmrl.names import distinct_names
 
 if TYPE_CHECKING:
     from mmrl.data.benchmark.entries import Entry
@@ -67,22 +68,17 @@ def numbered(entry: Entry, root: Path, cache: Path | None) -> Contents:
 def _names(entry: Entry, root: Path) -> dict[str, str]:
     """Class name by WordNet id, sorted by id, from the lines `n01440764 tench` of classnames.txt.
 
-    CLIP's names for ImageNet have "missile" and "sunglasses" twice. Names must differ here, so the second one gets a
-    capital letter: CLIP's tokenizer lowers it again, and the prompts are the same.
+    CLIP's names for ImageNet have "missile", "sunglasses" and others twice. The second of a name becomes `missile (2)`, which is
+    spoken "missile" (`mmrl.names`): the two prompts are the same, as in the authors' runs, and results tell the classes apart.
     """
     (path,) = entry.needs_of(root)
     try:
-        lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = read_regular(path, what="list of class names").decode("utf-8")
+        lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
         written = {folder: class_name(name) for folder, name in sorted(lines)}
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise UsageError(f"cannot read {path}: {error}. It needs lines like 'n01440764 tench'.") from error
-    names: dict[str, str] = {}  # wnid by name
-    for folder, name in written.items():
-        names.setdefault(name if name not in names else name[:1].upper() + name[1:], folder)
-    if len(names) < len(written):
-        twice = next(name for folder, name in written.items() if folder not in names.values())
-        raise UsageError(f"{path} has the class name '{twice}' more than twice, or twice with a capital. Give each its own.")
-    return {folder: name for name, folder in names.items()}
+    return dict(zip(written, distinct_names(written.values()), strict=True))
 
 
 def _known(folders: list[str], names: dict[str, str], entry: Entry, root: Path) -> list[str]:

@@ -65,7 +65,7 @@ class Context:
 
     def __init__(self, bench: Bench, clip: Clip) -> None:
         self.bench, self.clip = bench, clip
-        self.fingerprint, self.identity = clip.fingerprint, clip.identity
+        self.identity = clip.identity
         self._datasets: dict[str, Dataset] = {}
         self._prepared: dict[Training, Prepared] = {}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from mmrl.errors import MmrlError, UsageError
-from mmrl.files import lock, unlock, write_json
+from mmrl.files import lock, unlock, user_path, write_json
 from mmrl.reports.cells import FORMAT, MARKER, CellRecord, Failure, Plan, Slot, TrainingRecord
 from mmrl.reports.cost import COST_FILE, CostRow, CostTable
 from mmrl.reports.records import Part
@@ -38,7 +38,7 @@ class ResultsFolder:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = user_path(folder)
         self.died: dict[str, datetime] = {}  # groups whose last claim, before ours, ended with its process
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{self.folder} is a file; results need a folder.")

@@ -1,14 +1,16 @@
 """What a pickled file says, taken down without doing any of it.
 
 A pickle is a program that may call whatever it names. `read_notes` walks over its instructions and keeps plain data (dicts, lists,
-numbers, strings); of names and calls it only takes notes. No name is looked up and nothing is called, whatever the file contains.
+numbers, strings); of names and calls it only takes notes. No name is looked up and nothing is called, whatever the file contains, and
+time and memory stay in proportion to its size: nothing is hashed or compared but plain keys, and no place in a memo is reserved.
 """
 
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable
-from typing import IO, Any, NamedTuple
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 _VALUES = {  # instructions whose argument is the value
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -41,29 +43,35 @@ class Reference(NamedTuple):
     what: Any
 
 
-class Call(NamedTuple):
-    """A call that the file asks for, or an object that it wants made."""
+@dataclass(eq=False)
+class Call:
+    """A call that the file asks for, or an object that it wants made; `state` is what the object's attributes would be set from."""
 
     what: Any
     arguments: Any
+    state: Any = None
 
 
-_MARK = Name("", "mark")
+class ForbiddenName(ValueError):
+    """The file names something that it has no need of."""
 
 
 class _Machine:
-    def __init__(self) -> None:
+    def __init__(self, allowed: Collection[Name] | None) -> None:
         self.stack: list[Any] = []
+        self.marks: list[int] = []  # heights of the stack
         self.memo: dict[int, Any] = {}
+        self.allowed = allowed
 
     def since_mark(self) -> list[Any]:
-        at = max(i for i, value in enumerate(self.stack) if value is _MARK)
-        values = self.stack[at + 1 :]
+        at = self.marks.pop()
+        values = self.stack[at:]
         del self.stack[at:]
         return values
 
-    def run(self, file: IO[bytes]) -> Any:
-        for opcode, argument, _ in pickletools.genops(file):
+    def run(self, content: bytes) -> Any:
+        steps = {name[3:].upper(): getattr(self, name) for name in dir(self) if name.startswith("op_")}
+        for opcode, argument, _ in pickletools.genops(content):
             name = opcode.name
             if name == "STOP":
                 return self.stack.pop()
@@ -72,16 +80,15 @@ class _Machine:
             elif name in _CONSTANTS:
                 self.stack.append(_CONSTANTS[name]())
             elif name not in _IGNORED:
-                step = getattr(self, f"op_{name.lower()}", None)
-                if step is None:
+                if name not in steps:
                     raise ValueError(f"instruction {name} is not known")
-                step(argument)
+                steps[name](argument)
         raise ValueError("it ends too early")
 
     # ---- stack and memory ----
 
     def op_mark(self, _: Any) -> None:
-        self.stack.append(_MARK)
+        self.marks.append(len(self.stack))
 
     def op_pop(self, _: Any) -> None:
         self.stack.pop()
@@ -162,22 +169,30 @@ class _Machine:
 
     # ---- names and calls: notes only ----
 
+    def _name(self, module: Any, name: Any) -> Name:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise ValueError("a name that is no text")
+        found = Name(module, name)
+        if self.allowed is not None and found not in self.allowed:
+            raise ForbiddenName(f"{module}.{name}")
+        return found
+
     def op_global(self, both: str) -> None:
         module, _, name = both.partition(" ")
-        self.stack.append(Name(module, name))
+        self.stack.append(self._name(module, name))
 
     def op_stack_global(self, _: Any) -> None:
         module, name = self.stack[-2:]
-        self.stack[-2:] = [Name(str(module), str(name))]
+        self.stack[-2:] = [self._name(module, name)]
 
     def op_ext1(self, code: int) -> None:
-        self.stack.append(Name("extension", str(code)))
+        self.stack.append(self._name("extension", str(code)))
 
     op_ext2 = op_ext4 = op_ext1
 
     def op_reduce(self, _: Any) -> None:
         what, arguments = self.stack[-2:]
-        ordered = what == Name("collections", "OrderedDict") and not arguments
+        ordered = isinstance(what, Name) and what == Name("collections", "OrderedDict") and not arguments
         self.stack[-2:] = [{} if ordered else Call(what, arguments)]
 
     op_newobj = op_reduce
@@ -196,7 +211,9 @@ class _Machine:
         self.stack.append(Call(self.stack.pop(), tuple(values)))
 
     def op_build(self, _: Any) -> None:
-        self.stack.pop()  # attributes of an object that is not made
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], Call):
+            self.stack[-1].state = state
 
     def op_persid(self, text: str) -> None:
         self.stack.append(Reference(text))
@@ -205,10 +222,14 @@ class _Machine:
         self.stack.append(Reference(self.stack.pop()))
 
 
-def read_notes(file: IO[bytes]) -> Any:
-    """What the pickle in `file` describes: plain data as such, `Name`, `Call` and `Reference` for the rest.
+def read_notes(content: bytes, *, allowed: Collection[Name] | None = None) -> Any:
+    """What the pickle `content` describes: plain data as such, `Name`, `Call` and `Reference` for the rest.
+
+    Args:
+        allowed: what it may name; None for anything, as nothing comes of it.
 
     Raises:
-        Exception: of some kind, where the file is damaged.
+        ForbiddenName: it names something else.
+        Exception: of some kind, where the pickle is damaged.
     """
-    return _Machine().run(file)
+    return _Machine(allowed).run(content)

@@ -1,0 +1,43 @@
+"""Which device to compute on."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from mmrl.errors import UsageError, first_line
+
+AUTO = "auto"
+
+
+def best_device() -> torch.device:
+    """A CUDA GPU, else Apple's GPU (mps), else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def checked_device(name: str | torch.device = AUTO) -> torch.device:
+    """The device called `name`; 'auto' is the best there is. Under torchrun or `accelerate launch`, cuda is the GPU of this process.
+
+    Raises:
+        UsageError: there is no such device here, or it holds no numbers (meta).
+    """
+    if name == AUTO:
+        return _own_gpu(best_device())
+    try:
+        device = _own_gpu(torch.device(name))
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers.")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        here = ", ".join([AUTO, *(kind for kind, found in there.items() if found)])
+        raise UsageError(f"device '{name}' cannot be used here: {first_line(error)} Available: {here}.") from error
+    return device
+
+
+def _own_gpu(device: torch.device) -> torch.device:
+    """'cuda' in one of several processes that a launcher started is a GPU of its own, the one that accelerate gives it."""
+    if device.type != "cuda" or device.index is not None or "LOCAL_RANK" not in os.environ:
+        return device
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % max(1, torch.cuda.device_count()))
