@@ -7,18 +7,20 @@ import json
 import os
 import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mmrl.data import Dataset, Entry, catalogue, describe, draw_shots, load_dataset, register_benchmark
-from mmrl.data.benchmark import imagenet
+from mmrl.data.benchmark import imagenet, published
 from mmrl.data.benchmark.entries import ENTRIES
 from mmrl.data.benchmark.readers import class_folders
 from mmrl.data.records import Item
 from mmrl.data.splits import family_sizes, small_sizes
 from mmrl.errors import UsageError
-from tests.trees import NAMES, WNIDS, make_tree
+from tests.trees import NAMES, WNIDS, facts_of_tree, make_tree
 
 VARIANTS = [name for name, entry in ENTRIES.items() if entry.same_classes_as]
 PUBLISHED = [name for name, entry in ENTRIES.items() if entry.split]
@@ -47,11 +49,15 @@ def test_every_set_of_the_tree_has_an_entry_and_a_description() -> None:
 
 @pytest.mark.parametrize("raw", [False, True], ids=["split", "raw"])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_layout_is_read(tmp_path: Path, name: str, raw: bool) -> None:
+def test_every_layout_is_read(tmp_path: Path, name: str, raw: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = loaded(name, tmp_path, raw=raw)
     entry = ENTRIES[name]
     assert (dataset.name, dataset.template, dataset.flip) == (name, entry.template, True)
-    assert dataset.own_split == (raw and name in PUBLISHED) == dataset.restrict("base").own_split
+    assert dataset.own_split == (name in PUBLISHED) == dataset.restrict("base").own_split  # a tree's file has the name, not the content
+    if name in PUBLISHED and not raw:
+        facts = facts_of_tree(name, tmp_path)
+        monkeypatch.setattr(published, "all_facts", lambda: {name: facts})
+        assert not load_dataset(name, root=tmp_path).own_split
     parts = (dataset.train, dataset.val, dataset.test)
     everything = [item for part in parts for item in part]
     assert len({item.key for item in everything}) == len(everything)
@@ -73,12 +79,12 @@ def test_every_layout_is_read(tmp_path: Path, name: str, raw: bool) -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_raw_classes_and_labels_are_those_of_the_split_file(tmp_path: Path, name: str) -> None:
     names = truth(name, tmp_path / "split")
-    published, raw = load_dataset(name, root=tmp_path / "split"), loaded(name, tmp_path / "raw", raw=True)
-    assert raw.classes == published.classes
-    for dataset in (raw, published):
+    listed, raw = load_dataset(name, root=tmp_path / "split"), loaded(name, tmp_path / "raw", raw=True)
+    assert raw.classes == listed.classes
+    for dataset in (raw, listed):
         for item in (*dataset.train, *dataset.val, *dataset.test):
             assert dataset.classes[item.label] == names[item.key]
-    assert raw.fingerprint != published.fingerprint
+    assert raw.fingerprint != listed.fingerprint
 
 
 @pytest.mark.parametrize("name", ["oxford_pets", "stanford_cars", "sun397", "ucf101", "fgvc_aircraft"])
@@ -168,15 +174,14 @@ def test_imagenetv2_folders_are_positions(tmp_path: Path) -> None:
     assert dataset.classes == ("tench", "great white shark", "rooster") and dataset.test[-1].key.startswith("7/")
 
 
-def test_a_class_name_that_stands_twice_differs_by_a_capital(tmp_path: Path) -> None:
+def test_a_class_name_that_stands_twice_is_numbered(tmp_path: Path) -> None:
     folder = make_tree("imagenet_sketch", tmp_path)
     names = dict.fromkeys(WNIDS, "missile") | {"n01440764": "a", "n01443537": "b", "n01484850": "c", "n01496331": "d", "n01498041": "e"}
     names["n01514668"] = "f"
     (folder / "classnames.txt").write_text("".join(f"{wnid} {name}\n" for wnid, name in names.items()))
-    assert load_dataset("imagenet_sketch", root=tmp_path).classes == ("a", "b", "c", "missile", "Missile")
+    assert load_dataset("imagenet_sketch", root=tmp_path).classes == ("a", "b", "c", "missile", "missile (2)")
     (folder / "classnames.txt").write_text("".join(f"{wnid} missile\n" for wnid in names))
-    with pytest.raises(UsageError, match="the class name 'missile' more than twice"):
-        load_dataset("imagenet_sketch", root=tmp_path)
+    assert load_dataset("imagenet_sketch", root=tmp_path).classes == ("missile", *(f"missile ({number})" for number in range(2, 6)))
 
 
 def test_large_listings_are_kept_outside_the_data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +230,34 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     make_tree("dtd", tmp_path)
     images.rename(images.with_name("pictures"))
     with pytest.raises(UsageError, match="not complete: there is no .*dtd/images. `mmrl data check dtd`"):
+        load_dataset("dtd", root=tmp_path)
+
+
+@pytest.mark.parametrize("place", ["eurosat", "eurosat/2750", "eurosat/2750/Forest"])
+def test_folders_without_permission_are_named(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tree("eurosat", tmp_path, raw=True)
+    locked = tmp_path / place
+
+    def refusing(real: Callable[..., Any]) -> Callable[..., Any]:  # tests may run as root, whom no permission stops
+        def listing(path: str | Path = ".", *given: Any, **options: Any) -> Any:
+            if Path(path) == locked:
+                raise PermissionError(13, os.strerror(13), str(path))
+            return real(path, *given, **options)
+
+        return listing
+
+    for name in ("scandir", "listdir", "stat"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    with pytest.raises(UsageError, match="Forest' has no image|cannot be read: .*Check its permissions") as caught:
+        load_dataset("eurosat", root=tmp_path)
+    assert str(locked) in str(caught.value)
+
+
+def test_links_in_a_circle_are_no_folder(tmp_path: Path) -> None:
+    folder = make_tree("dtd", tmp_path)
+    (folder / "images").rename(folder / "elsewhere")
+    (folder / "images").symlink_to(folder / "images")
+    with pytest.raises(UsageError, match="not complete: there is no .*dtd/images"):
         load_dataset("dtd", root=tmp_path)
 
 

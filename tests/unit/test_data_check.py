@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from mmrl.cli.main import app
+from mmrl.data.benchmark import published, read
 from mmrl.data.benchmark.check import check_dataset, data_root
 from mmrl.data.benchmark.entries import ENTRIES
+from mmrl.data.benchmark.published import lists_hash
 from mmrl.data.benchmark.read import read_benchmark
 from mmrl.errors import UsageError
-from tests.trees import NAMES, SPLIT_FILES, make_tree
+from tests.trees import NAMES, SPLIT_FILES, facts_of_tree, make_tree
 
 RAW_OR_SPLIT = [(name, raw) for name in NAMES for raw in ((True, False) if name in SPLIT_FILES else (True,))]
 LISTED = [
@@ -42,7 +46,8 @@ def test_ready_then_partly_without_what_it_needs(name: str, raw: bool, tmp_path:
     assert report.counts["classes"] == (2 if name in ("imagenet_a", "imagenet_r") else 3, entry.classes)
     assert report.counts["test"][0] > 0 and all(report.counts[part][1] == getattr(entry, part) for part in ("train", "val", "test"))
     assert any("Table 7" in note for note in report.notes)
-    assert any("the split is drawn here" in note for note in report.notes) == (raw and name in SPLIT_FILES)
+    assert report.split is not None and report.split.file == entry.split
+    assert report.split.kind == ("as given" if name not in SPLIT_FILES else "drawn here" if raw else "other")
 
     needed = entry.image_folders_of(tmp_path)[0]
     needed.rename(folder / "elsewhere")
@@ -143,6 +148,77 @@ def test_json_names_everything(tmp_path: Path):
     ready, absent = json.loads(text)
     assert code == 1 and (ready["state"], absent["state"]) == ("ready", "absent")
     assert ready["counts"]["train"] == [10, 2820] and absent["missing"][0] == str(tmp_path / "ucf101/UCF-101-midframes")
+
+
+@pytest.mark.parametrize("kind", ["published", "other", "drawn here"])
+def test_the_split_is_told_with_its_hash(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make_tree("dtd", tmp_path, raw=kind == "drawn here", classes=2)
+    file = SPLIT_FILES["dtd"]
+    if kind == "published":
+        facts = facts_of_tree("dtd", tmp_path)
+        monkeypatch.setattr(published, "all_facts", lambda: {"dtd": facts})
+    dataset = read_benchmark(ENTRIES["dtd"], tmp_path)
+    hashed = lists_hash(dataset)
+    (report,) = json.loads(run("--root", tmp_path, "--json", "dtd")[1])
+    assert (report["split"]["kind"], report["split"]["file"], report["split"]["lists"]) == (kind, file, hashed)
+    differences = report["split"]["differences"]
+    assert bool(differences) == (kind == "other") and dataset.own_split == (kind != "published")
+    code, text = run("--root", tmp_path, "dtd")
+    lines = {
+        "published": f"split: published (lists' hash {hashed})\n",
+        "other": f"split: {file} is not the published one (lists' hash {hashed}; 20 known entries or counts differ, the first: "
+        "2 classes, not 47): results do not stand beside the paper's\n",
+        "drawn here": f"split: drawn here, as there is no {file} (lists' hash {hashed}): results do not stand beside the paper's\n",
+    }
+    assert code == 0 and lines[kind] in text
+    if kind == "other":
+        assert differences[:4] == ["2 classes, not 47", "10 training images, not 2,820", "4 validation images, not 1,128",
+                                   "6 test images, not 1,692"]  # fmt: skip
+        assert len(differences) == 4 + 16 and differences[4].endswith("not 'banded/banded_0117.jpg' (label 0, 'banded')")
+
+
+def test_lists_of_the_authors_have_a_hash_too(tmp_path: Path):
+    make_tree("fgvc_aircraft", tmp_path, classes=2)
+    assert f"split: as its authors give it (lists' hash {lists_hash(read_benchmark(ENTRIES['fgvc_aircraft'], tmp_path))})" in run(
+        "--root", tmp_path, "fgvc_aircraft"
+    )[1]
+
+
+def test_a_folder_that_cannot_be_listed_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = make_tree("dtd", tmp_path, classes=2) / "images/banded"
+    listed = os.scandir
+
+    def refusing(path: str | Path = "."):  # type: ignore[no-untyped-def]  # tests may run as root, whom no permission stops
+        if Path(path) == folder:
+            raise PermissionError(13, os.strerror(13), str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    report = check_dataset(ENTRIES["dtd"], tmp_path)
+    assert report.state == "partly" and report.problems == [f"folder {folder} cannot be listed: Permission denied. Check its permissions."]
+
+
+def test_links_to_themselves_and_names_that_are_too_long_are_missing(tmp_path: Path):
+    folder = make_tree("dtd", tmp_path, classes=2)
+    circle = folder / "images/banded/banded_0002.jpg"
+    circle.unlink()
+    circle.symlink_to(circle)
+    split = folder / SPLIT_FILES["dtd"]
+    content = json.loads(split.read_text())
+    content["train"][0][0], content["train"][1][0] = f"{'x' * 300}.jpg", f"{'x' * 300}/1.jpg"
+    split.write_text(json.dumps(content))
+    report = check_dataset(ENTRIES["dtd"], tmp_path, deep=True)
+    assert {Path(path).name for path in report.missing} == {circle.name, f"{'x' * 300}.jpg", "1.jpg"} and not report.problems
+    (tmp_path / "ucf101").symlink_to(tmp_path / "ucf101")
+    assert check_dataset(ENTRIES["ucf101"], tmp_path).state == "absent"
+    assert run("--root", tmp_path / ("x" * 300))[0] == 2
+
+
+def test_deep_decodes_as_the_authors_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make_tree("dtd", tmp_path, classes=2)
+    decoded: list[Path] = []
+    monkeypatch.setattr(read, "as_published", lambda path: decoded.append(path) or Image.new("RGB", (1, 1)))
+    assert check_dataset(ENTRIES["dtd"], tmp_path, deep=True).ready and len(decoded) == 20
 
 
 def test_deep_on_the_command_line(tmp_path: Path):

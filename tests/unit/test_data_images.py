@@ -1,8 +1,10 @@
-"""`to_rgb`: every kind of picture becomes what a person would see, and what is no picture is refused by name."""
+"""`to_rgb`: every kind of picture becomes what a person would see; `as_published`: what the authors' code makes of it. What is no
+picture is refused by name."""
 
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mmrl.data.images import to_rgb
+from mmrl.data import load_dataset
+from mmrl.data.images import as_published, to_rgb
 from mmrl.errors import UsageError
+from tests.trees import make_tree
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -120,29 +124,106 @@ def test_an_open_image_is_not_changed() -> None:
     assert (np.asarray(image) == PHOTO).all()
 
 
+def turned(orientation: int) -> bytes:
+    """A JPEG that says how the camera was held."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(Image.fromarray(PHOTO), "JPEG", exif=exif, quality=95)
+
+
+def with_palette() -> Image.Image:
+    image = Image.new("P", (4, 2))
+    image.putpalette([10, 20, 30, 200, 100, 50, 0, 0, 0])
+    image.putdata([0, 1, 2, 0, 1, 2, 0, 1])
+    return image
+
+
+RGBA = np.dstack([PHOTO, RNG.integers(0, 256, PHOTO.shape[:2], dtype=np.uint8)])
+DEEP = np.array([[0, 100, 255, 256, 32896, 65535]], np.uint16)
+# the bytes of a file, and whether a person sees another picture in it than the authors' code does
+FILES = {
+    **{f"EXIF orientation {way}": (turned(way), True) for way in range(2, 9)},
+    "EXIF upright": (turned(1), False),
+    "RGBA": (encoded(Image.fromarray(RGBA), "PNG"), True),
+    "grey with alpha": (encoded(Image.fromarray(RGBA).convert("LA"), "PNG"), True),
+    "palette": (encoded(with_palette(), "PNG"), False),
+    "palette, one colour transparent": (encoded(with_palette(), "PNG", transparency=0), True),
+    "palette, shades of transparency": (encoded(with_palette(), "PNG", transparency=bytes([0, 128, 255])), True),
+    "RGB, one colour transparent": (encoded(Image.fromarray(PHOTO), "PNG", transparency=tuple(PHOTO[0, 0].tolist())), True),
+    "GIF": (encoded(with_palette(), "GIF"), False),
+    "GIF, one colour transparent": (encoded(with_palette(), "GIF", transparency=1), True),
+    "16-bit grey PNG": (encoded(Image.fromarray(DEEP), "PNG"), True),
+    "16-bit grey TIFF": (encoded(Image.fromarray(DEEP), "TIFF"), True),
+    "CMYK JPEG": (encoded(Image.fromarray(PHOTO).convert("CMYK"), "JPEG"), False),
+    "1-bit": (encoded(Image.fromarray(PHOTO[..., 0] > 127), "PNG"), False),
+    "grey JPEG": (encoded(Image.fromarray(PHOTO[..., 0]), "JPEG"), False),
+    "JPEG": (encoded(Image.fromarray(PHOTO), "JPEG"), False),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
+@pytest.mark.parametrize("kind", FILES)
+def test_published_sets_are_decoded_as_their_authors_do_and_folders_as_people_see_them(tmp_path: Path, kind: str) -> None:
+    content, differs = FILES[kind]
+    name = make_tree("dtd", tmp_path, per_class=4, classes=2) / "images/banded/banded_0005.jpg"
+    name.write_bytes(content)  # Pillow goes by the content
+    with Image.open(name) as image:
+        expected = np.asarray(image.convert("RGB"))
+    published = load_dataset("dtd", root=tmp_path)
+    (item,) = [item for item in (*published.train, *published.val, *published.test) if item.key == "banded/banded_0005.jpg"]
+    decoded = published.image(item)
+    assert decoded.mode == "RGB" and np.array_equal(np.asarray(decoded), expected)
+
+    folder = load_dataset(tmp_path / "dtd/images")
+    (item,) = [item for item in (*folder.train, *folder.val, *folder.test) if item.key == "banded/banded_0005.jpg"]
+    seen = np.asarray(folder.image(item))
+    assert np.array_equal(seen, pixels(content)) and np.array_equal(seen, expected) != differs
+
+
+@pytest.mark.parametrize("decode", [to_rgb, as_published])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
-def test_truncated_files_are_named(tmp_path: Path, kind: str) -> None:
+def test_truncated_files_are_named(tmp_path: Path, kind: str, decode) -> None:  # type: ignore[no-untyped-def]
     noisy = Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))
     data = encoded(noisy, kind)
     path = tmp_path / f"photo.{kind.lower()}"
     for part in (0.6, 0.05):
         path.write_bytes(data[: int(len(data) * part)])
         with pytest.raises(UsageError, match=f"photo.{kind.lower()}"):
-            to_rgb(path)
+            decode(path)
 
 
+@pytest.mark.parametrize("decode", [to_rgb, as_published])
 @pytest.mark.parametrize(
     ("content", "message"),
     [(b"", "is not an image"), (b"hello, I am a text", "is not an image"), (None, "does not exist"), ("folder", "is a folder")],
 )
-def test_what_is_no_image_file(tmp_path: Path, content, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_no_image_file(tmp_path: Path, content, message: str, decode) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "photo.jpg"
     if content == "folder":
         path.mkdir()
     elif content is not None:
         path.write_bytes(content)
     with pytest.raises(UsageError, match=f"photo.jpg.*{message}"):
-        to_rgb(path)
+        decode(path)
+
+
+@pytest.mark.parametrize("decode", [to_rgb, as_published])
+def test_paths_that_the_system_refuses_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decode) -> None:  # type: ignore[no-untyped-def]
+    long, circle, locked = tmp_path / f"{'x' * 300}.jpg", tmp_path / "circle.jpg", tmp_path / "locked.jpg"
+    circle.symlink_to(circle)
+    locked.write_bytes(encoded(Image.fromarray(PHOTO), "JPEG"))
+    opened = Image.open
+
+    def refusing(file, *given, **options):  # type: ignore[no-untyped-def]
+        if str(file).endswith("locked.jpg"):
+            raise PermissionError(13, os.strerror(13), str(file))
+        return opened(file, *given, **options)
+
+    monkeypatch.setattr(Image, "open", refusing)
+    for path in (long, circle, locked):
+        with pytest.raises(UsageError) as caught:
+            decode(path)
+        assert str(path) in str(caught.value)
 
 
 def test_bombs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

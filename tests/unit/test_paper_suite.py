@@ -7,19 +7,22 @@ from pathlib import Path
 import pytest
 
 from mmrl.clip import load_clip
+from mmrl.data.benchmark import published
 from mmrl.engine.grid import Bench, Context, ResultsFolder, bind, run_here
 from mmrl.protocols import EVALUATIONS, PAPER, evaluation
 from mmrl.reports.cells import Plan
 from mmrl.reports.results import Results
-from tests.trees import make_trees
+from tests.trees import SPLIT_FILES, facts_of_tree, make_trees
 
 QUICK = {"epochs": 1, "warmup_epochs": 0, "rep_dim": 8, "first_layer": 8, "first_text_layer": 8}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("raw", [False, True], ids=["split files", "raw"])
-def test_all_protocols_on_all_datasets(tmp_path: Path, raw: bool):
+def test_all_protocols_on_all_datasets(tmp_path: Path, raw: bool, monkeypatch: pytest.MonkeyPatch):
     data = make_trees(tmp_path / "data", raw=raw, per_class=8, classes=3)
+    facts = {} if raw else {name: facts_of_tree(name, data) for name in SPLIT_FILES}
+    monkeypatch.setattr(published, "all_facts", lambda: facts)
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
     store = ResultsFolder(tmp_path / "results")
     context = Context(Bench("tiny", root=data, cache=store.cache), load_clip("tiny"))
@@ -40,6 +43,7 @@ def test_all_protocols_on_all_datasets(tmp_path: Path, raw: bool):
     assert {slot.key for slot in slots} == set(results.cells) and not results.damaged
     tested = {record.dataset for record in results.cells.values()}
     assert tested == set(PAPER.names) and len(tested) == 15
+    assert {record.dataset for record in results.cells.values() if record.own_split} == (set(SPLIT_FILES) if raw else set())
     # 11 base-to-novel, 22 few-shot (two numbers of shots) and one on ImageNet for cross-dataset and domain generalisation together
     assert len(results.trainings) == 11 + 22 + 1
     assert all(0 <= record.scores.top1 <= 1 and record.scores.count for record in results.cells.values())

@@ -25,7 +25,7 @@ def check(
     cache: Path = typer.Option(None, "--cache", envvar="MMRL_CACHE", help="Folder that keeps the listing of ImageNet's files."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """Say which data sets are all there, what is missing by its exact path, and how to get it.
+    """Say which data sets are all there, whether their split is the published one, what is missing by its exact path, how to get it.
 
     Leaves with 0 when all the data sets named are ready; with no name, when those present are, and there is one.
     """
@@ -72,6 +72,8 @@ def _lines(report: Report) -> Iterator[str]:
         yield from (f"{what}: {path}" for path in paths[:_SHOWN])
         if len(paths) > _SHOWN:
             yield f"{what}: and {len(paths) - _SHOWN:,} more (--json names all)"
+    if report.split is not None:
+        yield f"split: {report.split}"
     yield from (f"problem: {text}" for text in report.problems)
     yield from (f"note: {text}" for text in report.notes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -33,9 +34,9 @@ def to_rgb(source: ImageSource) -> Image.Image:
         UsageError: the file is missing, no image, broken or truncated, or the array is none of the above.
     """
     if isinstance(source, (str, Path)):
-        return _open(Path(source), str(source))
+        return _open(Path(source), str(source), _decoded)
     if isinstance(source, (bytes, bytearray)):
-        return _open(io.BytesIO(source), f"image of {len(source)} bytes")
+        return _open(io.BytesIO(source), f"image of {len(source)} bytes", _decoded)
     if isinstance(source, Image.Image):
         image = _decoded(source, getattr(source, "filename", "") or "image")
         return image.copy() if image is source else image
@@ -47,13 +48,29 @@ def to_rgb(source: ImageSource) -> Image.Image:
     raise UsageError(f"an image must be a path, bytes, a PIL image, an array or a tensor, not {type(source).__name__}.")
 
 
-def _open(file: Path | io.BytesIO, name: str) -> Image.Image:
-    if isinstance(file, Path) and not file.is_file():
-        what = "is a folder" if file.is_dir() else "does not exist"
-        raise UsageError(f"image {name} {what}. Give the path of an image file.")
+def as_published(path: Path) -> Image.Image:
+    """The picture as the authors' code decodes it, for published data sets: what Pillow's `convert("RGB")` makes of the file, no more.
+
+    EXIF turns nothing, transparency is dropped without a background, and 16-bit grey is clipped to 255.
+
+    Raises:
+        UsageError: the file is missing, no image, broken or truncated.
+    """
+
+    def plain(image: Image.Image, name: str) -> Image.Image:
+        image = _loaded(image, name)
+        return image if image.mode == "RGB" else image.convert("RGB")  # of an RGB image it would be a copy
+
+    return _open(path, str(path), plain)
+
+
+def _open(file: Path | io.BytesIO, name: str, decode: Callable[[Image.Image, str], Image.Image]) -> Image.Image:
     try:
+        if isinstance(file, Path) and not file.is_file():
+            what = "is a folder" if file.is_dir() else "does not exist"
+            raise UsageError(f"image {name} {what}. Give the path of an image file.")
         with Image.open(file) as image:
-            return _decoded(image, name)
+            return decode(image, name)
     except UnidentifiedImageError as error:
         raise UsageError(f"{name} is not an image that can be read, or is broken. Replace it or remove it.") from error
     except Image.DecompressionBombError as error:
@@ -64,13 +81,18 @@ def _open(file: Path | io.BytesIO, name: str) -> Image.Image:
         raise UsageError(f"{name} cannot be read: {error}. Replace it or remove it.") from error
 
 
-def _decoded(image: Image.Image, name: str) -> Image.Image:
+def _loaded(image: Image.Image, name: str) -> Image.Image:
     if 0 in image.size:
         raise UsageError(f"{name} is empty: {image.size[0]} x {image.size[1]} pixels.")
     try:
         image.load()
     except _BROKEN as error:
         raise UsageError(f"{name} is broken or truncated ({error}). Replace it or remove it.") from error
+    return image
+
+
+def _decoded(image: Image.Image, name: str) -> Image.Image:
+    image = _loaded(image, name)
     with contextlib.suppress(*_BROKEN):  # bad EXIF: the pixels are fine, the notes beside them are not
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # exif_transpose copies upright ones, too
             image = ImageOps.exif_transpose(image)

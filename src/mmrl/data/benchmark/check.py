@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 from mmrl.data.benchmark.entries import Entry
+from mmrl.data.benchmark.published import Split, split_of
 from mmrl.data.benchmark.read import read_benchmark
 from mmrl.data.benchmark.sources import COOP, pieces_of
 from mmrl.data.parallel import ordered, usual_workers
 from mmrl.data.records import Dataset, Item
 from mmrl.data.splits import PARTS
 from mmrl.errors import MmrlError, UsageError
+from mmrl.files import user_path
 
 Progress = Callable[[int, int], None]  # images looked at, images in all
 
@@ -28,6 +30,7 @@ class Report:
         state: "ready", "partly" (something is missing or wrong) or "absent" (nothing is there).
         found, missing: files and folders, whole paths. Images that are there are not listed one by one.
         counts: for "classes" and each part what is there, and what Table 7 of the paper says (None: nothing).
+        split: where the lists come from, with their hash; None where they could not be read.
         problems: what is wrong with what is there.
         unreadable: images that cannot be decoded, whole paths; looked for only with `deep`.
         notes: what is worth knowing and no fault.
@@ -40,6 +43,7 @@ class Report:
     found: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     counts: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    split: Split | None = None
     problems: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -64,9 +68,10 @@ def data_root(given: Path | str | None) -> Path:
     root = given or os.environ.get("DATA")
     if not root:
         raise UsageError("where are the data sets? Give their folder with --root, or set the environment variable DATA.")
-    if not Path(root).expanduser().is_dir():
+    place = user_path(root)
+    if not os.path.isdir(place):
         raise UsageError(f"data root {root} is not a folder. Give the one that holds caltech-101/, oxford_pets/, ..., or create it.")
-    return Path(root).expanduser()
+    return place
 
 
 def check_dataset(
@@ -82,20 +87,20 @@ def check_dataset(
     """
     report = Report(entry.name, str(entry.folder_of(root)))
     split = entry.split_of(root)
-    lists = [split] if split and split.is_file() else entry.needs_of(root)
+    listed = split is not None and os.path.isfile(split)
+    lists = [split] if listed and split is not None else entry.needs_of(root)
     for path in (*entry.image_folders_of(root), *lists):
         (report.found if _is_there(path) else report.missing).append(str(path))
     if report.found and not report.missing:
         try:
             dataset = read_benchmark(entry, root, cache)
+            report.split = split_of(entry.name, entry.split, listed, dataset)
             _count(report, entry, dataset)
             there = _look_for_images(report, dataset, entry.images_of(root))
             if deep:
                 _decode(report, dataset, there, entry.images_of(root), workers or usual_workers(), progress)
         except (MmrlError, OSError) as error:
             report.problems.append(str(error))
-        if entry.split and split not in lists:
-            report.notes.append(f"no {entry.split}: the split is drawn here and differs from the published one")
     if report.found:
         report.state = "partly" if report.missing or report.problems or report.unreadable else "ready"
     _advise(report, entry, root)
@@ -106,7 +111,7 @@ def _is_there(path: Path) -> bool:
     """Whether it is a file, or a folder with something in it."""
     try:
         return path.is_file() or (path.is_dir() and any(path.iterdir()))
-    except PermissionError:
+    except OSError:  # no permission, say
         return True  # reading it says more
 
 
@@ -143,10 +148,26 @@ def _missing(images: Path, keys: Iterable[str]) -> set[str]:
         by_folder[folder + slash].add(name)
     missing = set()
     for folder, names in by_folder.items():
-        place = images / folder
-        here = {found.name for found in os.scandir(place) if found.is_file()} if place.is_dir() else set()
-        missing |= {folder + name for name in names - here}
+        missing |= {folder + name for name in names - _files_in(images / folder)}
     return missing
+
+
+def _files_in(folder: Path) -> set[str]:
+    """Names of the files in `folder`, none where it is not there. Raises UsageError where it cannot be listed."""
+    if not os.path.isdir(folder):
+        return set()
+    try:
+        with os.scandir(folder) as found:
+            return {entry.name for entry in found if _is_file(entry)}
+    except OSError as error:
+        raise UsageError(f"folder {folder} cannot be listed: {error.strerror or error}. Check its permissions.") from error
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself, say
+        return False
 
 
 def _count(report: Report, entry: Entry, dataset: Dataset) -> None:
@@ -170,7 +191,8 @@ def _advise(report: Report, entry: Entry, root: Path) -> None:
             get.setdefault(piece.home, []).append(piece.wanted)
     report.fixes += [f"get {', '.join(files)} from {home}" for home, files in get.items()]
     split = entry.split_of(root)
-    if split is not None and not split.is_file() and (report.problems or any(not path.exists() for path in entry.needs_of(root))):
+    lacking = report.problems or not all(os.path.exists(path) for path in entry.needs_of(root))
+    if split is not None and not os.path.isfile(split) and lacking:
         report.fixes.append(f"or, in place of {' and '.join(entry.needs)}: {split.name} from {COOP}, the published split")
     if report.unreadable:
         report.fixes.append("remove the images that cannot be read")
