@@ -192,6 +192,8 @@ def test_the_representation_dimension_of_eurosat_stays_its_recipes() -> None:
     changed = {dataset: {t.overrides for t in trainings(plan) if t.dataset == dataset} for dataset in ("eurosat", "dtd")}
     assert changed["eurosat"] == {()} and len(changed["dtd"]) == 6
     assert len({cell.variant for cell in plan if cell.dataset == "eurosat"}) == 6  # so that averages over data sets are whole
+    other = ablate("rep-dim", ("eurosat",), (1,), method="mmrlpp")  # MMRL++ has no width of its own there
+    assert len({t.overrides for t in trainings(other)}) == 6
 
 
 @pytest.mark.parametrize(("depth", "expected"), [(12, [1, 2, 4, 6, 8, 10, 12]), (8, [1, 2, 4, 6, 8]), (7, [1, 2, 3, 4, 6]), (1, [1])])

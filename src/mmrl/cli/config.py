@@ -25,6 +25,7 @@ def show(
 
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from mmrl import methods
     from mmrl.cli.options import parse_settings
@@ -38,5 +39,5 @@ def show(
         return
     table = Table("part", "name", "value", "where from", box=None, padding=(0, 2))
     for setting in resolved.settings:
-        table.add_row(setting.section, setting.key, str(setting.value), setting.source)
+        table.add_row(setting.section, setting.key, Text(str(setting.value)), setting.source)
     Console().print(table)

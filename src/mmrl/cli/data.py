@@ -23,6 +23,7 @@ def list_datasets(as_json: bool = typer.Option(False, "--json", help="Print JSON
     from dataclasses import asdict
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.padding import Padding
 
     from mmrl.data import dataset_names, describe
@@ -40,7 +41,7 @@ def list_datasets(as_json: bool = typer.Option(False, "--json", help="Print JSON
         for info in (info for info in entries if info.needs_root == below_root):
             counts = " / ".join("-" if count is None else str(count) for count in (info.train, info.val, info.test))
             sizes = f"{info.n_classes} classes, {counts} images to train, validate, test"
-            console.print(f"[bold]{info.name}[/bold]  {sizes}; prompt '{info.template}'")
-            console.print(Padding(info.summary, (0, 0, 0, 4)))
+            console.print(f"[bold]{escape(info.name)}[/bold]  {sizes}; prompt '{escape(str(info.template))}'")
+            console.print(Padding(escape(info.summary), (0, 0, 0, 4)))
     typer.echo("--data also takes a folder with one subfolder of images a class, a CSV or JSONL file (path, label and perhaps split),")
     typer.echo("a split file (JSON), and a folder that the library 'datasets' saved.")

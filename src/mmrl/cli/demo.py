@@ -68,6 +68,7 @@ def _photos(trained: Path, dataset: Dataset, out: Path) -> None:
     """Copy the adapter, and classify a few test images among all classes of the set, half of which were never trained."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from mmrl import api
     from mmrl.reports.plots import predictions_plot
@@ -85,7 +86,7 @@ def _photos(trained: Path, dataset: Dataset, out: Path) -> None:
     ranked: list[list[Guess]] = classifier.rank(files, dataset.classes, top=3)
     table = Table("photo", "first guess", "second", "third", title="Photos classified among trained and new class names (* never trained)")
     for file, guesses in zip(files, ranked):
-        table.add_row(file.name, *(f"{g.name}{'' if g.trained else '*'} {g.probability:.0%}" for g in guesses))
+        table.add_row(Text(file.name), *(Text(f"{g.name}{'' if g.trained else '*'} {g.probability:.0%}") for g in guesses))
     Console().print(table)
     captions = [[(g.name, g.probability, g.trained) for g in guesses] for guesses in ranked]
     predictions_plot(files, captions, [dataset.classes[item.label] for item in chosen], out / "predictions.png")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import typer
 
-from mmrl.cli import ablate, bench, config, cost, data, demo, evaluate, importer, launcher, methods, predict, report, status, train
-from mmrl.errors import MmrlError
+from mmrl.cli import ablate, bench, boundary, config, cost, data, demo, evaluate, importer, methods, predict, report, status, train
 
 app = typer.Typer(
     name="mmrl",
@@ -43,15 +40,7 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 
 def run() -> None:
     """Entry point: a user's mistake is one message on stderr, and 2; a failure is one message, and 1."""
-    try:
-        app()
-    except MmrlError as error:
-        launcher.fail(f"error: {error}", error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)
+    boundary.guarded(app)
 
 
 if __name__ == "__main__":

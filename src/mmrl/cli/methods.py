@@ -14,7 +14,9 @@ def methods(
     from typing import Any
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     from mmrl import methods as registry
 
@@ -36,11 +38,11 @@ def methods(
         return
     console = Console()
     for key, entry in about.items():
-        console.print(f"[bold]{key}[/bold]  {entry['summary']} ({entry['source']})", highlight=False)
+        console.print(f"[bold]{escape(key)}[/bold]  {escape(entry['summary'])} ({escape(entry['source'])})", highlight=False)
         if entry["options"]:
             table = Table("option", "default", "meaning", box=None, padding=(0, 2))
             for option, field in entry["options"].items():
-                table.add_row(option, str(field["default"]), field["description"])
+                table.add_row(option, Text(str(field["default"])), Text(field["description"] or ""))
             console.print(table)
         console.print()
     console.print("Set an option with --set, for example: mmrl train --method mmrl --set lam=0.5 --set first_layer=4", highlight=False)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import typer
+
 from mmrl.errors import UsageError
 from mmrl.files import parse_json, read_regular, user_path
 
+DEVICE = typer.Option("auto", "--device", help="auto (a GPU where there is one), cpu, cuda, cuda:1, ...")
 MOST_NAMES = 64 * 2**20  # bytes of a file of class names
 
 

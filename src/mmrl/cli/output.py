@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from mmrl.errors import Notice
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,7 +24,13 @@ def quiet_warnings() -> Iterator[None]:
     """Hold back Python warnings that a verb prints in its own words."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", category=Notice)
         yield
+
+
+def print_json(content: Any) -> None:
+    """In one line, strictly JSON."""
+    typer.echo(json.dumps(content, ensure_ascii=False, allow_nan=False))
 
 
 def percent(value: float | None) -> str:
@@ -29,13 +40,14 @@ def percent(value: float | None) -> str:
 def scores_table(rows: Sequence[tuple[str, Scores, Scores | None]], method: str) -> Table:
     """Scores of `method` beside zero-shot, in percent; one line a method and list of classes."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("tested on", "method", "top-1", "top-5", "macro", "ECE", "images", box=None, padding=(0, 2))
     for name, adapted, zero_shot in rows:
         beside = [] if zero_shot is None or method == "zero-shot" else [("zero-shot", zero_shot)]
         for label, scores in [(method, adapted), *beside]:
             cells = (percent(scores.top1), percent(scores.top5), percent(scores.macro), percent(scores.ece))
-            table.add_row(name, label, *cells, str(scores.count))
+            table.add_row(Text(name), label, *cells, str(scores.count))
     return table
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from mmrl.cli.options import DEVICE
+
 
 def predict(
     adapter: str = typer.Argument(..., help="Folder of a run or an adapter, a hub name, or 'zero-shot'."),
@@ -14,19 +16,18 @@ def predict(
     template: list[str] = typer.Option([], "--template", help="Prompt with one {}; default: the adapter's. Several are averaged."),
     backbone: str = typer.Option(None, "--backbone", help="Backbone, if not the one the adapter names."),
     top: int = typer.Option(3, "--top", help="How many classes to show."),
-    device: str = typer.Option("cpu", "--device"),
+    device: str = DEVICE,
     skip_broken: bool = typer.Option(False, "--skip-broken", help="Name images that cannot be read, and go on without them."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object an image."),
 ) -> None:
     """Classify images among trained or new class names."""
-    import json
-
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from mmrl.api import from_pretrained, zero_shot
     from mmrl.cli.options import image_paths, parse_classes
-    from mmrl.cli.output import quiet_warnings
+    from mmrl.cli.output import print_json, quiet_warnings
 
     files = image_paths(images)
     if adapter == "zero-shot":
@@ -40,10 +41,11 @@ def predict(
         typer.echo(f"warning: {file} is broken, and left out", err=True)
     if as_json:
         for file, guesses in zip(files, ranked):
-            typer.echo(json.dumps({"image": file, "guesses": [guess._asdict() for guess in guesses]}, ensure_ascii=False))
+            print_json({"image": file, "guesses": [guess._asdict() for guess in guesses]})
         return
     table = Table("image", "class", "probability", "trained", box=None, padding=(0, 2))
     for file, guesses in zip(files, ranked):
         for i, guess in enumerate(guesses):
-            table.add_row(file if i == 0 else "", guess.name, f"{guess.probability:.1%}", "yes" if guess.trained else "no")
+            place = Text(file if i == 0 else "")  # names are text, whatever brackets are in them
+            table.add_row(place, Text(guess.name), f"{guess.probability:.1%}", "yes" if guess.trained else "no")
     Console().print(table)

@@ -18,7 +18,7 @@ from mmrl.methods.representation import RepresentationMethod, RepresentationOpti
 
 class MMRLPlusPlusOptions(RepresentationOptions):
     beta: float = Field(
-        0.7, ge=0, le=1, description="share of a layer's own tokens; 1 - beta comes from the previous layer's output at their positions"
+        0.9, ge=0, le=1, description="share of a layer's own tokens; 1 - beta comes from the previous layer's output at their positions"
     )
     layer_rank: int = Field(4, ge=1, le=100_000, description="rank of each layer's residual to the shared map")
     projection_rank: int = Field(64, ge=1, le=100_000, description="rank of the residual of the representation projection")
