@@ -1,8 +1,12 @@
-"""Opening archives that came from elsewhere: nothing is written outside the folder asked for."""
+"""Opening archives that came from elsewhere: nothing is written outside the folder asked for, nor more than such an archive can hold."""
 
 from __future__ import annotations
 
+import errno
+import gzip
+import io
 import re
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -11,11 +15,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from mmrl.errors import MmrlError
 
 ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
-_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, LZMAError, RuntimeError, NotImplementedError)
+MOST_MEMBERS = 2_000_000  # ImageNet, the largest, has 1.3 million images
+MOST_TIMES = 100  # its own size that an archive may unpack to: photographs hardly shrink, lists and .mat files to a tenth
+SMALL = 2**24  # bytes that any archive may unpack to, however small it is
+RESERVE = 2**28  # bytes of the disk that stay free
+_BROKEN = (
+    tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, LZMAError, RuntimeError, NotImplementedError,
+)  # fmt: skip
+_ADVICE = {errno.ENAMETOOLONG: "It holds a name that is too long for this disk", errno.ENOSPC: "Free some space"}
 _JUNK = "__MACOSX"  # what one system's archiver adds for itself, like names that start with "._"
 
 
@@ -24,44 +36,140 @@ def is_archive(name: str) -> bool:
 
 
 def unpack(archive: Path, into: Path) -> None:
-    """Write the files of a tar or zip archive below `into`.
+    """Write the files of a tar (plain or gzip) or zip archive below `into`.
 
     Raises:
-        MmrlError: it is damaged, or no archive; it holds a symbolic link, a device or a path that leads out of it; no
-            space is left; this Python is too old to unpack safely.
+        MmrlError: it is damaged, or no archive; it holds a symbolic link, a device or a path that leads out of it; it would unpack to
+            more than 100 times its size or two million files, or to more than the disk has room for; this Python is too old to unpack
+            safely. What was written until then stays, so let `into` be a folder of its own.
     """
     with _explained(archive):
+        budget = _Budget(archive, into)
         if archive.name.lower().endswith(".zip"):
             with zipfile.ZipFile(archive) as file:
-                for info in file.infolist():
-                    if _wanted_zip(info):
-                        file.extract(info, into)
+                wanted = [info for info in file.infolist() if _wanted_zip(info)]
+                for info in wanted:
+                    budget.member(info.file_size)
+                for info in wanted:
+                    file.extract(info, into)  # no more bytes than declared: zipfile cuts the rest, whose checksum is then wrong
         else:
-            with _tar(archive) as tar:
-                tar.extractall(into, filter=_safe)
+            with archive.open("rb") as raw, _tar(raw, budget) as tar:
+                _extract_all(tar, into, budget)
 
 
 def unpack_train(archive: Path, into: Path, _: list[Path]) -> None:
-    """ImageNet's training images: one archive a class inside the large one, each to a folder of its own."""
-    with _explained(archive), _tar(archive) as tar:
-        for member in tar:
-            if re.fullmatch(r"n\d{8}\.tar", member.name) and member.isreg():
-                with tarfile.open(fileobj=tar.extractfile(member)) as inner:
-                    inner.extractall(into / "train" / member.name.removesuffix(".tar"), filter=_safe)
+    """ImageNet's training images: one archive a class inside the large one, each to a folder of its own. Raises as `unpack`."""
+    with _explained(archive):
+        budget = _Budget(archive, into)
+        with archive.open("rb") as raw, _tar(raw, budget) as tar:
+            for member in tar:
+                inside = tar.extractfile(member) if re.fullmatch(r"n\d{8}\.tar", member.name) and member.isreg() else None
+                if inside is not None:
+                    with _tar(inside, budget) as inner:
+                        _extract_all(inner, into / "train" / member.name.removesuffix(".tar"), budget)
 
 
 def unpack_val(archive: Path, into: Path, beside: list[Path]) -> None:
-    """ImageNet's validation images, from one flat archive to a folder a class; `beside` holds the development kit, which knows them."""
-    with _explained(beside[0]), _tar(beside[0]) as kit:
+    """ImageNet's validation images, from one flat archive to a folder a class; `beside` holds the development kit, which knows them.
+
+    Raises as `unpack`, and MmrlError where the kit does not fit the images.
+    """
+    with _explained(beside[0]), beside[0].open("rb") as raw, _tar(raw, _Budget(beside[0], into)) as kit:
         wnids = _validation_wnids(kit)
-    with _explained(archive), _tar(archive) as tar:
-        for member in tar:
-            number = re.fullmatch(r"(?:.*/)?ILSVRC2012_val_(\d{8})\.JPEG", member.name)
-            if number:
-                if not 1 <= int(number[1]) <= len(wnids):
-                    raise MmrlError(f"{beside[0]} knows the classes of {len(wnids)} images, but {archive} has '{member.name}'.")
-                member.name = PurePosixPath(member.name).name
-                tar.extract(member, into / "val" / wnids[int(number[1]) - 1], filter=_safe)
+    with _explained(archive):
+        budget = _Budget(archive, into)
+        with archive.open("rb") as raw, _tar(raw, budget) as tar:
+            for member in tar:
+                number = re.fullmatch(r"(?:.*/)?ILSVRC2012_val_(\d{8})\.JPEG", member.name)
+                if number:
+                    if not 1 <= int(number[1]) <= len(wnids):
+                        raise MmrlError(f"{beside[0]} knows the classes of {len(wnids)} images, but {archive} has '{member.name}'.")
+                    member.name = PurePosixPath(member.name).name
+                    budget.member(member.size)
+                    tar.extract(member, into / "val" / wnids[int(number[1]) - 1], filter=_safe)
+
+
+class _Budget:
+    """What an archive may unpack to. Each method raises MmrlError where that would be more."""
+
+    def __init__(self, archive: Path, into: Path) -> None:
+        self.archive = archive
+        self.size = archive.stat().st_size
+        self.most = max(MOST_TIMES * self.size, SMALL)
+        disk = next(place for place in (into, *into.absolute().parents) if place.exists())
+        self.room = shutil.disk_usage(disk).free - RESERVE
+        self.members = self.written = self.taken = 0
+
+    def member(self, size: int) -> None:
+        """A file of `size` bytes is to be written."""
+        self.members += 1
+        self.written += size
+        if self.members > MOST_MEMBERS:
+            raise MmrlError(f"{self._refused} more than {MOST_MEMBERS:,} files. None of these data sets has so many: download it again.")
+        self._check(self.written)
+        if self.written > self.room:
+            raise MmrlError(
+                f"{self._refused} at least {self.written:,} bytes; the disk has room for {max(self.room, 0):,}. Free some space."
+            )
+
+    def take(self, size: int) -> None:
+        """`size` bytes are to be read or skipped, after decompression."""
+        self.taken += size
+        self._check(self.taken)
+
+    def _check(self, total: int) -> None:
+        if total > self.most:
+            why = "as to any small archive" if self.most == SMALL else f"{MOST_TIMES} times its size"
+            raise MmrlError(
+                f"{self._refused} at least {total:,} bytes; at most {self.most:,} are allowed, {why}. None of these data sets shrinks so "
+                "much: download it again."
+            )
+
+    @property
+    def _refused(self) -> str:
+        return f"{self.archive} ({self.size:,} bytes) is not unpacked: it would become"
+
+
+class _Counted(io.BufferedIOBase):
+    """What tarfile reads of an archive, counted: headers, long names and what is skipped cost time and memory as files do."""
+
+    def __init__(self, stream: IO[bytes], budget: _Budget) -> None:
+        self._stream, self._budget = stream, budget
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        assert size is not None and size >= 0, "tarfile says how much it wants"
+        self._budget.take(size)
+        return self._stream.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        if whence == io.SEEK_SET:
+            self._budget.take(max(0, offset - self._stream.tell()))
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def seekable(self) -> bool:
+        return True
+
+
+@contextmanager
+def _tar(raw: IO[bytes], budget: _Budget) -> Iterator[tarfile.TarFile]:
+    """The tar archive, plain or gzip, that `raw` holds."""
+    if not hasattr(tarfile, "data_filter"):
+        raise MmrlError("this Python cannot unpack a tar archive safely. Update to 3.10.12, 3.11.4, or later.")
+    zipped = raw.read(2) == b"\x1f\x8b"
+    raw.seek(0)
+    stream: IO[bytes] = gzip.GzipFile(fileobj=raw) if zipped else raw  # type: ignore[assignment]
+    with tarfile.open(fileobj=_Counted(stream, budget), mode="r:") as tar:
+        yield tar
+
+
+def _extract_all(tar: tarfile.TarFile, into: Path, budget: _Budget) -> None:
+    """Each member is looked at before it is written, in one pass: `extractall` would decompress the archive twice."""
+    for member in tar:
+        budget.member(member.size)
+        tar.extract(member, into, filter=_safe)
 
 
 def _validation_wnids(kit: tarfile.TarFile) -> list[str]:
@@ -91,13 +199,8 @@ def _explained(archive: Path) -> Iterator[None]:
         why = f"{first}. It is damaged, cut short, no archive, or not as its authors made it: download it again"
         raise MmrlError(f"{archive} cannot be unpacked: {why}.") from error
     except OSError as error:
-        raise MmrlError(f"{archive} cannot be unpacked: {error}. Free some space, or check the permissions.") from error
-
-
-def _tar(archive: Path) -> tarfile.TarFile:
-    if not hasattr(tarfile, "data_filter"):
-        raise MmrlError("this Python cannot unpack a tar archive safely. Update to 3.10.12, 3.11.4, or later.")
-    return tarfile.open(archive)
+        advice = _ADVICE.get(error.errno or 0, "Free some space, or check the permissions")
+        raise MmrlError(f"{archive} cannot be unpacked: {error}. {advice}.") from error
 
 
 def _safe(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo | None:
@@ -107,7 +210,10 @@ def _safe(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo | None:
         return None
     if member.issym() or path.is_absolute():
         raise tarfile.TarError(f"it holds '{member.name}', which is a link or leads out of it")
-    return tarfile.data_filter(member, into)
+    safe = tarfile.data_filter(member, into)
+    if member.islnk() and not Path(into, member.linkname).is_file():  # tarfile would unpack a copy of what comes later
+        raise tarfile.TarError(f"it holds '{member.name}', a link to '{member.linkname}', which is not before it")
+    return safe
 
 
 def _wanted_zip(info: zipfile.ZipInfo) -> bool:
