@@ -248,7 +248,7 @@ def test_folders_without_permission_are_named(tmp_path: Path, place: str, monkey
 
     for name in ("scandir", "listdir", "stat"):
         monkeypatch.setattr(os, name, refusing(getattr(os, name)))
-    with pytest.raises(UsageError, match="Forest' has no image|cannot be read: .*Check its permissions") as caught:
+    with pytest.raises(UsageError, match="Check its permissions") as caught:
         load_dataset("eurosat", root=tmp_path)
     assert str(locked) in str(caught.value)
 
