@@ -238,16 +238,17 @@ def test_folders_without_permission_are_named(tmp_path: Path, place: str, monkey
     make_tree("eurosat", tmp_path, raw=True)
     locked = tmp_path / place
 
-    def refusing(real: Callable[..., Any]) -> Callable[..., Any]:  # tests may run as root, whom no permission stops
-        def listing(path: str | Path = ".", *given: Any, **options: Any) -> Any:
-            if Path(path) == locked:
+    def refusing(real: Callable[..., Any], refused: Callable[[Path], bool]) -> Callable[..., Any]:
+        def call(path: Any = ".", *given: Any, **options: Any) -> Any:
+            if not isinstance(path, int) and refused(Path(path)):
                 raise PermissionError(13, os.strerror(13), str(path))
             return real(path, *given, **options)
 
-        return listing
+        return call
 
-    for name in ("scandir", "listdir", "stat"):
-        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    for name in ("scandir", "listdir"):  # tests may run as root, whom no permission stops
+        monkeypatch.setattr(os, name, refusing(getattr(os, name), lambda path: path == locked))
+    monkeypatch.setattr(os, "stat", refusing(os.stat, lambda path: locked in path.parents))
     with pytest.raises(UsageError, match="Check its permissions") as caught:
         load_dataset("eurosat", root=tmp_path)
     assert str(locked) in str(caught.value)
