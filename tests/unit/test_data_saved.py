@@ -30,12 +30,12 @@ def quiet() -> None:
     hf.disable_progress_bars()
 
 
-def test_a_table_is_divided_and_read(tmp_path: Path) -> None:
+def test_a_table_is_read(tmp_path: Path) -> None:
     table(20).save_to_disk(str(tmp_path / "bugs"))
     dataset = load_dataset(str(tmp_path / "bugs"))
     assert (dataset.name, dataset.classes) == ("bugs", ("ant", "red fox"))
-    assert [len(part) for part in (dataset.train, dataset.val, dataset.test)] == [10, 4, 6]
-    for item in (*dataset.train, *dataset.val, *dataset.test):
+    assert dataset.rest_tests and [len(part) for part in (dataset.train, dataset.val, dataset.test)] == [20, 0, 0]
+    for item in dataset.train:
         assert dataset.image(item).getpixel((0, 0)) == (int(item.key.removeprefix("all/")), item.label, 0)
     assert len(draw_shots(dataset, 2, 1).train) == 4
     assert load_dataset(str(tmp_path / "bugs")).fingerprint == dataset.fingerprint
@@ -49,6 +49,11 @@ def test_splits_are_kept(tmp_path: Path) -> None:
     hf.DatasetDict({"train": table(8), "validation": table(4)}).save_to_disk(str(tmp_path / "two"))
     dataset = load_dataset(str(tmp_path / "two"))
     assert [len(part) for part in (dataset.train, dataset.val, dataset.test)] == [8, 0, 4]
+    hf.DatasetDict({"train": table(8)}).save_to_disk(str(tmp_path / "one"))
+    dataset = load_dataset(str(tmp_path / "one"))
+    assert dataset.rest_tests and dataset.image(Item("train/4", 0)).getpixel((0, 0)) == (4, 0, 0)
+    with pytest.raises(UsageError, match="holds its images inside; give it a test split, or a share"):
+        load_dataset(str(tmp_path / "one"), test=tmp_path)
 
 
 def test_what_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,17 +61,17 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
         "two labels": (table(4, other=hf.ClassLabel(names=NAMES)), "has the columns kind, other of type ClassLabel, where one is needed"),
         "no image": (table(4).remove_columns("picture"), "has no column of type Image, .* its columns are kind, id"),
         "odd": (hf.DatasetDict({"train": table(4), "extra": table(4)}), "has the split 'extra'"),
-        "no test": (hf.DatasetDict({"train": table(4)}), "there is no test image"),
+        "no train": (hf.DatasetDict({"test": table(4)}), "has no training image"),
         "unlabelled": (table(4).map(lambda row: {"kind": -1}), "image 0 has no label .-1."),
     }
     for name, (content, message) in cases.items():
         content.save_to_disk(str(tmp_path / name))
         with pytest.raises(UsageError, match=message):
             load_dataset(str(tmp_path / name))
-    arrow = next((tmp_path / "no test" / "train").glob("*.arrow"))
+    arrow = next((tmp_path / "no train" / "test").glob("*.arrow"))
     arrow.write_bytes(arrow.read_bytes()[:100])
     with pytest.raises(UsageError, match="cannot be read as a folder saved by 'datasets'"):
-        load_dataset(str(tmp_path / "no test"))
+        load_dataset(str(tmp_path / "no train"))
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UsageError, match=r"not installed: pip install 'mmrl\[hf\]'"):
         load_dataset(str(tmp_path / "odd"))

@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from mmrl.cli import grid
+from mmrl.cli.options import DEVICE
 
 
 def ablate(
@@ -26,10 +27,12 @@ def ablate(
     engine: str = grid.ENGINE,
     address: str = grid.ADDRESS,
     gpu_fraction: float = grid.GPU_FRACTION,
-    device: str = grid.DEVICE,
+    device: str = DEVICE,
     workers: int = grid.WORKERS,
     skip_broken: bool = grid.SKIP_BROKEN,
     skip_missing: bool = grid.SKIP_MISSING,
+    draws: Path | None = grid.DRAWS,
+    test_share: float = grid.TEST_SHARE,
     dry_run: bool = grid.DRY_RUN,
 ) -> None:
     """Run one of the paper's ablations, or all of them: base-to-novel with one thing changed. Unchanged runs are shared with `bench`."""
@@ -56,4 +59,5 @@ def ablate(
     grid.carry_out(
         cells, suite=grid.suite_name(cells, mini), out=out, backbone=backbone, root=root, precision=precision, jobs=jobs, engine=engine,
         address=address, gpu_fraction=gpu_fraction, device=device, workers=workers, skip_broken=skip_broken, dry_run=dry_run,
+        draws=draws, test_share=test_share,
     )  # fmt: skip

@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from mmrl.cli import grid
+from mmrl.cli.options import DEVICE
 
 
 def bench(
@@ -29,10 +30,12 @@ def bench(
     engine: str = grid.ENGINE,
     address: str = grid.ADDRESS,
     gpu_fraction: float = grid.GPU_FRACTION,
-    device: str = grid.DEVICE,
+    device: str = DEVICE,
     workers: int = grid.WORKERS,
     skip_broken: bool = grid.SKIP_BROKEN,
     skip_missing: bool = grid.SKIP_MISSING,
+    draws: Path | None = grid.DRAWS,
+    test_share: float = grid.TEST_SHARE,
     dry_run: bool = grid.DRY_RUN,
 ) -> None:
     """Run one of the paper's evaluations, or all four, and print the table. What is there is kept; what is missing is computed."""
@@ -62,4 +65,5 @@ def bench(
         cells, suite=grid.suite_name(cells, mini), out=out, backbone=backbone or ("tiny" if mini else grid.BACKBONE), root=root,
         precision=precision, jobs=jobs, engine=engine, address=address, gpu_fraction=gpu_fraction, device=device, workers=workers,
         skip_broken=skip_broken, dry_run=dry_run,
+        draws=draws, test_share=test_share,
     )  # fmt: skip

@@ -15,7 +15,7 @@ def _config() -> None:
 @app.command("show")
 def show(
     method: str = typer.Option("mmrl", "--method"),
-    data: str = typer.Option(None, "--data", help="Dataset whose published values apply."),
+    data: str = typer.Option(None, "--data", help="A name of `mmrl data list`, or data of your own, which has no published values."),
     protocol: str = typer.Option("base-to-novel", "--protocol"),
     set_: list[str] = typer.Option([], "--set", help="KEY=VALUE, as for `mmrl train`."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
@@ -29,8 +29,13 @@ def show(
 
     from mmrl import methods
     from mmrl.cli.options import parse_settings
+    from mmrl.data import dataset_names
     from mmrl.engine import FitConfig, settings
+    from mmrl.errors import unknown
+    from mmrl.files import user_path
 
+    if data is not None and data not in dataset_names() and not user_path(data).exists():
+        raise unknown("data set", data, dataset_names())
     resolved = settings(method, protocol=protocol, dataset=data, overrides=parse_settings(set_), source="command line")
     methods.make_options(methods.get(method), resolved.method)
     FitConfig(**resolved.fit)

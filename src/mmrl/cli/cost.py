@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from mmrl.cli import grid
+from mmrl.cli.options import DEVICE
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,7 +29,7 @@ def cost(
     batch: int = typer.Option(100, "--batch", min=1, help="Images a batch at test."),
     set_: list[str] = grid.SET,
     precision: str = grid.PRECISION,
-    device: str = grid.DEVICE,
+    device: str = DEVICE,
     seed: int = typer.Option(1, "--seed", min=0, help="Of the draw and the order of training images."),
 ) -> None:
     """Measure trained parameters, times of training and test, and memory of methods trained on the base classes (Table 6).

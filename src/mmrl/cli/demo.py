@@ -38,6 +38,7 @@ def demo(
     began, results = time.monotonic(), out / "results"
     names, numbers = grid.names(datasets) or MINI.single, parse_seeds(seeds)
     first, *_ = [load_dataset(name, cache=results / "cache") for name in names]  # a wrong name leaves no folder behind
+    first = first.divided(grid.OWN_SHARE) if first.rest_tests else first
     cells = evaluation(STUDY, MINI, METHODS, numbers, datasets=names, shots=[shots])
     grid.carry_out(
         cells, suite=grid.suite_name(cells, mini=True), out=results, backbone=BACKBONE, root=None, precision="fp32", jobs=jobs,

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
+
+from mmrl.cli.options import DEVICE
+
+if TYPE_CHECKING:
+    from mmrl.data import Dataset
 
 
 def evaluate(
@@ -17,60 +23,93 @@ def evaluate(
         [], "--template", help="Prompt with one {}; several are averaged. Default: the run's, or that of the dataset given by --data."
     ),
     backbone: str = typer.Option(None, "--backbone", help="Backbone, if not the one the adapter names."),
+    classifier: str = typer.Option(
+        "auto",
+        "--classifier",
+        help="auto (fused on classes trained on, the class token alone on new ones and on other data sets), fused, or class.",
+    ),
+    test: Path = typer.Option(None, "--test", help="For a folder or list without test images: a folder of such, one subfolder a class."),
     batch_size: int = typer.Option(64, "--batch-size", min=1),
-    device: str = typer.Option("cpu", "--device"),
+    device: str = DEVICE,
     workers: int = typer.Option(None, "--workers", min=0, help="Threads that prepare images; default: one a core, at most 8."),
     skip_broken: bool = typer.Option(False, "--skip-broken", help="Leave out images that are missing or broken, and say how many."),
     out: Path = typer.Option(None, "--out", help="Also write the scores to this JSON file."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """Score an adapter: top-1, top-5, per class, macro, calibration, confusion; classes it was trained on are recognised by name."""
-    import json
+    """Score an adapter: top-1, top-5, per class, macro, calibration, confusion, beside zero-shot CLIP.
 
+    A folder or list that does not say which images test is tested on those that the adapter was not trained on.
+    """
     from rich.console import Console
 
     from mmrl import api
-    from mmrl.cli.output import quiet_warnings, scores_table
+    from mmrl.cli.output import print_json, quiet_warnings, scores_table
     from mmrl.data import dataset_names, describe_broken, load_dataset, usual_workers
-    from mmrl.engine import evaluate_dataset, trained_mask
+    from mmrl.engine import evaluate_dataset, seen_classes
     from mmrl.errors import UsageError, unknown
-    from mmrl.files import write_json
+    from mmrl.files import user_path, write_json
     from mmrl.reports import RECORD_NAME, read_record
 
     if adapter == "zero-shot":
-        classifier = api.zero_shot(backbone or "tiny", device=device)
+        model = api.zero_shot(backbone or "tiny", device=device)
     else:
-        classifier = api.from_pretrained(adapter, backbone=backbone, device=device)
-    prompt = tuple(template) or None
+        model = api.from_pretrained(adapter, backbone=backbone, device=device)
+    prompt, home = tuple(template) or None, user_path(adapter)
     if data is None:
-        prompt = prompt or classifier.template
-        if not (Path(adapter) / RECORD_NAME).is_file():
+        prompt = prompt or model.template
+        if not (home / RECORD_NAME).is_file():
             raise UsageError(f"'{adapter}' has no run record that names a dataset; give --data.")
-        data = read_record(Path(adapter)).dataset
+        data = read_record(home).dataset
         if data not in dataset_names():
             raise UsageError(f"'{adapter}' was trained on '{data}', which is no dataset known by name; give its folder with --data.")
     if split not in ("train", "val", "test"):
         raise unknown("split", split, ("train", "val", "test"))
-    dataset = load_dataset(data, root=root).restrict(classes)
-    seen = trained_mask(dataset.classes, classifier.trained)
+    dataset = _undrawn(load_dataset(data, root=root, test=test), home, bool(model.trained)).restrict(classes)
+    named = data if data in dataset_names() else None
+    seen, rule = seen_classes(dataset.classes, model.trained, dataset=named, trained_on=model.trained_on, classifier=classifier)
     items = getattr(dataset, split)
     threads = usual_workers(dataset.read) if workers is None else workers
     with quiet_warnings():
         pair = evaluate_dataset(
-            classifier.method, dataset, items, seen=seen, template=prompt,
+            model.method, dataset, items, seen=seen, template=prompt,
             batch_size=batch_size, workers=threads, skip_broken=skip_broken,
         )  # fmt: skip
     if pair.skipped:
         typer.echo(f"warning: {describe_broken(pair.skipped, len(items), of=dataset.name)}", err=True)
     content = {
-        "adapter": adapter, "dataset": dataset.name, "classes": classes, "split": split, "trained": seen.tolist(),
+        "adapter": adapter, "dataset": dataset.name, "classes": classes, "split": split, "classifier": rule, "trained": seen.tolist(),
         "scores": pair.adapted.model_dump(mode="json"), "zero_shot": pair.zero_shot.model_dump(mode="json"),
         "skipped": [one.key for one in pair.skipped],
     }  # fmt: skip
     if out is not None:
         write_json(out, content)
     if as_json:
-        typer.echo(json.dumps(content))
+        print_json(content)
         return
-    Console().print(scores_table([(f"{dataset.name}, {classes}", pair.adapted, pair.zero_shot)], classifier.method.name))
-    Console().print(f"{int(seen.sum())} of {len(seen)} classes were trained on", highlight=False)
+    Console().print(scores_table([(f"{dataset.name}, {classes}", pair.adapted, pair.zero_shot)], model.method.name))
+    if model.trained:
+        typer.echo(f"classifier: {rule}")
+
+
+def _undrawn(dataset: Dataset, adapter: Path, trained: bool) -> Dataset:
+    """`dataset`; where it does not say which images test, with those that the adapter in the folder `adapter` was not trained on."""
+    from mmrl.data import Draw
+    from mmrl.errors import UsageError
+
+    if not dataset.rest_tests:
+        return dataset
+    record = adapter / "draw.json"
+    draw = Draw.load(record) if trained and record.is_file() else None
+    known = draw is not None and draw.dataset == dataset.name and {item.key for item in draw.train} <= {item.key for item in dataset.train}
+    if known and draw is not None:
+        if len(draw.train) == len(dataset.train):
+            raise UsageError(
+                f"every image of '{dataset.name}' was drawn to train this adapter, so none is left to test it on. Give other images with "
+                "--data, or a folder of them with --test."
+            )
+        dataset, why = dataset.held_out(draw.train), f"the {len(draw.train)} that it was trained on are left out"
+    else:
+        dataset = dataset.held_out(())
+        why = "all there are: the adapter does not say which it was trained on" if trained else "all there are"
+    typer.echo(f"note: {len(dataset.test)} images of '{dataset.name}' test ({why})", err=True)
+    return dataset

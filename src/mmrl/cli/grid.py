@@ -38,10 +38,14 @@ JOBS = typer.Option(
 ENGINE = typer.Option("local", "--engine", help="Where cells run: local, or ray.")
 ADDRESS = typer.Option(None, "--address", help="With --engine ray: of the cluster, or 'auto'; default: start one here.")
 GPU_FRACTION = typer.Option(0.0, "--gpu-fraction", min=0.0, help="With --engine ray: GPUs a task, such as 0.25.")
-DEVICE = typer.Option("cpu", "--device", help="cpu, cuda, cuda:1, ...")
 WORKERS = typer.Option(None, "--workers", min=0, help="Threads that prepare images; default: by the number of cores.")
 SKIP_BROKEN = typer.Option(False, "--skip-broken", help="Leave broken images out, and say how many.")
 SKIP_MISSING = typer.Option(False, "--skip-missing", help="Leave out data sets that are not there.")
+DRAWS = typer.Option(
+    None, "--draws", help="Folder of draws to train on: draw.json files, CoOp's pickles or its preprocessed.pkl; others are drawn here."
+)
+OWN_SHARE = 0.5
+TEST_SHARE = typer.Option(OWN_SHARE, "--test-share", help="Share of each class that tests, for own folders and lists without test images.")
 DRY_RUN = typer.Option(False, "--dry-run", help="Say what would be computed, and stop.")
 
 
@@ -124,18 +128,26 @@ def carry_out(
     workers: int | None,
     skip_broken: bool,
     dry_run: bool,
+    draws: Path | None = None,
+    test_share: float = OWN_SHARE,
 ) -> None:
     """Bind, note the plans, compute what is missing, print the tables. Exits with 1 where cells failed or are left."""
     from mmrl.clip import load_clip
+    from mmrl.clip.device import AUTO, best_device
     from mmrl.engine.grid import CACHE, Bench, Context, ResultsFolder, bind
 
     _check_places(engine, jobs, device, address, gpu_fraction, precision)
+    device = best_device().type if device == AUTO and engine == "local" else device
     jobs, out = jobs or _gpus(device), user_path(out)
     known = ResultsFolder(out) if out.exists() else None  # a wrong name below must not leave a new folder behind
     threads = _threads(workers, suite, (os.cpu_count() or 1) if engine == "ray" else jobs)
-    bench = Bench(backbone, root, (out / CACHE).resolve(), precision, skip_broken, threads)
+    cache = (out / CACHE).resolve()
+    bench = Bench(backbone, root, cache, precision, skip_broken, threads, draws=draws and draws.resolve(), test_share=test_share)
     clip = load_clip(backbone, device="cpu" if jobs > 1 or engine == "ray" else device)
-    groups, slots = bind(cells, Context(bench, clip))
+    context = Context(bench, clip)
+    groups, slots = bind(cells, context)
+    if draws:
+        typer.echo(f"draws of {draws}: {', '.join(sorted(context.given)) or 'none of these data sets'}; the others are drawn here")
     if dry_run:
         _announce(groups, slots, known)
         return
@@ -173,7 +185,7 @@ def _check_places(engine: str, jobs: int | None, device: str, address: str | Non
 
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
-    if engine == "ray" and (device != "cpu" or jobs is not None):
+    if engine == "ray" and (device not in ("auto", "cpu") or jobs is not None):
         raise UsageError("--engine ray takes neither --device nor --jobs: --gpu-fraction 0.25 puts four runs on each GPU of the cluster.")
     if engine == "local" and (address is not None or gpu_fraction):
         raise UsageError("--address and --gpu-fraction are for --engine ray; here, --device and --jobs say where cells run.")

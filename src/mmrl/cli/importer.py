@@ -14,15 +14,19 @@ def import_checkpoint(
     template: list[str] = typer.Option(
         ["a photo of a {}."], "--template", help="Prompt it was trained with; several if it was with their mean."
     ),
+    data: str = typer.Option(None, "--data", help="Name of the data set it was trained on (`mmrl data list`); `mmrl eval` asks for it."),
     backbone: str = typer.Option("ViT-B-16-quickgelu/openai", "--backbone", help="The CLIP it was trained on."),
     set_: list[str] = typer.Option([], "--set", help="KEY=VALUE, for what the file does not say: alpha, lam, beta."),
 ) -> None:
     """Turn a checkpoint of the authors' code into an adapter. Nothing in the file is executed."""
     from mmrl.cli.options import parse_classes, parse_settings
+    from mmrl.data import describe
     from mmrl.engine import import_authors
 
+    if data is not None:
+        describe(data)
     method, config = import_authors(
-        checkpoint, out, classes=parse_classes(classes), template=tuple(template), clip=backbone, options=parse_settings(set_)
+        checkpoint, out, classes=parse_classes(classes), template=tuple(template), dataset=data, clip=backbone, options=parse_settings(set_)
     )
     count = sum(p.numel() for p in method.parameters())
     typer.echo(f"{config.method}: {count} trained parameters, {len(config.class_names)} classes, written to {out}")

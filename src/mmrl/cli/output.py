@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from mmrl.errors import Notice
 
 if TYPE_CHECKING:
@@ -29,8 +27,8 @@ def quiet_warnings() -> Iterator[None]:
 
 
 def print_json(content: Any) -> None:
-    """In one line, strictly JSON."""
-    typer.echo(json.dumps(content, ensure_ascii=False, allow_nan=False))
+    """In one line, strictly JSON; what the terminal cannot show is escaped as JSON has it."""
+    print(json.dumps(content, ensure_ascii=False, allow_nan=False))
 
 
 def percent(value: float | None) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from mmrl.cli.options import DEVICE
+
 
 def train(
     data: str = typer.Option(..., "--data", help="A name of `mmrl data list`, a folder of images, or a file that lists them."),
@@ -13,7 +15,7 @@ def train(
     root: Path = typer.Option(None, "--root", envvar="DATA", help="Folder with the downloaded datasets."),
     method: str = typer.Option("mmrl", "--method", help="See `mmrl methods`."),
     backbone: str = typer.Option(
-        "tiny", "--backbone", help="tiny, ARCH/TAG, hf-hub:ORG/NAME, local-dir:FOLDER, or a file with OpenAI's weights."
+        None, "--backbone", help="ARCH/TAG, hf-hub:ORG/NAME, local-dir:FOLDER, a file with OpenAI's weights, or tiny (default; for trying)."
     ),
     shots: int = typer.Option(16, "--shots", min=0, help="Training images a class; 0 takes all."),
     classes: str = typer.Option("all", "--classes", help="Train on 'all' classes, or on the 'base' half."),
@@ -26,7 +28,9 @@ def train(
     resume: bool = typer.Option(False, "--resume", help="Go on with the run in --out."),
     allow_fewer: bool = typer.Option(False, "--allow-fewer", help="Take all images of a class that has fewer than --shots."),
     draw: Path = typer.Option(None, "--draw", help="Take the images of this draw: a run's draw.json, or CoOp's shot_16-seed_1.pkl."),
-    device: str = typer.Option("cpu", "--device", help="cpu, cuda, cuda:1, ...; under torchrun, cuda is the GPU of each process."),
+    test: Path = typer.Option(None, "--test", help="Folder of images to test on, one subfolder a class; default: those not drawn."),
+    test_share: float = typer.Option(None, "--test-share", help="Instead, set this share of each class apart to test, such as 0.3."),
+    device: str = DEVICE,
     skip_broken: bool = typer.Option(False, "--skip-broken", help="Leave out images that are missing or broken; the record names them."),
     workers: int = typer.Option(None, "--workers", min=0, help="Threads that prepare images; default: one a core, at most 8."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress bar."),
@@ -42,7 +46,9 @@ def train(
     from mmrl.cli.options import parse_settings
     from mmrl.cli.output import quiet_warnings, scores_table
     from mmrl.engine.parallel import leave
+    from mmrl.files import user_path
 
+    out = user_path(out)
     if resume and not out.exists() and not process():
         typer.echo(f"note: there is no run in {out} to go on with; starting one", err=True)
     with quiet_warnings():
@@ -50,7 +56,7 @@ def train(
             data, root=root,
             method=method, backbone=backbone, shots=shots, classes=classes, seed=seed, out=out, resume=resume, device=device,
             template=tuple(template) or None, protocol=protocol, overrides=parse_settings(set_), allow_fewer=allow_fewer, draw=draw,
-            progress=not quiet, workers=workers, skip_broken=skip_broken,
+            progress=not quiet, workers=workers, skip_broken=skip_broken, test=test, test_share=test_share,
             source="command line",
         )  # fmt: skip
     leave()
@@ -59,7 +65,9 @@ def train(
     console = Console()
     record = result.record
     pairs = [(f"{part} classes", getattr(record.metrics, part), getattr(record.zero_shot, part)) for part in ("base", "novel", "all")]
-    console.print(scores_table([(name, a, z) for name, a, z in pairs if a is not None], record.method))
+    scored = [(name, a, z) for name, a, z in pairs if a is not None]
+    if scored:
+        console.print(scores_table(scored, record.method))
     if record.metrics.hm is not None and record.zero_shot is not None:
         console.print(f"harmonic mean {record.metrics.hm:.1%}, zero-shot {record.zero_shot.hm:.1%}", highlight=False)
     for warning in result.warnings:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mmrl.data.coop_draws import read_coop_draw
     from mmrl.data.draws import Draw, draw_shots
     from mmrl.data.folder import read_folder
+    from mmrl.data.given_draws import GivenDraws, read_draw
     from mmrl.data.images import to_rgb
     from mmrl.data.loader import TrainBatches, image_batches, test_batches
     from mmrl.data.parallel import usual_workers
@@ -25,6 +26,7 @@ _HOME = {
     "coop_draws": ("read_coop_draw",),
     "draws": ("Draw", "draw_shots"),
     "folder": ("read_folder",),
+    "given_draws": ("GivenDraws", "read_draw"),
     "images": ("to_rgb",),
     "loader": ("TrainBatches", "image_batches", "test_batches"),
     "parallel": ("usual_workers",),
@@ -40,6 +42,7 @@ __all__ = [
     "DatasetInfo",
     "Draw",
     "Entry",
+    "GivenDraws",
     "Item",
     "Places",
     "Preprocess",
@@ -52,6 +55,7 @@ __all__ = [
     "image_batches",
     "load_dataset",
     "read_coop_draw",
+    "read_draw",
     "read_folder",
     "readable",
     "register_benchmark",

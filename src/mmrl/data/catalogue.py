@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmrl.data.benchmark.entries import ENTRIES, Entry
 from mmrl.data.benchmark.read import read_benchmark
-from mmrl.data.folder import read_folder
+from mmrl.data.folder import ImagesBelow, read_folder, tested_on
 from mmrl.data.mini.sets import MINI_SETS, MiniSet
 from mmrl.data.mini.store import mini_dataset
 from mmrl.data.records import Dataset
@@ -118,7 +118,13 @@ def describe(name: str) -> DatasetInfo:
 
 
 def load_dataset(
-    spec: str | Path, *, root: Path | str | None = None, cache: Path | str | None = None, images: Path | str | None = None
+    spec: str | Path,
+    *,
+    root: Path | str | None = None,
+    cache: Path | str | None = None,
+    images: Path | str | None = None,
+    test: Path | str | None = None,
+    test_share: float | None = None,
 ) -> Dataset:
     """The data set of that name, or the one that a folder or file is.
 
@@ -129,18 +135,28 @@ def load_dataset(
         cache: folder for generated images and for listings of large sets; default: the environment variable MMRL_CACHE,
             and without it they are kept in the process only.
         images: for a CSV, JSONL or split file, the folder that its paths are relative to, if not the file's own.
+        test: for a folder or list without test images, a folder of such, one subfolder a class.
+        test_share: for the same, the share of each class's images that are set apart to test, such as 0.3. Without either, the
+            images that a training does not draw test it.
 
     Raises:
-        UsageError: neither a name nor a path (the nearest name is suggested), a set that needs a `root` and has none, or
-            files that are not laid out as expected.
+        UsageError: neither a name nor a path (the nearest name is suggested), a set that needs a `root` and has none,
+            files that are not laid out as expected, or `test` or `test_share` for a set that has test images.
     """
     spec = str(spec)
+    if test is not None and test_share is not None:
+        raise UsageError("test and test_share are both given; the test images are either a folder's or a share of the others.")
     if spec in _REGISTRY:
         if images is not None:
             raise UsageError(f"images= is for files that list images, and '{spec}' is the name of a data set; give root= instead.")
+        if test is not None or test_share is not None:
+            raise UsageError(f"'{spec}' has test images of its own; test and test_share are for folders and lists without.")
         return _REGISTRY[spec][0](Places(_folder(root, ROOT_VARIABLE), _folder(cache, CACHE_VARIABLE)))
     if spec.strip() and (_like_path(spec) or user_path(spec).exists()):
-        return _read_path(user_path(spec), user_path(images) if images is not None else None)
+        found = _read_path(user_path(spec), user_path(images) if images is not None else None)
+        if test is not None:
+            return tested_on(found, user_path(test), _images_of(found, user_path(spec)))
+        return found if test_share is None else found.divided(test_share)
     error = unknown("data set", spec, _REGISTRY)
     raise UsageError(f"{error} A folder with one subfolder a class works too, but '{spec}' is none.")
 
@@ -157,6 +173,13 @@ def _read_path(path: Path, images: Path | None) -> Dataset:
     if images is not None:
         raise UsageError(f"images= is for files that list images; {path} is none.")
     return read_saved(path) if is_saved(path) else read_folder(path)
+
+
+def _images_of(dataset: Dataset, path: Path) -> Path:
+    """The folder that the keys of `dataset`, read from `path`, are relative to."""
+    if not isinstance(dataset.read, ImagesBelow):
+        raise UsageError(f"{path} holds its images inside; give it a test split, or a share with test_share.")
+    return dataset.read.root
 
 
 def _like_path(spec: str) -> bool:

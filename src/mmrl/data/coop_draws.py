@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,26 @@ def read_coop_draw(
     if not 0 < most <= shots:
         raise UsageError(f"{path} has {most} training images of class '{whole.classes[label]}', not {shots}. Is it the draw you mean?")
     return Draw(whole.name, shots, seed, part, relabel(train, ids), relabel(val, ids))
+
+
+def read_coop_lists(path: Path | str, dataset: Dataset) -> Dataset:
+    """`dataset` with its training and validation images in the order of a file like `preprocessed.pkl`, which draws follow.
+
+    The CoOp family lists ImageNet's files in the order of the disk and keeps that list; with it, its draws are had here.
+
+    Raises:
+        UsageError: as `read_coop_draw`, or the lists do not have every training image.
+    """
+    path, whole = user_path(path), dataset.source or dataset
+    content = _load(path, LARGEST_LISTS)
+    if not isinstance(content, dict) or "train" not in content or not set(content) <= {"train", "val", "test"}:
+        raise UsageError(f"{path} holds no lists of images: it holds a {type(content).__name__}, not 'train', 'val' and 'test'.")
+    train = _items(path, content["train"], whole, whole.train, "train")
+    val = _items(path, content["val"], whole, whole.val, "val") if content.get("val") else whole.val
+    if len(train) != len(whole.train):
+        here = f"'{whole.name}' has {len(whole.train):,} here"
+        raise UsageError(f"{path} lists {len(train):,} training images; {here}. Is it of other images?")
+    return replace(whole, train=train, val=val)
 
 
 def _numbers(path: Path, shots: int | None, seed: int | None) -> tuple[int, int]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
 from mmrl.data.images import to_rgb
 from mmrl.data.records import Contents, Dataset, Item, check_utf8
-from mmrl.data.splits import PARTS, class_name, divide, small_sizes
+from mmrl.data.splits import PARTS, class_name, undivided
 from mmrl.errors import UsageError
+from mmrl.names import name_key
 from mmrl.templates import DEFAULT_TEMPLATE, Template
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"})
@@ -23,15 +25,15 @@ def read_folder(root: Path | str, *, template: Template = DEFAULT_TEMPLATE) -> D
     """The images below `root`, one class a subfolder; underscores in folder names become spaces.
 
     Below `train`, `val` and `test` subfolders the split is theirs (where there is no `test`, `val` is the test set, as in
-    ImageNet). Without them each class is split 50/20/30, in an order decided by the class's name alone. Listings are
-    sorted, hidden files and files that are no images by name are passed over, subfolders of a class belong to it.
+    ImageNet). Without a part to test on, the images that a training does not draw test it (`Dataset.rest_tests`). Listings
+    are sorted, hidden files and files that are no images by name are passed over, subfolders of a class belong to it.
 
     Raises:
         UsageError: the folder is missing or empty, a class has no image, two classes have one name, a test class is not
             among the training classes, a name is not UTF-8, or nothing looks like images; with a hint at the fix.
     """
     root = Path(root)
-    if not root.exists():
+    if not _exists(root):
         raise UsageError(f"data folder {root} does not exist. Check the path.")
     if not root.is_dir():
         raise UsageError(
@@ -43,7 +45,7 @@ def read_folder(root: Path | str, *, template: Template = DEFAULT_TEMPLATE) -> D
     splits = _split_folders(root, folders)
     if splits is None:
         groups = {folder: images_below(root, root / folder) for folder in folders}
-        contents = divide(dict(zip(class_names(folders, root), groups.values())), small_sizes)
+        contents = undivided(dict(zip(class_names(folders, root), groups.values())))
     else:
         contents = _read_splits(root, splits)
     return dataset_of(contents, root.resolve().name, root, template=template)
@@ -56,8 +58,47 @@ def dataset_of(
     """`contents`, whose keys are paths below the folder `images`, as a data set; `decode` makes an image file an RGB image."""
     return Dataset(
         name, contents.classes, template, contents.train, contents.val, contents.test, read=ImagesBelow(images, decode), flip=flip,
-        own_split=own_split,
+        own_split=own_split, rest_tests=contents.rest_tests,
     )  # fmt: skip
+
+
+def tested_on(dataset: Dataset, folder: Path, images: Path) -> Dataset:
+    """`dataset`, a folder or list without test images whose keys are relative to `images`, with those of another folder.
+
+    Args:
+        folder: one subfolder a class, with names that `dataset` has; not every class must be there.
+
+    Raises:
+        UsageError: the data set has test images of its own, the folder is missing or has no class or no image, or one of its classes is
+            none of the data set's.
+    """
+    if not dataset.rest_tests:
+        raise UsageError(f"'{dataset.name}' has test images of its own; {folder} cannot test it as well. Leave one of them out.")
+    if not folder.is_dir():
+        raise UsageError(f"test folder {folder} {'is no folder' if _exists(folder) else 'does not exist'}. {_LAYOUT.format(root=images)}")
+    labels = {name_key(name): label for label, name in enumerate(dataset.classes)}
+    folders = subfolders(folder)
+    if not folders:
+        raise UsageError(_no_classes(folder))
+    strange = [name for name in folders if name_key(class_name(name)) not in labels]
+    if strange:
+        known = ", ".join(dataset.classes[:10]) + (", ..." if len(dataset.classes) > 10 else "")
+        raise UsageError(f"test folder {folder} has the class '{strange[0]}', which '{dataset.name}' has not. Its classes: {known}.")
+    test = []
+    for name in folders:
+        keys = (os.path.relpath(folder / key, images) for key in images_below(folder, folder / name))
+        test += [Item(Path(key).as_posix(), labels[name_key(class_name(name))]) for key in keys]
+    both = {item.key for item in dataset.train} & {item.key for item in test}
+    if both:
+        raise UsageError(f"'{min(both)}' is both in {images} and in the test folder {folder}: give a folder of other images.")
+    return replace(dataset, test=test, rest_tests=False)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a loop of links, a folder that may not be entered
+        raise UsageError(f"cannot look at {path}: {error.strerror or error}. Check the path and its permissions.") from error
 
 
 class ImagesBelow:
@@ -72,7 +113,10 @@ class ImagesBelow:
 
 def subfolders(folder: Path) -> list[str]:
     """Names of the folders in `folder`, sorted; hidden ones are passed over. Raises UsageError for one that is not UTF-8."""
-    found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    try:
+        found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise UsageError(f"cannot look into folder {folder}: {error.strerror or error}. Check its permissions.") from error
     return [check_utf8(name, f"the name of a folder in {folder}") for name in found]
 
 
@@ -88,10 +132,7 @@ def _split_folders(root: Path, folders: list[str]) -> dict[str, str] | None:
     named = {SPLIT_OF[folder.lower()]: folder for folder in folders if folder.lower() in SPLIT_OF}
     if len(named) < len(folders) or "train" not in named or not subfolders(root / named["train"]):
         return None
-    if len(named) == 1:
-        train = named["train"]
-        raise UsageError(f"data folder {root} has {train}/ but no test/ or val/. Add one, or give {root / train} to have it split.")
-    if "test" not in named:
+    if "test" not in named and "val" in named:
         named["test"] = named.pop("val")
     return named
 
@@ -99,8 +140,9 @@ def _split_folders(root: Path, folders: list[str]) -> dict[str, str] | None:
 def images_below(root: Path, folder: Path) -> list[str]:
     """Keys of the images anywhere below `folder`, sorted; the error names a folder that has none, or a key that is not UTF-8."""
     keys, other = [], 0
-    for path, below, files in os.walk(folder, followlinks=True):
-        below[:] = sorted(name for name in below if not name.startswith("."))
+    for path, below, files in os.walk(folder, followlinks=True, onerror=_refuse):
+        above = {place.resolve() for place in (Path(path), *Path(path).parents)}
+        below[:] = sorted(name for name in below if not name.startswith(".") and (Path(path) / name).resolve() not in above)
         for name in files:
             if name.startswith("."):
                 continue
@@ -114,15 +156,20 @@ def images_below(root: Path, folder: Path) -> list[str]:
     return sorted(keys)
 
 
+def _refuse(error: OSError) -> None:
+    raise UsageError(f"cannot look into folder {error.filename}: {error.strerror}. Check its permissions.") from error
+
+
 def class_names(folders: Iterable[str], root: Path) -> tuple[str, ...]:
     """Names of the classes whose folders are in `root`. Raises UsageError where two folders name one class."""
-    names: dict[str, str] = {}
+    names: dict[str, str] = {}  # folder by key of its name
     for folder in folders:
-        name = class_name(folder)
-        if name in names:
-            raise UsageError(f"folders '{names[name]}' and '{folder}' in {root} both name class '{name}'. Rename or merge them.")
-        names[name] = folder
-    return tuple(names)
+        key = name_key(class_name(folder))
+        if key in names:
+            both = f"folders '{names[key]}' and '{folder}' in {root}"
+            raise UsageError(f"{both} both name class '{class_name(folder)}'. Rename or merge them.")
+        names[key] = folder
+    return tuple(map(class_name, names.values()))
 
 
 def _read_splits(root: Path, splits: dict[str, str]) -> Contents:
@@ -139,4 +186,4 @@ def _read_splits(root: Path, splits: dict[str, str]) -> Contents:
             raise UsageError(f"{root / place} has no class in it. {_LAYOUT.format(root=root)}")
         for folder in here:
             parts[split].extend(Item(key, folders.index(folder)) for key in images_below(root, root / place / folder))
-    return Contents(classes, **parts)
+    return Contents(classes, parts["train"], parts["val"], parts["test"], rest_tests="test" not in splits)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
@@ -32,12 +33,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a reader finds: class names by label, and the items of each part, in a fixed order."""
+    """What a reader finds: class names by label, and the items of each part, in a fixed order; `rest_tests` as in `Dataset`."""
 
     classes: tuple[str, ...]
     train: list[Item]
     val: list[Item]
     test: list[Item]
+    rest_tests: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +56,8 @@ class Dataset:
         kept: for each label its label in `source`, when this set is a part of another.
         source: the whole set that this one is a part of, or None.
         own_split: whether a split is published for it and this is another: results do not stand beside published ones.
+        rest_tests: whether nobody said which images test: `train` has all of them, and those that a training does not draw are its test
+            images (`held_out`); `divided` sets a share of them apart beforehand.
 
     Raises:
         UsageError: a template without exactly one `{}`, no class, a name twice or not UTF-8, or a label outside the classes.
@@ -70,6 +74,7 @@ class Dataset:
     kept: tuple[int, ...] | None = None
     source: Dataset | None = field(default=None, repr=False)
     own_split: bool = False
+    rest_tests: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "template", check_template(self.template, of=f" of '{self.name}'"))  # frozen for everyone else
@@ -100,6 +105,36 @@ class Dataset:
             UsageError: the file is missing, broken or truncated.
         """
         return self.read(item.key)
+
+    def held_out(self, drawn: Iterable[Item]) -> Dataset:
+        """The set with the images that are not `drawn` (by key) as its test images; itself where it has test images of its own."""
+        if not self.rest_tests:
+            return self
+        taken = {item.key for item in drawn}
+        return dataclasses.replace(self, test=[item for item in self.train if item.key not in taken], rest_tests=False)
+
+    def divided(self, share: float) -> Dataset:
+        """The set with `share` of each class's images set apart to test, in an order that the class's name decides.
+
+        At least one image of a class tests, where it has two, and one stays to train on.
+
+        Raises:
+            UsageError: a share that is not between 0 and 1, or the set has test images of its own.
+        """
+        if not 0 < share < 1:
+            raise UsageError(f"test_share is {share}; it must be above 0 and below 1, such as 0.3.")
+        if not self.rest_tests:
+            raise UsageError(f"'{self.name}' has test images of its own, so no share of the others can be set apart for that.")
+        groups: dict[int, list[Item]] = {}
+        for item in self.train:
+            groups.setdefault(item.label, []).append(item)
+        test: set[Item] = set()
+        for label, items in groups.items():
+            shuffled = sorted(items)
+            random.Random(self.classes[label]).shuffle(shuffled)
+            test.update(shuffled[: min(len(items) - 1, max(1, round(share * len(items))))])
+        train = [item for item in self.train if item not in test]
+        return dataclasses.replace(self, train=train, test=[item for item in self.train if item in test], rest_tests=False)
 
     def restrict(self, which: Which | str) -> Dataset:
         """The part with the base or the novel classes, labels from 0; "all" is the set itself.

@@ -11,7 +11,7 @@ from PIL import Image
 from mmrl.data.folder import SPLIT_OF
 from mmrl.data.images import to_rgb
 from mmrl.data.records import Contents, Dataset
-from mmrl.data.splits import Row, class_name, contents_of, divide, small_sizes, test_of_val
+from mmrl.data.splits import Row, class_name, contents_of, test_of_val, undivided
 from mmrl.errors import UsageError
 from mmrl.templates import DEFAULT_TEMPLATE
 
@@ -24,8 +24,8 @@ def is_saved(path: Path) -> bool:
 def read_saved(path: Path) -> Dataset:
     """The data set in such a folder. The columns are found by their type: one `Image`, one `ClassLabel`.
 
-    Splits are taken by their names (where there is no test, validation is the test set); a table without splits is split
-    50/20/30, as a folder is. Keys are "split/number".
+    Splits are taken by their names (where there is no test, validation is the test set); of a table without splits, the
+    images that a training does not draw test it (`Dataset.rest_tests`). Keys are "split/number".
 
     Raises:
         UsageError: `datasets` is not installed, the folder is damaged, or there is not one column of either type.
@@ -45,15 +45,18 @@ def read_saved(path: Path) -> Dataset:
     tables = {_part(split, path): table for split, table in tables.items()}
     read = _Reader({part: table.cast_column(image, datasets.Image(decode=False)) for part, table in tables.items()}, image, path)
     rows = {part: _rows(part, table[label], names, path) for part, table in tables.items()}
-    contents = contents_of(test_of_val(rows), str(path)) if "" not in rows else _divided(rows[""])
-    return Dataset(path.resolve().name, contents.classes, DEFAULT_TEMPLATE, contents.train, contents.val, contents.test, read=read)
+    contents = _undivided(next(iter(rows.values()))) if set(rows) in ({""}, {"train"}) else contents_of(test_of_val(rows), str(path))
+    return Dataset(
+        path.resolve().name, contents.classes, DEFAULT_TEMPLATE, contents.train, contents.val, contents.test, read=read,
+        rest_tests=contents.rest_tests,
+    )  # fmt: skip
 
 
-def _divided(rows: list[Row]) -> Contents:
+def _undivided(rows: list[Row]) -> Contents:
     groups: dict[str, list[str]] = {name: [] for _, name in sorted({row[1:] for row in rows})}
     for key, _, name in rows:
         groups[name].append(key)
-    return divide(groups, small_sizes)
+    return undivided(groups)
 
 
 def _part(split: str, path: Path) -> str:

@@ -68,7 +68,7 @@ def contents_of(rows: Mapping[str, Iterable[Row]], where: str) -> Contents:
     gap = next((label for label in range(len(names)) if label not in names), None)
     if gap is not None:
         raise UsageError(f"{where}: no image has label {gap}, but there are {len(names)} classes up to label {max(names)}. Count from 0.")
-    return Contents(tuple(names[label] for label in range(len(names))), **parts)
+    return Contents(tuple(names[label] for label in range(len(names))), parts["train"], parts["val"], parts["test"])
 
 
 def read_split(path: Path) -> Contents:
@@ -123,7 +123,7 @@ def divide(groups: Mapping[str, Sequence[str]], sizes: Callable[[int], tuple[int
         cuts = (shuffled[:train], shuffled[train : train + val], shuffled[train + val :])
         for part, chosen in zip(PARTS, cuts):
             parts[part].extend(Item(key, label) for key in sorted(chosen))
-    return Contents(tuple(groups), **parts)
+    return Contents(tuple(groups), parts["train"], parts["val"], parts["test"])
 
 
 def family_sizes(n: int) -> tuple[int, int]:
@@ -132,10 +132,10 @@ def family_sizes(n: int) -> tuple[int, int]:
     return train, max(0, min(round(n * 0.2), n - train - 1))
 
 
-def small_sizes(n: int) -> tuple[int, int]:
-    """50/20/30 with train and test rounded: for users' own images, whose parts have been these since the first release."""
-    train, test = max(1, round(n * 0.5)), min(n - 1, max(1, round(n * 0.3)))
-    return train, n - train - test
+def undivided(groups: Mapping[str, Iterable[str]]) -> Contents:
+    """Images of which nobody says which train and which test: keys by class name, in the order of the labels."""
+    train = [Item(key, label) for label, keys in enumerate(groups.values()) for key in sorted(keys)]
+    return Contents(tuple(groups), train, [], [], rest_tests=True)
 
 
 def test_of_val(parts: Mapping[str, list[Row]]) -> dict[str, list[Row]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmrl.data.folder import SPLIT_OF, dataset_of, subfolders
 from mmrl.data.records import Contents, Dataset
-from mmrl.data.splits import PARTS, Row, check_key, class_name, contents_of, divide, read_split, small_sizes, test_of_val
+from mmrl.data.splits import PARTS, Row, check_key, class_name, contents_of, read_split, test_of_val, undivided
 from mmrl.errors import UsageError
 from mmrl.files import parse_json, read_regular
 
@@ -26,7 +26,7 @@ def read_list(path: Path, *, images: Path | None = None) -> Dataset:
 
     CSV and JSONL have an image a line: its `path`, its `label` (the class's name) and, if they like, its `split`. Classes
     are sorted by name; underscores in names become spaces. The split is train, val or test (where there is no test, val is
-    the test set); without that column each class is split 50/20/30, as a folder is.
+    the test set); without that column the images that a training does not draw test it (`Dataset.rest_tests`).
 
     Raises:
         UsageError: the file is missing, empty or damaged, lacks a column, or a line of it is blank where it must not be,
@@ -55,11 +55,11 @@ def _read_table(path: Path) -> Contents:
     if not rows:
         raise UsageError(f"{path} lists no image. Expected a line an image, with {' and '.join(_NEEDED)}.")
     names = sorted({name for _, name, _ in rows})
-    if rows[0][2] is None:
+    if all(split in (None, "train") for _, _, split in rows):
         groups: dict[str, list[str]] = {name: [] for name in names}
         for key, name, _ in rows:
             groups[name].append(key)
-        return divide(groups, small_sizes)
+        return undivided(groups)
     labels = {name: label for label, name in enumerate(names)}
     parts: dict[str, list[Row]] = {part: [] for part in PARTS}
     for key, name, split in rows:

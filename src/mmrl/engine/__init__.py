@@ -2,7 +2,7 @@
 
 from mmrl.engine.checkpoint import AdapterConfig, load_adapter, read_config, save_adapter
 from mmrl.engine.config import FitConfig, make_config
-from mmrl.engine.evaluate import Evaluation, evaluate, evaluate_both, evaluate_dataset, evaluate_zero_shot, trained_mask
+from mmrl.engine.evaluate import Evaluation, evaluate, evaluate_both, evaluate_dataset, evaluate_zero_shot, seen_classes, trained_mask
 from mmrl.engine.fit import FitResult, fit, train
 from mmrl.engine.importer import import_authors
 from mmrl.engine.loop import NonFiniteError
@@ -36,6 +36,7 @@ __all__ = [
     "run",
     "save_adapter",
     "score",
+    "seen_classes",
     "settings",
     "train",
     "trained_mask",

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from mmrl.clip import Clip, load_clip
+from mmrl.clip.device import AUTO
 from mmrl.errors import MmrlError, UsageError
 from mmrl.files import read_json, read_regular, sweep, user_path, write_bytes, write_json, write_text
 from mmrl.methods import Method, build, get
@@ -45,18 +46,26 @@ class AdapterConfig(BaseModel):
     backbone: str = Field(description="name for load_clip")
     backbone_hash: str = Field(description="`Clip.identity`: of all that decides a feature of the backbone")
     class_names: tuple[str, ...] = Field(description="classes trained on")
+    dataset: str | None = Field(None, description="name of the data set trained on; null where it is not known")
     template: Template = Field(description="prompt, with one {} for the class name; several are averaged")
     version: str = Field(description="of mmrl that wrote it")
     sha256: str = Field(description=f"of {TENSORS}, hex")
 
 
 def save_adapter(
-    folder: Path | str, method: Method, *, classes: Sequence[str], template: Template, record: RunRecord | None = None
+    folder: Path | str,
+    method: Method,
+    *,
+    classes: Sequence[str],
+    template: Template,
+    dataset: str | None = None,
+    record: RunRecord | None = None,
 ) -> Path:
     """Write the adapter into `folder`, over an adapter that is there.
 
     Args:
         classes: names of the classes trained on; may be empty for zero-shot.
+        dataset: name of the data set trained on, where it is known: on others, the class token alone is scored.
         record: the run that trained it, for the card.
 
     Returns:
@@ -83,6 +92,7 @@ def save_adapter(
         backbone=method.clip.name,
         backbone_hash=method.clip.identity,
         class_names=names,
+        dataset=dataset,
         template=template,
         version=__version__,
         sha256=hashlib.sha256(content).hexdigest(),
@@ -122,7 +132,7 @@ def read_config(folder: Path | str) -> AdapterConfig:
         raise MmrlError(f"adapter configuration is damaged: {path}: {problems}") from error
 
 
-def load_adapter(folder: Path | str, clip: Clip | None = None, *, device: str | torch.device = "cpu") -> tuple[Method, AdapterConfig]:
+def load_adapter(folder: Path | str, clip: Clip | None = None, *, device: str | torch.device = AUTO) -> tuple[Method, AdapterConfig]:
     """The adapter in `folder`, ready for evaluation, and its configuration.
 
     Args:

@@ -15,7 +15,7 @@ from mmrl.clip import ClassList, Clip
 from mmrl.data import Broken, Dataset, Item, Preprocess, test_batches, warn_broken
 from mmrl.engine.metrics import Tally
 from mmrl.engine.precision import autocast
-from mmrl.errors import UsageError
+from mmrl.errors import UsageError, unknown
 from mmrl.methods import Method
 from mmrl.methods.base import cosine_logits
 from mmrl.names import name_key
@@ -43,6 +43,52 @@ def trained_mask(names: Sequence[str], trained: Sequence[str]) -> Tensor:
     """Which of `names` (C) are among the `trained` ones: (C,) boolean. Case, spaces and underscores make no difference."""
     known = set(map(name_key, trained))
     return torch.tensor([name_key(name) in known for name in names], dtype=torch.bool)
+
+
+CLASSIFIERS = ("auto", "fused", "class")
+
+
+def seen_classes(
+    names: Sequence[str],
+    trained: Sequence[str],
+    *,
+    dataset: str | None = None,
+    trained_on: str | None = None,
+    classifier: str = "auto",
+) -> tuple[Tensor, str]:
+    """Which of the classes `names` (C) count as trained on, (C,) boolean, and why, for people. Those get fused scores.
+
+    The paper's rule (section 3.2.3): fused on classes trained on, the class token alone on new classes and on every other data set, also
+    where names agree.
+
+    Args:
+        trained: classes trained on; none for zero-shot.
+        dataset: name of the data set tested on, if it has one that stands for its pictures (not a folder's).
+        trained_on: name of the data set trained on, if known.
+        classifier: 'auto' for that rule, 'fused' or 'class' for one of the two on all classes.
+
+    Raises:
+        UsageError: an unknown classifier, or 'auto' for a named data set where it is not known what was trained on.
+    """
+    if classifier not in CLASSIFIERS:
+        raise unknown("classifier", classifier, CLASSIFIERS)
+    every, none = torch.ones(len(names), dtype=torch.bool), torch.zeros(len(names), dtype=torch.bool)
+    if not trained:
+        return none, "zero-shot"
+    if classifier != "auto":
+        return (every, "fused on all classes, as asked for") if classifier == "fused" else (none, "the class token alone, as asked for")
+    if dataset is not None and trained_on is None:
+        raise UsageError(
+            f"the adapter does not say which data set it was trained on, so it is not known whether '{dataset}' is. Say which classifier "
+            "to use with --classifier: fused (trained on it) or class (on another)."
+        )
+    if dataset is not None and dataset != trained_on:
+        return none, f"the class token alone: trained on '{trained_on}', which is another data set"
+    mask = trained_mask(names, trained)
+    seen = int(mask.sum())
+    parts = [f"fused on {seen} classes that were trained on"] if seen else []
+    parts += [f"the class token alone on {len(names) - seen} new ones"] if seen < len(names) else []
+    return mask, ", ".join(parts)
 
 
 def evaluate(

@@ -174,10 +174,11 @@ def train(
             trainer.restore(before)
         elif held:
             save(trainer.state())  # from here on the folder is this run's, and its initial values are kept
-        _run(trainer, prompts, template, folder)
+        trained_on = (data or {}).get("dataset")
+        _run(trainer, folder, classes=prompts.names, template=template, dataset=trained_on)
         seconds = trainer.seconds
         if held:
-            peers.on_main(lambda: save_adapter(held.path, method, classes=prompts.names, template=template))
+            peers.on_main(lambda: save_adapter(held.path, method, classes=prompts.names, template=template, dataset=trained_on))
             save({"finished": True, "history": trainer.history, "seconds": seconds})
         return FitResult(method, prompts.names, template, config, trainer.history, seconds, folder, peers.count)
 
@@ -200,7 +201,7 @@ def _trained(folder: Path, method: Method) -> dict[str, Tensor]:
     return {name: value.cpu() for name, value in trained.state_dict().items()}
 
 
-def _run(trainer: Trainer, classes: ClassList, template: Template, folder: Path | None) -> None:
+def _run(trainer: Trainer, folder: Path | None, **adapter: Any) -> None:
     """Train; where numbers go wrong, leave the latest parameters whose loss was finite, and which score, as an adapter of their own."""
     try:
         trainer.run()
@@ -208,7 +209,7 @@ def _run(trainer: Trainer, classes: ClassList, template: Template, folder: Path 
         if folder is None or not error.scores:
             raise
         place, method = folder / LAST_GOOD, trainer.method
-        trainer.peers.on_main(lambda: save_adapter(place, method, classes=classes.names, template=template))
+        trainer.peers.on_main(lambda: save_adapter(place, method, **adapter))
         raise NonFiniteError(f"{error} They are kept in {place}.") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from mmrl.clip import Clip, load_clip
 from mmrl.engine.checkpoint import AdapterConfig, load_tensors, read_config, save_adapter
 from mmrl.engine.folder import TAKEN
 from mmrl.engine.untrusted import TensorFile
-from mmrl.errors import UsageError, unknown
+from mmrl.errors import Notice, UsageError, unknown
 from mmrl.files import user_path
 from mmrl.methods import Method, build
 from mmrl.methods.authors import from_authors, guess_method
 from mmrl.methods.base import registered
+from mmrl.names import distinct_names
 from mmrl.templates import DEFAULT_TEMPLATE, Template
 
 BACKBONE = "ViT-B-16-quickgelu/openai"  # of all published runs
@@ -37,6 +39,7 @@ def import_authors(
     *,
     classes: Sequence[str],
     template: Template = DEFAULT_TEMPLATE,
+    dataset: str | None = None,
     clip: Clip | str = BACKBONE,
     options: Mapping[str, Any] | None = None,
 ) -> tuple[Method, AdapterConfig]:
@@ -46,7 +49,9 @@ def import_authors(
     published defaults unless `options` has them.
 
     Args:
-        classes: names trained on, in the order of the labels; the file does not have them.
+        classes: names trained on, in the order of the labels; the file does not have them. One that stands again gets a number, as
+            ImageNet's "crane" does (`mmrl.names`).
+        dataset: name of the data set trained on, which the file does not have either.
         clip: the backbone, or its name.
         options: of the method.
 
@@ -54,11 +59,18 @@ def import_authors(
         UsageError: `out` holds a run already; the file holds no method we know, or was made with another backbone; `options`
             contradict the tensors.
         MmrlError: the file is missing or damaged.
+
+    Warns:
+        Notice: names that stand twice were given a number.
     """
     path, out = user_path(path), user_path(out)
     taken = [name for name in TAKEN if (out / name).exists()]
     if taken:
         raise UsageError(f"{out} holds another run already ({taken[0]}); choose another folder.")
+    names = distinct_names(classes)
+    again = [name for name, given in zip(names, classes) if name != given]
+    if again:
+        warnings.warn(f"{len(again)} names stand again, and are told apart by a number that is not spoken: {', '.join(again)}", Notice, 2)
     tensors = TensorFile(path)
     cls = guess_method(tensors, registered())
     state = from_authors(cls, tensors)
@@ -68,7 +80,7 @@ def import_authors(
     method = build(cls.name, model, _options(cls, state, model, options or {}))
     load_tensors(method, state, where=str(path))
     method.eval()
-    save_adapter(out, method, classes=classes, template=template)
+    save_adapter(out, method, classes=names, template=template, dataset=dataset)
     return method, read_config(out)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -16,7 +17,7 @@ from mmrl.engine.evaluate import BATCH, Evaluation, evaluate_dataset
 from mmrl.engine.fit import FitResult, fit
 from mmrl.engine.parallel import joined
 from mmrl.engine.run_record import make_record
-from mmrl.errors import UsageError
+from mmrl.errors import Notice, UsageError
 from mmrl.methods import Method
 from mmrl.reports.records import RECORD_NAME, Metrics, Option, RunRecord
 from mmrl.templates import Template
@@ -67,13 +68,16 @@ def run(
     Warns:
         BrokenImageWarning: images were left out.
         BelowZeroShotWarning: an accuracy is below that of zero-shot CLIP. The record says so too.
+        Notice: how many images test, where they are those that were not drawn; or none is left to.
 
     Raises:
-        as `mmrl.engine.fit`; and UsageError, before training, if there are no test images.
+        as `mmrl.engine.fit`; and UsageError, before training, if the set's own test part has no images of the classes to test.
     """
     started = datetime.now(timezone.utc)
     whole = dataset.source or dataset
-    parts = _tested(whole, draw)
+    parts, left = _tested(whole, draw)
+    for text in left:
+        warnings.warn(text, Notice, stacklevel=2)
     fitted = fit(
         method, whole.restrict(draw.classes), draw, config, out=out, resume=resume, progress=progress, template=template, workers=workers,
         skip_broken=skip_broken,
@@ -97,7 +101,7 @@ def run(
             zero_shot=Metrics.model_validate({part: pair.zero_shot for part, pair in scores.items()}),
             started=started,
             options=options,
-            warnings=[*fitted.warnings, *left_out, *below],
+            warnings=[*left, *fitted.warnings, *left_out, *below],
         )
         if fitted.folder is not None:
             draw.save(fitted.folder / "draw.json")
@@ -112,14 +116,27 @@ def run(
     return RunResult(fitted, record, record.warnings)
 
 
-def _tested(dataset: Dataset, draw: Draw) -> dict[str, Dataset]:
-    """The parts of `dataset` that a run on `draw` is tested on, by name. Raises UsageError if one has no test images."""
+def _tested(dataset: Dataset, draw: Draw) -> tuple[dict[str, Dataset], list[str]]:
+    """The parts of `dataset` that a run on `draw` is tested on, by name, and what to say of images that test since nobody drew them.
+
+    Raises:
+        UsageError: the set's own test part has none of the classes of a part.
+    """
     names = ["all"] if draw.classes == "all" else ["base", "novel"] if len(dataset.classes) > 1 else ["base"]
-    parts = {name: dataset.restrict(name) for name in names}
-    for name, part in parts.items():
-        if not part.test:
-            raise UsageError(f"'{dataset.name}' has no test images of its {name} classes, so the run could not be scored; add some.")
-    return parts
+    held_out = dataset.held_out(draw.train)
+    parts = {name: held_out.restrict(name) for name in names}
+    if not dataset.rest_tests:
+        empty = next((name for name, part in parts.items() if not part.test), None)
+        if empty:
+            raise UsageError(f"'{dataset.name}' has no test images of its {empty} classes, so the run could not be scored; add some.")
+        return parts, []
+    counts = Counter(item.label for item in held_out.test)
+    bare = [name for label, name in enumerate(held_out.classes) if not counts[label]]
+    said = f"{len(draw.train)} images of '{dataset.name}' train, and the {len(held_out.test)} that were not drawn test"
+    if bare:
+        some = ", ".join(bare[:5]) + (f" and {len(bare) - 5} more" if len(bare) > 5 else "")
+        said += f"; none is left to test on of {some}. Fewer shots, or a folder of test images, would leave some"
+    return {name: part for name, part in parts.items() if part.test}, [f"{said}."]
 
 
 def _below(method: str, part: str, pair: Evaluation) -> str:

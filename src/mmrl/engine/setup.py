@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrl import methods, recipes
-from mmrl.data import Dataset, Draw, draw_shots, read_coop_draw, readable
+from mmrl.data import Dataset, Draw, draw_shots, read_draw, readable
 from mmrl.engine.config import FitConfig
 from mmrl.engine.fit import items_hash
 from mmrl.errors import UsageError
@@ -72,34 +72,17 @@ def prepare(
         UsageError: unknown options or bad values (all in one message), or too few images.
     """
     given = {**(overrides or {}), "seed": seed}
+    given_seed = (overrides or {}).get("seed", seed)
+    if given_seed != seed:
+        raise UsageError(f"the options have seed {given_seed!r}, and the run has seed {seed}; give it once: --seed, or seed= in Python.")
     resolved = settings(method, protocol=protocol, dataset=dataset.name, overrides=given, source=source)
     methods.make_options(methods.get(method), resolved.method)
     FitConfig(**resolved.fit)
     if draw is None:
         draw = draw_shots(dataset, shots, seed, classes, allow_fewer=allow_fewer)
     elif not isinstance(draw, Draw):
-        draw = read_draw(Path(draw), dataset, classes)
+        draw = read_draw(draw, dataset, classes)
     usable = readable(dataset.restrict(classes), draw.train, workers)[0] if skip_broken else draw.train
     if "batch_size" not in given:
         resolved = resolved.at_most("batch_size", len(usable), "all training images, fewer than a published batch")
     return Prepared(method, resolved, FitConfig(**resolved.fit), draw, items_hash(usable) if skip_broken else "")
-
-
-def read_draw(path: Path, dataset: Dataset, classes: str) -> Draw:
-    """The few-shot draw in a file: `draw.json` of a run, or a pickle of the CoOp family (`.pkl`).
-
-    Raises:
-        UsageError: it is of another data set, of other classes, or has images that are no training images here.
-        MmrlError: it is damaged.
-    """
-    if path.suffix == ".pkl":
-        return read_coop_draw(path, dataset, classes=classes)
-    draw = Draw.load(path)
-    if (draw.dataset, draw.classes) != (dataset.name, classes):
-        needed = f"this run needs '{dataset.name}', {classes} classes"
-        raise UsageError(f"{path} is a draw of '{draw.dataset}', {draw.classes} classes; {needed}.")
-    part = dataset.restrict(classes)
-    strange = sorted(set(draw.train) - set(part.train))
-    if strange:
-        raise UsageError(f"{path} has '{strange[0].key}' and {len(strange) - 1} more that are no training images of '{dataset.name}' here.")
-    return draw

@@ -50,12 +50,16 @@ class Classifier:
         method: trained, or zero-shot.
         trained: names of the classes it was trained on; none for zero-shot.
         template: prompt with one `{}`, or several, whose class features are averaged.
+        trained_on: name of the data set it was trained on, if known.
     """
 
-    def __init__(self, method: Method, *, trained: Sequence[str] = (), template: Template = DEFAULT_TEMPLATE) -> None:
+    def __init__(
+        self, method: Method, *, trained: Sequence[str] = (), template: Template = DEFAULT_TEMPLATE, trained_on: str | None = None
+    ) -> None:
         self.method = method.eval()
         self.trained = tuple(trained)
         self.template = check_template(template)
+        self.trained_on = trained_on
         self.preprocess = preprocess_of(method.clip)
         self._heads: dict[tuple[Any, ...], _Head] = {}
 
@@ -167,7 +171,7 @@ class Classifier:
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the adapter: trained tensors, configuration, class names, model card."""
-        return save_adapter(Path(folder), self.method, classes=self.trained, template=self.template)
+        return save_adapter(Path(folder), self.method, classes=self.trained, template=self.template, dataset=self.trained_on)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the adapter to a model hub with huggingface_hub; returns the address. Needs its login and a network."""

@@ -16,6 +16,7 @@ from mmrl.data.folder import class_names, images_below, subfolders
 from mmrl.data.records import Contents
 from mmrl.data.splits import Row, class_name, contents_of, divide, family_sizes, hold_out, json_of_user
 from mmrl.errors import UsageError
+from mmrl.files import read_regular
 
 if TYPE_CHECKING:
     from mmrl.data.benchmark.entries import Entry
@@ -141,8 +142,8 @@ def _mat(path: Path, name: str) -> Any:
 def _lines(path: Path) -> Iterator[str]:
     """The lines that are not blank, stripped."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_regular(path, what="list").decode("utf-8")
+    except UnicodeDecodeError as error:
         raise UsageError(f"cannot read {path}: {error}. Get it again.") from error
     yield from (line.strip() for line in text.splitlines() if line.strip())
 

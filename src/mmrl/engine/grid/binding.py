@@ -11,7 +11,7 @@ from typing import Any
 
 from mmrl import methods
 from mmrl.clip import Clip
-from mmrl.data import Dataset, load_dataset
+from mmrl.data import Dataset, GivenDraws, load_dataset
 from mmrl.engine.setup import Prepared, prepare
 from mmrl.errors import MmrlError, UsageError
 from mmrl.protocols import Cell, Training
@@ -31,6 +31,8 @@ class Bench:
         skip_broken: leave broken images out instead of stopping.
         workers: threads that prepare images.
         batch_size: at test.
+        draws: folder of draws to train on, for the data sets that it has some of (`mmrl.data.GivenDraws`).
+        test_share: of each class's images, for folders and lists that do not say which images test.
     """
 
     backbone: str
@@ -40,6 +42,8 @@ class Bench:
     skip_broken: bool = False
     workers: int = 0
     batch_size: int = 100
+    draws: Path | None = None
+    test_share: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -68,20 +72,28 @@ class Context:
         self.identity = clip.identity
         self._datasets: dict[str, Dataset] = {}
         self._prepared: dict[Training, Prepared] = {}
+        self._draws = GivenDraws(bench.draws) if bench.draws else None
+        self.given: set[str] = set()  # data sets whose draws were given
 
     def dataset(self, name: str) -> Dataset:
+        """The data set, whose test images are the same for every training on it."""
         if name not in self._datasets:
-            self._datasets[name] = load_dataset(name, root=self.bench.root, cache=self.bench.cache)
+            found = load_dataset(name, root=self.bench.root, cache=self.bench.cache)
+            self._datasets[name] = found.divided(self.bench.test_share) if found.rest_tests else found
         return self._datasets[name]
 
     def prepare(self, training: Training) -> Prepared:
         """Values and draw of a training. As in the CoOp family, a class with fewer images than asked for gives all it has."""
         if training not in self._prepared:
             overrides = {"precision": self.bench.precision, **dict(training.overrides)}
+            dataset, draw = self.dataset(training.dataset), None
+            if self._draws:
+                draw = self._draws.draw(dataset, training.shots, training.seed, training.classes)
+                self.given |= {training.dataset} if draw else set()
             self._prepared[training] = prepare(
-                training.method, self.dataset(training.dataset), shots=training.shots, classes=training.classes, seed=training.seed,
+                training.method, dataset, shots=training.shots, classes=training.classes, seed=training.seed,
                 protocol=training.recipe, overrides=overrides, allow_fewer=True, source="plan",
-                skip_broken=self.bench.skip_broken, workers=self.bench.workers,
+                skip_broken=self.bench.skip_broken, workers=self.bench.workers, draw=draw,
             )  # fmt: skip
         return self._prepared[training]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+import warnings
 from collections.abc import Sequence
 from datetime import datetime, timezone
 
@@ -15,9 +16,12 @@ from mmrl.engine.grid.attempt import WAIT, Attempt, Outcome, Say, failed_since, 
 from mmrl.engine.grid.binding import Bench, Context, Group
 from mmrl.engine.grid.store import ResultsFolder
 from mmrl.engine.grid.work import run_group
-from mmrl.errors import MmrlError
+from mmrl.errors import MmrlError, Notice
 
-KILLED = "its process was killed, which is what a lack of memory does; use fewer --jobs, or --set memory_gib=4. It is tried again then."
+RETRIES = 1  # of a group whose process was killed while this command ran: that may have been the process's own end
+KILLED = (
+    "its process was killed, twice, which is what a lack of memory does; use fewer --jobs, or --set memory_gib=4. It is tried again then."
+)
 
 
 def run_here(
@@ -32,7 +36,7 @@ def run_here(
     todo = [group for group in groups if missing_cells(group, store)]
     began = datetime.now(timezone.utc)
     if todo and jobs > 1:
-        _spawn(todo, bench, store, min(jobs, len(todo)), device, began)
+        _spawn(todo, bench, store, jobs, device, began)
     elif todo:
         work_through(todo, Context(bench, clip), store, began, say)
     return outcome_of(groups, store, began)
@@ -42,7 +46,7 @@ def work_through(groups: Sequence[Group], context: Context, store: ResultsFolder
     """Compute every group that no other process holds; look again at those that one did, until all are done or failed.
 
     Args:
-        began: failures noted after this are not tried again.
+        began: failures noted after this are not tried again; a group whose process was killed after this is, once.
     """
     waiting = list(groups)
     while waiting:
@@ -55,7 +59,7 @@ def work_through(groups: Sequence[Group], context: Context, store: ResultsFolder
                 held_elsewhere.append(group)
                 continue
             try:
-                if store.died.get(group.key, began) > began:  # in this run: it would take this process along, too
+                if len([death for death in store.died.get(group.key, ()) if death > began]) > RETRIES:  # it takes processes along
                     Attempt(group, store, say).ended(failure_of(group, MmrlError(KILLED), context.clip.device))
                 else:
                     _attempt(group, context, store, say)
@@ -91,8 +95,9 @@ def _spawn(groups: Sequence[Group], bench: Bench, store: ResultsFolder, jobs: in
     devices = [device]
     if device == "cuda":
         devices = [f"cuda:{index}" for index in range(max(1, torch.cuda.device_count()))]
-    threads = max(1, cores() // jobs)
-    arguments = [(groups, bench, store.folder, devices[i % len(devices)], threads, began) for i in range(jobs)]
+    threads = max(1, cores() // jobs)  # by the command alone, however much is left to do: other threads round otherwise
+    count = min(jobs, len(groups))
+    arguments = [(groups, bench, store.folder, devices[i % len(devices)], threads, began) for i in range(count)]
     processes = [context.Process(target=_worker, args=each, name=f"mmrl-{i}") for i, each in enumerate(arguments)]
     for process in processes:
         process.start()
@@ -107,6 +112,7 @@ def _spawn(groups: Sequence[Group], bench: Bench, store: ResultsFolder, jobs: in
 
 def _worker(groups: Sequence[Group], bench: Bench, folder: str, device: str, threads: int, began: datetime) -> None:
     torch.set_num_threads(threads)
+    warnings.simplefilter("ignore", Notice)  # the command said it
     try:
         work_through(groups, Context(bench, load_clip(bench.backbone, device=device)), ResultsFolder(folder), began, print_line)
     except KeyboardInterrupt:

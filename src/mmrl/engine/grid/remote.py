@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from mmrl.engine.grid.attempt import failure_of
 from mmrl.engine.grid.binding import Bench, Context, Group, options_at_test
 from mmrl.engine.grid.store import Kind
 from mmrl.engine.grid.work import run_group
-from mmrl.errors import MmrlError
+from mmrl.errors import MmrlError, Notice
 from mmrl.files import write_bytes
 from mmrl.reports.cells import Failure
 from mmrl.reports.records import Part
@@ -59,6 +60,7 @@ class Worker:
         with suppress(OSError):
             os.chdir(folder)
         torch.set_num_threads(CPUS)
+        warnings.simplefilter("ignore", Notice)  # the driver said it
 
     def context(self) -> Context:
         if self._context is None:

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mmrl.errors import MmrlError, UsageError
-from mmrl.files import lock, unlock, user_path, write_json
+from mmrl.files import lock, sweep, unlock, user_path, write_json
 from mmrl.reports.cells import FORMAT, MARKER, CellRecord, Failure, Plan, Slot, TrainingRecord
 from mmrl.reports.cost import COST_FILE, CostRow, CostTable
 from mmrl.reports.records import Part
@@ -20,6 +20,7 @@ from mmrl.reports.results import check_format, read_part
 from mmrl.version import __version__
 
 CACHE = "cache"
+MOST_DEATHS = 10  # remembered of a group
 Kind = Literal["cells", "trainings", "failed", "plans"]
 PARTS: dict[Kind, tuple[type[Part], str]] = {
     "cells": (CellRecord, "cell"),
@@ -39,7 +40,7 @@ class ResultsFolder:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = user_path(folder)
-        self.died: dict[str, datetime] = {}  # groups whose last claim, before ours, ended with its process
+        self.died: dict[str, tuple[datetime, ...]] = {}  # by group: when claims were made that ended with their processes
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{self.folder} is a file; results need a folder.")
         if not (self.folder / MARKER).exists():
@@ -49,6 +50,8 @@ class ResultsFolder:
                 raise UsageError(f"{self.folder} holds other things ({', '.join(strange[:3])}); give a new folder, or one with results.")
             write_json(self.folder / MARKER, {"format": FORMAT, "mmrl": __version__})
         check_format(self.folder)
+        for place in (self.folder, *(self.folder / kind for kind in PARTS), self.cache):
+            sweep(place)
 
     def path(self, kind: Kind, key: str) -> Path:
         return self.folder / kind / f"{key}.json"
@@ -135,7 +138,8 @@ class ResultsFolder:
     def claim(self, group: str) -> int | None:
         """A lock on the group, or None where another process has it. It is given back when this process ends, however it ends.
 
-        A claim that was never released is the last thing a killed process did: `died` then has the time it was made.
+        A claim that was never released is the last thing a killed process did: `died` then has the time it was made, and those of claims
+        before it that ended so.
         """
         path = self.folder / "locks" / f"{group}.lock"
         held: int | None = None
@@ -143,9 +147,10 @@ class ResultsFolder:
             path.parent.mkdir(parents=True, exist_ok=True)
             held = lock(path)
             self._note_death(group, os.pread(held, 4096, 0))
-            since = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+            told: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname(), "since": _written(datetime.now(timezone.utc))}
+            told["died"] = [_written(death) for death in self.died.get(group, ())]
             os.ftruncate(held, 0)
-            os.pwrite(held, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}).encode(), 0)
+            os.pwrite(held, json.dumps(told).encode(), 0)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -156,9 +161,14 @@ class ResultsFolder:
 
     def _note_death(self, group: str, left: bytes) -> None:
         try:
-            self.died[group] = datetime.fromisoformat(json.loads(left)["since"])
+            told = json.loads(left)
+            self.died[group] = tuple(map(datetime.fromisoformat, [*told["died"], told["since"]]))[-MOST_DEATHS:]
         except (ValueError, KeyError, TypeError):  # nothing was left, or half of it
             self.died.pop(group, None)
 
     def release(self, group: str, held: int) -> None:
         unlock(self.folder / "locks" / f"{group}.lock", held)
+
+
+def _written(time: datetime) -> str:
+    return time.isoformat(timespec="milliseconds")
