@@ -32,10 +32,10 @@ class ToyOffset(Method):
     def image_features(self, images: Tensor) -> ImageFeatures:
         return ImageFeatures(self.clip.encode_image(images))
 
-    def combine(self, images: ImageFeatures, text: Tensor, seen: Tensor | bool = True) -> Tensor:
+    def combine(self, images: ImageFeatures, text: Tensor, seen: Tensor | bool) -> Tensor:
         return self.clip.logit_scale * images.class_token @ text.T
 
     def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
-        logits = self.combine(self.image_features(images), self.text_features(classes))
+        logits = self.combine(self.image_features(images), self.text_features(classes), seen=True)
         ce = F.cross_entropy(logits, labels)
         return Loss(ce, {"ce": ce}, logits.detach())

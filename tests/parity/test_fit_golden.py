@@ -53,7 +53,7 @@ def start(case: str, dtype: torch.dtype) -> tuple[Method, GoldenBatches]:
     options["first_layer"] = values["layers"][0]
     if case == "mmrlpp":
         options |= {"beta": values["beta"], "layer_rank": values["rlora"], "projection_rank": values["plora"]}
-    clip = load_clip(str(GOLDEN / "clip.safetensors"))
+    clip = load_clip(str(GOLDEN / "clip.safetensors"), device="cpu")
     clip.model.to(dtype)
     method = methods.build(case, clip, options).to(dtype)
     method.load_state_dict(golden_tensors(case, type(method), "init."))

@@ -110,12 +110,12 @@ def numbers(name: str, clip: Clip) -> Numbers:
 
 @pytest.fixture(scope="module")
 def tiny() -> Clip:
-    return load_clip("tiny")
+    return load_clip("tiny", device="cpu")
 
 
 @pytest.fixture(scope="module")
 def exact() -> Clip:
-    clip = load_clip("tiny")
+    clip = load_clip("tiny", device="cpu")
     clip.model.double()
     return clip
 
@@ -153,7 +153,7 @@ def test_a_run_begins_as_the_exact_loop_does(name: str, tiny: Clip, exact: Clip)
 
 
 if __name__ == "__main__":
-    clip = load_clip("tiny")
+    clip = load_clip("tiny", device="cpu")
     clip.model.double()
     RECORDED.write_text(json.dumps({name: numbers(name, clip) for name in METHODS}, indent=1) + "\n")
     sys.stdout.write(RECORDED.read_text())
