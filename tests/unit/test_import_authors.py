@@ -17,7 +17,7 @@ from torch import Tensor
 from mmrl import engine, methods
 from mmrl.clip import Clip
 from mmrl.engine.untrusted import TensorFile
-from mmrl.errors import MmrlError, UsageError
+from mmrl.errors import MmrlError, Notice, UsageError
 from mmrl.pickles import Call, Name, read_notes
 from tests.unit.colours import NAMES, clip_on_one_thread, fresh, noise, smallest_clip
 
@@ -82,7 +82,7 @@ def test_a_checkpoint_becomes_an_adapter(clip: Clip, tmp_path: Path, name: str) 
     shapes = {key: found[key] for key in ("rep_tokens", "rep_dim", "first_layer", "first_text_layer", "alpha")}
     assert shapes == {"rep_tokens": 2, "rep_dim": 8, "first_layer": 2, "first_text_layer": 1, "alpha": 0.6}
     if name == "mmrlpp":
-        assert (found["layer_rank"], found["projection_rank"], found["beta"]) == (3, 5, 0.7)
+        assert (found["layer_rank"], found["projection_rank"], found["beta"]) == (3, 5, 0.9)
     assert (config.method, config.class_names, config.template) == (name, NAMES, "a photo of a {}.")
     assert {file.name for file in (tmp_path / "out").iterdir()} == MADE_HERE
     loaded, _ = engine.load_adapter(tmp_path / "out", clip)
@@ -176,6 +176,15 @@ def test_files_that_are_no_checkpoint(clip: Clip, tmp_path: Path) -> None:
     attempt(None, "has no data.pkl")
 
 
+def test_names_that_stand_twice_are_told_apart(clip: Clip, tmp_path: Path) -> None:
+    """The authors' 1,000 ImageNet names have some twice."""
+    path = write(tmp_path / "model.pth.tar-10", authors_state(trained(clip, "mmrl")), tmp_path / "executed")
+    with pytest.warns(Notice, match=r"1 names stand again, and are told apart by a number that is not spoken: Crane \(2\)"):
+        _, config = engine.import_authors(path, tmp_path / "out", classes=["crane", "missile", "Crane"], clip=clip, dataset="imagenet")
+    assert config.class_names == ("crane", "missile", "Crane (2)") and config.dataset == "imagenet"
+    assert engine.load_adapter(tmp_path / "out", clip)[1] == config
+
+
 def test_what_does_not_fit_is_refused(clip: Clip, tmp_path: Path) -> None:
     method = trained(clip, "mmrl")
     path = write(tmp_path / "model.pth.tar-10", authors_state(method), tmp_path / "executed")
@@ -186,7 +195,7 @@ def test_what_does_not_fit_is_refused(clip: Clip, tmp_path: Path) -> None:
 
     attempt("rep_tokens is 4, but the tensors of the checkpoint give 2", options={"rep_tokens": 4})
     attempt("unknown option of mmrl 'beta'", options={"beta": 0.5})
-    attempt("stands twice", classes=["a", "a"])
+    attempt("number 2 of 2 in the class list is blank", classes=["a", " "])
     attempt("made with another backbone than .* 'image_encoder", clip=smallest_clip(seed=3))
     del_one = authors_state(method)
     del del_one["representation_learner.compound_rep_tokens_r2tproj.0.bias"]
