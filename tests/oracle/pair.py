@@ -52,7 +52,10 @@ def under_oracle_names(method: RepresentationMethod, tensors: Mapping[str, Tenso
 
 
 def oracle_of(method: RepresentationMethod, classes: ClassList) -> Plain:
-    """The oracle of `method` for the prompts of `classes`, in the CLIP's dtype, with a copy of the method's parameters."""
+    """The oracle of `method` for the prompts of `classes`, in the CLIP's dtype, with a copy of the method's parameters.
+
+    Encodes the zero-shot prompts, as the authors' code does when it is set up.
+    """
     o, clip = method.options, method.clip
     extra: dict[str, Any] = {}
     if isinstance(method, MMRLPlusPlus):

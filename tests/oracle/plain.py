@@ -1,7 +1,9 @@
 """MMRL (CVPR 2025) and MMRL++ (IJCV 2026), written straight from the papers' equations.
 
-Two whole encoders over the whole sequence, an adapted one and a zero-shot one, run on every call: nothing is shared, cached or skipped.
-This is the definition that the fast path is compared with, and the plain side of the benchmarks. It imports torch and open_clip only.
+As in the authors' code, every call runs three whole encoders over the whole sequence: the adapted image and text encoders, and the
+zero-shot image encoder without gradient. The zero-shot class features w_0 are computed once, when the classes are given. Nothing else is
+shared, cached or skipped. This is the definition that the fast path is compared with, and the plain side of the benchmarks. It imports
+torch and open_clip only.
 
 Notation: B images, C classes, T text positions, K representation tokens, d_r the width of their space, d_v / d_t the towers' widths,
 d the width of the joint space; layers count from 1 to L, and J is the first one with representation tokens.
@@ -189,6 +191,7 @@ class Plain(nn.Module):
 
     The parameters are the trained tensors alone, on the device and in the dtype of `model`, drawn from torch's global generator.
     `first_layer` is J, of both towers unless `first_text_layer` gives text one of its own (for towers of different depth).
+    The zero-shot class features are computed here, once, so the weights of `model` must be in place.
     """
 
     def __init__(
@@ -215,6 +218,8 @@ class Plain(nn.Module):
         super().__init__()
         self.clip = OracleClip(model)
         self.tokens = tokens.to(model.positional_embedding.device)
+        with torch.no_grad():
+            self.w_0 = self.clip.text_features(self.tokens, None, 0, None)  # a plain attribute: no part of what is trained and saved
         self.first_layer, self.beta = first_layer, beta if plus_plus else None
         self.first_text_layer = first_layer if first_text_layer is None else first_text_layer
         self.alpha, self.lam, self.regulariser, self.logit_scale = alpha, lam, regulariser, logit_scale
@@ -237,7 +242,6 @@ class Plain(nn.Module):
         w = self.clip.text_features(self.tokens, text_tokens, self.first_text_layer, self.beta)
         with torch.no_grad():
             f_0 = F.normalize(self.clip.image_states(images, None, 0, None)[:, 0] @ proj, dim=-1)
-            w_0 = self.clip.text_features(self.tokens, None, 0, None)
 
         f_r = logits_rep = None
         logits_class = logits_fused = self.logit_scale * f_c @ w.T
@@ -247,7 +251,7 @@ class Plain(nn.Module):
             logits_rep = self.logit_scale * f_r @ w.T
             logits_fused = self.alpha * logits_class + (1 - self.alpha) * logits_rep
 
-        terms = {"reg_image": self._distance(f_c, f_0), "reg_text": self._distance(w, w_0)}
+        terms = {"reg_image": self._distance(f_c, f_0), "reg_text": self._distance(w, self.w_0)}
         loss = None
         if labels is not None:
             loss = terms["ce_class"] = F.cross_entropy(logits_class, labels)
@@ -261,12 +265,12 @@ class Plain(nn.Module):
             "logits_class": logits_class,
             "logits_rep": logits_rep,
             "logits_fused": logits_fused,
-            "logits_zero_shot": self.logit_scale * f_0 @ w_0.T,
+            "logits_zero_shot": self.logit_scale * f_0 @ self.w_0.T,
             "image_features": f_c,
             "representation_features": f_r,
             "text_features": w,
             "image_features_zero_shot": f_0,
-            "text_features_zero_shot": w_0,
+            "text_features_zero_shot": self.w_0,
         }
 
     def _distance(self, adapted: Tensor, zero_shot: Tensor) -> Tensor:

@@ -18,14 +18,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmrl import methods
 from mmrl.clip import ClassList, Clip, random_clip
 from mmrl.methods.representation import RepresentationMethod
-from tests.oracle.pair import oracle_of
+from tests.oracle.pair import oracle_of, relative_error
 
-LAYERS, WIDTH, EMBED, PATCHES = 4, 32, 24, 16
+LAYERS, WIDTH, EMBED, PATCHES, TOKENS, CONTEXT = 4, 32, 24, 16, 3, 77
+PROJECTION = 2 * WIDTH * EMBED  # operations of projecting one feature
+EMBEDDING = 2 * PATCHES * WIDTH * 3 * 8 * 8  # of the patches of one image
 TEMPLATE = "a photo of a {}."
 ATTENTION = "scaled_dot_product"
 
 
-def make_clip(context: int = 77) -> Clip:
+def make_clip(context: int = CONTEXT) -> Clip:
     return random_clip(
         "ViT-B-32",
         embed_dim=EMBED,
@@ -40,7 +42,7 @@ def clip() -> Clip:
 
 
 def build(clip: Clip, name: str = "mmrl", **options: Any) -> RepresentationMethod:
-    method = methods.build(name, clip, {"first_layer": 2, "rep_tokens": 3, "rep_dim": 8, **options}, seed=0)
+    method = methods.build(name, clip, {"first_layer": 2, "rep_tokens": TOKENS, "rep_dim": 8, **options}, seed=0)
     assert isinstance(method, RepresentationMethod)
     return method
 
@@ -93,20 +95,87 @@ def body_length(classes: ClassList) -> int:
     return classes.hidden.body.shape[1]
 
 
-# ---- the whole step ----
+# ---- the plain side ----
 
 
 @pytest.mark.parametrize("name", ["mmrl", "mmrlpp"])
-@pytest.mark.parametrize(("classes_count", "share"), [(12, 0.06), (40, 0.04)])
-def test_training_step_costs_a_fraction_of_the_oracle(clip: Clip, name: str, classes_count: int, share: float) -> None:
-    """At J = L / 2. The longest prompt needs 9 of 77 positions, and 3 of its 4 layers run once instead of all of them twice."""
+def test_plain_side_encodes_zero_shot_prompts_once_and_zero_shot_images_in_every_step(clip: Clip, name: str) -> None:
+    method = build(clip, name)
+    classes = method.class_list(things(5), TEMPLATE)
+    with mlp_shapes(image_blocks(clip)) as image, mlp_shapes(text_blocks(clip)) as text:
+        plain = oracle_of(method, classes)
+    assert image == [[]] * LAYERS and text == [[(5, CONTEXT)]] * LAYERS
+    with mlp_shapes(image_blocks(clip)) as image, mlp_shapes(text_blocks(clip)) as text:
+        for _ in range(2):
+            plain(batch(), torch.tensor([0, 1]))
+    bare, with_tokens = (2, PATCHES + 1), (2, PATCHES + 1 + TOKENS)
+    assert image == [[bare, bare] * 2] + [[with_tokens, bare] * 2] * (LAYERS - 1)
+    assert text == [[(5, CONTEXT)] * 2] + [[(5, CONTEXT + TOKENS)] * 2] * (LAYERS - 1)
+    assert set(plain.state_dict()) == {key for key, _ in plain.named_parameters()}
+    assert not plain.w_0.requires_grad and relative_error(plain.w_0, classes.zero_shot) < 1e-4
+
+
+# ---- the whole step ----
+
+
+def forward(queries: int, keys_values: int, keys: int) -> int:
+    """Operations of one layer that computes outputs at `queries` positions and keys and values at `keys_values`, and attends to `keys`.
+
+    A multiplication and an addition count as two. Queries have 10 d^2 weights (1 in, 1 out, 8 MLP), keys and values 2 d^2; attention is
+    two products.
+    """
+    return 2 * WIDTH * (WIDTH * (10 * queries + 2 * keys_values) + 2 * queries * keys)
+
+
+def backward(queries: int, keys_values: int, keys: int, frozen_input: bool = False) -> int:
+    """Of its gradients: products with weights once again, as these are frozen, and those of attention twice.
+
+    With `frozen_input` no gradient goes through the positions' own queries, keys and values, as into layer J.
+    """
+    spared = WIDTH * (queries + 2 * keys_values) + queries * keys if frozen_input else 0
+    return 2 * WIDTH * (WIDTH * (10 * queries + 2 * keys_values) + 4 * queries * keys - spared)
+
+
+def plain_step(classes: int, images: int) -> int:
+    """Operations of the plain side at J = 2: whole layers at all positions, and a zero-shot image pass."""
+    t, m, k = CONTEXT, PATCHES + 1, TOKENS
+    text = forward(t, t, t) + (LAYERS - 1) * (forward(t + k, t + k, t + k) + backward(t + k, t + k, t + k))
+    image = (LAYERS + 1) * forward(m, m, m) + (LAYERS - 1) * (forward(m + k, m + k, m + k) + backward(m + k, m + k, m + k))
+    return classes * (text + 2 * PROJECTION) + images * (image + 2 * EMBEDDING + 5 * PROJECTION)
+
+
+def fast_step(classes: int, images: int, body: int) -> int:
+    """Of the fast path, for prompts of `body` positions behind BOT, without what all classes and images share (BOT and the tokens)."""
+    n, m, k, whole = body, PATCHES + 1, TOKENS, LAYERS - 2
+    keys = 1 + k + n
+    text = whole * (forward(n, n, keys) + backward(n, n, keys)) - backward(n, n, keys) + backward(n, n, keys, frozen_input=True)
+    text += forward(1, n, keys) + backward(1, n, keys)  # the last layer
+    zero_shot = whole * forward(m, m, m) + forward(1, m, m)
+    adapted = whole * (forward(m, m, m + k) + backward(m, m, m + k)) - backward(m, m, m + k) + backward(m, m, m + k, frozen_input=True)
+    adapted += forward(1 + k, m + k, m + k) + backward(1 + k, m + k, m + k)
+    image = forward(m, m, m) + zero_shot + adapted
+    return classes * (text + 2 * PROJECTION) + images * (image + EMBEDDING + 5 * PROJECTION)
+
+
+@pytest.mark.parametrize(("name", "shared"), [("mmrl", 0.02), ("mmrlpp", 0.1)])
+@pytest.mark.parametrize(("classes_count", "share"), [(12, 0.08), (40, 0.058)])
+def test_training_step_costs_a_fraction_of_the_oracle(clip: Clip, name: str, shared: float, classes_count: int, share: float) -> None:
+    """At J = L / 2, both sides as `plain_step` and `fast_step` derive it, and so the share that is left.
+
+    A prompt has 9 positions behind BOT, where the plain side has 77 and from J on 80: that leaves 0.049 for very many classes. Images,
+    two passes on either side, make it 0.055 at 40 classes and 0.073 at 12. What the fast path does once for all classes is at most 2 % on
+    top; in MMRL++ 10 %, as there the tokens' outputs are needed too.
+    """
     method = build(clip, name)
     classes = method.class_list(things(classes_count), TEMPLATE)
     plain = oracle_of(method, classes)
     images, labels = batch(), torch.tensor([0, 1])
     fast = flops(lambda: method.loss(images, labels, classes).total.backward())
     slow = flops(lambda: plain(images, labels)["loss"].backward())
-    assert 0 < fast <= share * slow, f"{fast / slow:.3f} of the oracle's operations"
+    assert slow == pytest.approx(plain_step(classes_count, 2), rel=2e-3)
+    least = fast_step(classes_count, 2, body_length(classes))
+    assert least < fast <= (1 + shared) * least
+    assert fast <= share * slow, f"{fast / slow:.3f} of the oracle's operations"
 
 
 # ---- 1. nothing below J is repeated ----
@@ -222,7 +291,7 @@ def test_evaluation_runs_no_text_layer(clip: Clip) -> None:
     with torch.no_grad():
         text = method.text_features(classes)
         with mlp_shapes(image_blocks(clip)) as image, mlp_shapes(text_blocks(clip)) as ran:
-            method.logits(batch(), text)
+            method.logits(batch(), text, seen=True)
     assert ran == [[]] * LAYERS
     assert [len(calls) for calls in image] == [1] * LAYERS
 
@@ -248,18 +317,14 @@ def saved_bytes(clip: Clip, run: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("name", ["mmrl", "mmrlpp"])
-def test_text_chunk_follows_the_memory_and_keeps_to_it(clip: Clip, name: str) -> None:
+def test_chunk_follows_the_memory_and_keeps_to_it(clip: Clip, name: str) -> None:
     method = build(clip, name)
-    classes = method.class_list(things(60), TEMPLATE)
-    assert method.text_chunk(classes) is None
     chunks = []
     for mebibytes in (0.001, 1, 2, 4):
-        method.set_text_memory(mebibytes / 1024)
-        chunk = method.text_chunk(classes)
+        chunk = method.class_list(things(60), TEMPLATE, memory_gib=mebibytes / 1024).chunk
         assert chunk is not None and chunk >= 1
         chunks.append(chunk)
         if mebibytes >= 1:
-            method.set_text_memory(None)
             part = method.class_list(things(60)[:chunk], TEMPLATE)
             used = saved_bytes(clip, lambda: method.text_features(part)) / 2**20  # noqa: B023
             assert 0.25 * mebibytes < used <= mebibytes
@@ -269,8 +334,7 @@ def test_text_chunk_follows_the_memory_and_keeps_to_it(clip: Clip, name: str) ->
 
 def test_chunks_keep_next_to_nothing_until_the_backward_pass(clip: Clip) -> None:
     method = build(clip)
-    classes = method.class_list(things(60), TEMPLATE)
-    whole = saved_bytes(clip, lambda: method.text_features(classes))
-    method.set_text_memory(0.5 / 1024)
-    assert method.text_chunk(classes) is not None
-    assert saved_bytes(clip, lambda: method.text_features(classes)) < 0.1 * whole
+    whole, chunked = method.class_list(things(60), TEMPLATE), method.class_list(things(60), TEMPLATE, memory_gib=0.5 / 1024)
+    assert whole.chunk is None and chunked.chunk is not None
+    kept = saved_bytes(clip, lambda: method.text_features(chunked))
+    assert kept < 0.1 * saved_bytes(clip, lambda: method.text_features(whole))
