@@ -61,7 +61,7 @@ def test_marks_are_explained_where_they_stand():
     assert Sheet("x", "x", ("m",), ((measure(),),), ("first",)).all_notes == ("first",)
     own = ((measure(own_splits=frozenset({"dtd"})),), (measure(own_splits=frozenset({"ucf101", "dtd"})),))
     (note,) = Sheet("x", "x", ("m",), own).all_notes
-    assert note.startswith("Split drawn here, not the published one: dtd, ucf101.")
+    assert note.startswith("Not the published split: dtd, ucf101.")
 
 
 def test_the_best_of_each_group_is_bold():

@@ -7,7 +7,7 @@ from mmrl.engine.fit import FitResult, fit, train
 from mmrl.engine.importer import import_authors
 from mmrl.engine.loop import NonFiniteError
 from mmrl.engine.metrics import Scores, harmonic_mean, score
-from mmrl.engine.run import BelowZeroShotWarning, RunResult, run
+from mmrl.engine.run import BelowZeroShotWarning, RunResult, UntestedWarning, run
 from mmrl.engine.schedule import learning_rates
 from mmrl.engine.setup import Prepared, prepare, settings
 
@@ -21,6 +21,7 @@ __all__ = [
     "Prepared",
     "RunResult",
     "Scores",
+    "UntestedWarning",
     "evaluate",
     "evaluate_both",
     "evaluate_dataset",

@@ -23,6 +23,10 @@ from mmrl.reports.records import RECORD_NAME, Metrics, Option, RunRecord
 from mmrl.templates import Template
 
 
+class UntestedWarning(UserWarning):
+    """All images of some classes were drawn to train, and none is left to test on."""
+
+
 class BelowZeroShotWarning(UserWarning):
     """Training ended with a lower accuracy than the frozen CLIP has."""
 
@@ -68,16 +72,15 @@ def run(
     Warns:
         BrokenImageWarning: images were left out.
         BelowZeroShotWarning: an accuracy is below that of zero-shot CLIP. The record says so too.
-        Notice: how many images test, where they are those that were not drawn; or none is left to.
+        Notice: how many images test, where they are those that were not drawn.
+        UntestedWarning: of some classes none is left to. The record says so too.
 
     Raises:
         as `mmrl.engine.fit`; and UsageError, before training, if the set's own test part has no images of the classes to test.
     """
     started = datetime.now(timezone.utc)
     whole = dataset.source or dataset
-    parts, left = _tested(whole, draw)
-    for text in left:
-        warnings.warn(text, Notice, stacklevel=2)
+    parts, untested = _tested(whole, draw)
     fitted = fit(
         method, whole.restrict(draw.classes), draw, config, out=out, resume=resume, progress=progress, template=template, workers=workers,
         skip_broken=skip_broken,
@@ -101,7 +104,7 @@ def run(
             zero_shot=Metrics.model_validate({part: pair.zero_shot for part, pair in scores.items()}),
             started=started,
             options=options,
-            warnings=[*left, *fitted.warnings, *left_out, *below],
+            warnings=[*untested, *fitted.warnings, *left_out, *below],
         )
         if fitted.folder is not None:
             draw.save(fitted.folder / "draw.json")
@@ -117,7 +120,10 @@ def run(
 
 
 def _tested(dataset: Dataset, draw: Draw) -> tuple[dict[str, Dataset], list[str]]:
-    """The parts of `dataset` that a run on `draw` is tested on, by name, and what to say of images that test since nobody drew them.
+    """The parts of `dataset` that a run on `draw` is tested on, by name, and a sentence on classes that nothing is left to test of, if any.
+
+    Warns:
+        Notice, UntestedWarning: as `run`.
 
     Raises:
         UsageError: the set's own test part has none of the classes of a part.
@@ -130,13 +136,17 @@ def _tested(dataset: Dataset, draw: Draw) -> tuple[dict[str, Dataset], list[str]
         if empty:
             raise UsageError(f"'{dataset.name}' has no test images of its {empty} classes, so the run could not be scored; add some.")
         return parts, []
+    said = f"{len(draw.train)} images of '{dataset.name}' train, and the {len(held_out.test)} that were not drawn test."
+    warnings.warn(said, Notice, stacklevel=3)
     counts = Counter(item.label for item in held_out.test)
     bare = [name for label, name in enumerate(held_out.classes) if not counts[label]]
-    said = f"{len(draw.train)} images of '{dataset.name}' train, and the {len(held_out.test)} that were not drawn test"
-    if bare:
-        some = ", ".join(bare[:5]) + (f" and {len(bare) - 5} more" if len(bare) > 5 else "")
-        said += f"; none is left to test on of {some}. Fewer shots, or a folder of test images, would leave some"
-    return {name: part for name, part in parts.items() if part.test}, [f"{said}."]
+    tested = {name: part for name, part in parts.items() if part.test}
+    if not bare:
+        return tested, []
+    some = ", ".join(bare[:5]) + (f" and {len(bare) - 5} more" if len(bare) > 5 else "")
+    text = f"no image of '{dataset.name}' is left to test on of {some}: fewer shots, or a folder of test images, would leave some."
+    warnings.warn(text, UntestedWarning, stacklevel=3)
+    return tested, [text]
 
 
 def _below(method: str, part: str, pair: Evaluation) -> str:

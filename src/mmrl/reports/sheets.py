@@ -66,7 +66,7 @@ class Sheet:
         more = [f"{DIRTY} computed on a source tree with uncommitted changes."] if any(m.dirty for m in measures) else []
         own = sorted(frozenset().union(*(m.own_splits for m in measures)))
         if own:
-            more.append(f"Split drawn here, not the published one: {', '.join(own)}. The paper's numbers do not stand beside these.")
+            more.append(f"Not the published split: {', '.join(own)}. The paper's numbers do not stand beside these.")
         return (*self.notes, *more, *(f"§ {note}" for note in sorted(odd)))
 
 
