@@ -80,7 +80,9 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=PARTIAL)
         temporary = Path(name)
-        _hold(handle)
+        if not _hold(handle):
+            os.close(handle)
+            handle = None
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
@@ -99,9 +101,9 @@ PARTIAL = ".partial"
 
 
 def _hold(descriptor: int) -> bool:
-    """Lock an open file for this process; whether that went."""
+    """Lock an open file for this process; whether that went. An open file cannot be renamed where there are no such locks."""
     if fcntl is None:
-        return True
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -117,7 +119,7 @@ def sweep(folder: Path, *, age: float = ABANDONED) -> None:
                 continue
             descriptor = os.open(left, os.O_RDWR)
             try:
-                if _hold(descriptor):
+                if fcntl is None or _hold(descriptor):
                     left.unlink(missing_ok=True)
             finally:
                 os.close(descriptor)
