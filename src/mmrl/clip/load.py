@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmrl.clip.archive import NAMES, Archive, View, view_of
 from mmrl.clip.backbone import Clip
 from mmrl.clip.device import AUTO, checked_device
 from mmrl.clip.outside import heeded, without_waiting
 from mmrl.errors import MmrlError, Notice, UsageError, first_line, unknown
 from mmrl.files import user_path
+from mmrl.pickles import Call
 
 TINY = Path(__file__).parent / "tiny"
-_FILE_ENDINGS = (".pt", ".pth", ".bin", ".safetensors")
+_PICKLED = (".pt", ".pth", ".bin")
+_FILE_ENDINGS = (*_PICKLED, ".safetensors")
+LONGEST_NAME = 1000  # letters of a tensor's name
 _EXTRA_KEYS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 NAMES_HELP = "tiny, ARCH/TAG as in 'ViT-B-16-quickgelu/openai', hf-hub:ORG/NAME, local-dir:FOLDER, or an OpenAI .pt or .safetensors file"
 
@@ -130,6 +136,8 @@ def _from_open_clip(name: str) -> Clip:
         text = f"'{name}' was trained with QuickGELU, which '{fit}' computes and '{arch}' does not: '{fit}/{tag}' is used."
         warnings.warn(text, Notice, stacklevel=3)
     try:
+        if is_file and user_path(tag).suffix in _PICKLED:
+            _read_torch(user_path(tag))  # open_clip has torch read it, which a crafted one can crash
         with heeded(name), without_waiting():
             model = open_clip.create_model(fit, pretrained=str(user_path(tag)) if is_file else tag, device="cpu")
             tokenizer = open_clip.get_tokenizer(fit)
@@ -166,13 +174,12 @@ def read_openai_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            weights: Any = load_file(path)
+            weights: dict[str, Tensor] | None = load_file(path)
         else:
             weights = _read_torch(path)
     except Exception as error:
         raise MmrlError(f"cannot read {path}: {first_line(error)}") from error
-    weights = weights.get("state_dict", weights) if isinstance(weights, dict) else weights
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+    if weights is None:
         raise UsageError(f"{path} is no CLIP: it should hold named tensors only.")
     weights = {k.removeprefix("module."): v for k, v in weights.items() if k.removeprefix("module.") not in _EXTRA_KEYS}
     if "visual.proj" not in weights and "visual.attnpool.positional_embedding" not in weights:
@@ -180,15 +187,45 @@ def read_openai_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _read_torch(path: Path) -> Any:
-    """A TorchScript archive is read as tensors (its code is never called); anything else through the safe unpickler."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, which the published archives are in
-        warnings.simplefilter("ignore", FutureWarning)
-        try:
-            return dict(torch.jit.load(path, map_location="cpu").state_dict())
-        except RuntimeError:
-            return torch.load(path, map_location="cpu", weights_only=True)
+def _read_torch(path: Path) -> dict[str, Tensor] | None:
+    """The named tensors of a state dict, also under "state_dict", or of a TorchScript module; None where there is something else.
+
+    Raises:
+        Exception: of some kind; the file is damaged, or not of torch.save since torch 1.6, or holds what no weights need.
+    """
+    try:
+        archive = Archive(path)
+    except zipfile.BadZipFile as error:
+        raise ValueError("it is cut, or not written by torch.save since torch 1.6; load and save it with a torch of today") from error
+    if archive.scripted:  # its classes may have any name; none of their code is looked at
+        views: Mapping[Any, View | None] = dict(_of_module(archive.notes()))
+    else:
+        content = archive.notes(allowed=NAMES)
+        content = content.get("state_dict", content) if isinstance(content, dict) else None
+        views = {name: view_of(note) for name, note in content.items()} if isinstance(content, dict) else {"": None}
+    found = {name: view for name, view in views.items() if view is not None and isinstance(name, str)}
+    if len(found) < len(views):
+        return None
+    archive.check(found.values())
+    return {name: archive.read(view) for name, view in found.items()}
+
+
+def _of_module(module: Any) -> Iterator[tuple[str, View]]:
+    """Parameters and buffers of a TorchScript module and of those in it, from the notes on them, named as in its state dict."""
+    left, seen = [("", module)], set[int]()
+    while left:
+        prefix, note = left.pop()
+        if len(prefix) > LONGEST_NAME:
+            raise ValueError("its modules are nested too deeply")
+        if not isinstance(note, Call) or not isinstance(note.state, dict) or id(note) in seen:
+            continue
+        seen.add(id(note))
+        for name, value in note.state.items():
+            view = view_of(value)
+            if view is not None:
+                yield f"{prefix}{name}", view
+            else:
+                left.append((f"{prefix}{name}.", value))
 
 
 def _from_file(path: Path) -> Clip:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mmrl.clip.archive import NAMES, Archive
 from mmrl.engine.checkpoint import CARD, CONFIG, TENSORS, same
 from mmrl.errors import DamagedError, MmrlError, UsageError, first_line
 from mmrl.files import lock, read_regular, sweep, unlock, user_path, write_bytes
@@ -91,11 +92,11 @@ class RunFolder:
         try:
             state = read_state(path)
             version, run = state["format"], state["run"]
+            different = differences(run, self.run) if version == STATE_FORMAT else []
         except Exception as error:
             raise DamagedError(f"training state is damaged: {path} ({first_line(error)}). Start again in another folder.") from error
         if version != STATE_FORMAT:
             raise MmrlError(f"{path} was written by another mmrl (format {version}; this one reads {STATE_FORMAT}): resume with that one.")
-        different = differences(run, self.run)
         if different:
             raise UsageError(f"{self.path} holds a run with other settings, which cannot be resumed with these: {'; '.join(different)}.")
         return state
@@ -109,12 +110,13 @@ class RunFolder:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What `RunFolder.save` wrote, on the CPU. Raises an exception of some kind where a bit of it is another."""
+    """What `RunFolder.save` wrote, on the CPU; nothing in it is run. Raises an exception of some kind where a bit of it is another."""
     content = io.BytesIO(read_regular(path, what="training state", most=LARGEST_STATE))
     first, rest = content.readline(), content.read()
     if first != _seal(rest):
         raise ValueError("it is cut short or altered, or was not written by this mmrl")
-    state: dict[str, Any] = torch.load(io.BytesIO(rest), map_location="cpu", weights_only=True)
+    archive = Archive(io.BytesIO(rest))
+    state: dict[str, Any] = archive.plain(archive.notes(most=len(rest), allowed=NAMES))
     return state
 
 
