@@ -1,4 +1,4 @@
-"""The two sides of the training benchmark: the package's fast path and the plain oracle, doing the same step."""
+"""The two sides of the training benchmark: the package's fast path and the method written plainly, doing the same step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Work:
 
     Attributes:
         classes: how many; their names come from `class_names`.
-        text_memory: GiB for `set_text_memory` of the fast path.
+        text_memory: GiB for the activations of the fast path's prompts; None for no limit.
     """
 
     backbone: str
@@ -34,9 +34,9 @@ class Work:
 
 
 class Step:
-    """A method or an oracle with its optimiser; calling it takes one step: forward, backward, AdamW.
+    """A method, or its plain form, with its optimiser; calling it takes one step: forward, backward, AdamW.
 
-    `chunk`: classes at a time, None for all at once.
+    `chunk`: prompts at a time, None for all at once.
     """
 
     def __init__(self, module: torch.nn.Module, loss: Callable[[], Tensor], chunk: int | None = None) -> None:
@@ -62,21 +62,21 @@ def make_method(work: Work, clip: Clip) -> RepresentationMethod:
     """With noise on the initial values, so that no gradient is zero by construction (MMRL++ starts with B = 0)."""
     method = methods.build(work.method, clip, seed=0)
     if not isinstance(method, RepresentationMethod):
-        raise SystemExit(f"--method {work.method}: the oracle knows mmrl and mmrlpp")
+        raise SystemExit(f"--method {work.method}: the plain side knows mmrl and mmrlpp")
     disturb(method, 0.02)
-    method.set_text_memory(work.text_memory)
     return method
 
 
 def fast_step(work: Work, clip: Clip) -> Step:
+    """As the package does it; the class list, with w_0 and the prompts' states that enter layer J, is made before the first step."""
     method = make_method(work, clip)
-    classes = method.class_list(class_names(work.classes), work.template)
+    classes = method.class_list(class_names(work.classes), work.template, memory_gib=work.text_memory)
     images, labels = make_batch(work, clip)
-    return Step(method, lambda: method.loss(images, labels, classes).total, method.text_chunk(classes))
+    return Step(method, lambda: method.loss(images, labels, classes).total, classes.chunk)
 
 
-def oracle_step(work: Work, clip: Clip, classes: int | None = None) -> Step:
-    """As the authors do it: all classes at once, 77 positions, an adapted and a zero-shot pass of both encoders.
+def plain_step(work: Work, clip: Clip, classes: int | None = None) -> Step:
+    """As the authors do it: all classes at once, 77 positions, w_0 before the first step, f_0 in every step.
 
     `classes`: another number of them than the work has.
     """
@@ -87,7 +87,7 @@ def oracle_step(work: Work, clip: Clip, classes: int | None = None) -> Step:
     return Step(plain, lambda: plain(images, labels % count)["loss"])
 
 
-SIDES = {"fast": fast_step, "oracle": oracle_step}
+SIDES = {"fast": fast_step, "plain": plain_step}
 
 
 def longest_prompt(work: Work, clip: Clip) -> int:

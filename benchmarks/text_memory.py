@@ -17,7 +17,7 @@ from benchmarks.common import gib
 from benchmarks.memory import Peak, peak_of
 from benchmarks.sides import Work, longest_prompt
 
-COLUMNS = ["method", "text memory", "classes in a chunk", "s/step", "peak", "of it in the step"]
+COLUMNS = ["method", "text memory", "prompts in a chunk", "s/step", "peak", "of it in the step"]
 
 
 def make_parser() -> argparse.ArgumentParser:
