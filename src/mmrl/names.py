@@ -30,10 +30,12 @@ def distinct_names(names: Iterable[str]) -> list[str]:
     """`names` with a number behind each that stands there already: crane, crane -> crane, crane (2)."""
     given = list(names)
     taken, seen, out = {name_key(name) for name in given}, set[str](), []
+    free: dict[str, int] = {}  # by key: the first number not tried yet, as a list may have one name a hundred thousand times
     for name in given:
-        unique, number = name, 2
+        key, unique = name_key(name), name
         while name_key(unique) in seen or (unique is not name and name_key(unique) in taken):
-            unique, number = f"{name} ({number})", number + 1
+            number = free.get(key, 2)
+            unique, free[key] = f"{name} ({number})", number + 1
         seen.add(name_key(unique))
         out.append(unique)
     return out
@@ -43,11 +45,16 @@ def check_names(names: Sequence[str], *, of: str = "the class list") -> tuple[st
     """Class names, stripped.
 
     Raises:
-        UsageError: there is none, one is no string or blank, or two are one name; `of` says whose they are.
+        UsageError: there is none, one is no string, not UTF-8 or blank, or two are one name; `of` says whose they are.
     """
     other = [name for name in names if not isinstance(name, str)]
     if other:
         raise UsageError(f"class names must be strings, but one of {of} is {other[0]!r}.")
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:  # bytes of a command line in another encoding: no file could hold it
+            raise UsageError(f"a class name in {of} is not UTF-8: {name!a}. Write it in UTF-8.") from error
     stripped = tuple(name.strip() for name in names)
     if not stripped:
         raise UsageError(f"{of} is empty; give at least one class name.")
