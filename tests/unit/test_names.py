@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from mmrl import names
 from mmrl.clip import load_clip
 from mmrl.errors import UsageError
 from mmrl.templates import fill
+from tests.oracle.pair import relative_error
 
 
 @pytest.mark.parametrize(
@@ -42,4 +42,4 @@ def test_distinct_names_number_what_stands_again() -> None:
 def test_the_number_is_not_spoken_in_the_prompt() -> None:
     assert fill("a photo of a {}.", ["crane", "crane (2)"]) == ["a photo of a crane."] * 2
     classes = load_clip("tiny", device="cpu").class_list(["crane", "dog", "crane (2)"], "a photo of a {}.")
-    torch.testing.assert_close(classes.zero_shot[0], classes.zero_shot[2])
+    assert relative_error(classes.zero_shot[0], classes.zero_shot[2]) < 1e-5 < relative_error(classes.zero_shot[0], classes.zero_shot[1])

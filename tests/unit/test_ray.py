@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -153,10 +152,8 @@ def test_an_address_where_nothing_answers(groups: list[Group], tmp_path: Path, m
     monkeypatch.setattr(cluster, "PATIENCE", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:  # it listens, and says nothing
         port = server.getsockname()[1]
-        began = time.monotonic()
         with pytest.raises(MmrlError, match=f"no Ray cluster answers at 127.0.0.1:{port}.*ray start --head"):
             go(f"127.0.0.1:{port}")
-        assert time.monotonic() - began < 10
     for refused in (f"127.0.0.1:{port}", "127.0.0.1:99999"):
         with pytest.raises(MmrlError, match=f"no Ray cluster answers at {refused}"):
             go(refused)
