@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 import tempfile
@@ -20,7 +21,10 @@ except ImportError:  # not POSIX: there are no locks then
     fcntl = None  # type: ignore[assignment]
 
 LARGEST = 2**30  # bytes of a file that is read whole; none that belongs here comes near
+LARGEST_JSON = 2**26  # bytes of JSON that this package wrote; a listing of ImageNet's images has some 40 MB
+DEEPEST_JSON = 64  # levels of lists and objects: more would overflow the stack of whoever shows, compares or writes them again
 LONGEST_NAME = 255  # bytes of a file's name, on the usual file systems
+LONGEST_PATH = 3500  # bytes, which leaves room for the names of files in a folder: systems take 4096
 ABANDONED = 60.0  # seconds after which a temporary file that nobody holds is a killed process's
 
 
@@ -28,7 +32,7 @@ def user_path(given: str | Path) -> Path:
     """The path that a user wrote, with ~ filled in.
 
     Raises:
-        UsageError: it cannot be a path: blank, of a user who is not known, with a name that is too long, or not encodable.
+        UsageError: it cannot be a path: blank, of a user who is not known, too long as a whole or in one name, or not encodable.
     """
     text = os.fspath(given)
     if not text.strip() or "\0" in text:
@@ -43,6 +47,8 @@ def user_path(given: str | Path) -> Path:
         raise UsageError(f"{text!a} cannot be the name of a file here: {error}.") from error
     if len(os.fsencode(longest)) > LONGEST_NAME:
         raise UsageError(f"'{longest}' is too long for the name of a file: at most {LONGEST_NAME} bytes between two slashes.")
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise UsageError(f"'{text}' is too long for a path: at most {LONGEST_PATH:,} bytes. Give a shorter one, or a link to it.")
     return path
 
 
@@ -140,14 +146,14 @@ def write_json(path: Path, content: Any, *, compact: bool = False) -> None:
     write_text(path, json.dumps(content, ensure_ascii=False, allow_nan=False, **layout) + "\n")
 
 
-def read_json(path: Path, *, what: str) -> Any:
-    """Parsed content of `path`, strictly JSON: no NaN or Infinity, and text that is Unicode.
+def read_json(path: Path, *, what: str, most: int = LARGEST_JSON) -> Any:
+    """Parsed content of `path`, of at most `most` bytes, strictly JSON: no NaN or Infinity, and text that is Unicode.
 
     Raises:
-        MmrlError: the file is missing or is not valid JSON; `what` names it in the message.
+        MmrlError: the file is missing, larger or not valid JSON; `what` names it in the message.
     """
     try:
-        return parse_json(read_regular(path, what=what))
+        return parse_json(read_regular(path, what=what, most=most))
     except UsageError as error:  # whoever asks knows whether the user named the file
         raise MmrlError(str(error)) from error
     except ValueError as error:
@@ -160,16 +166,34 @@ def parse_json(text: str | bytes) -> Any:
     def refused(constant: str) -> None:
         raise ValueError(f"{constant} is no number in JSON")
 
+    def finite(number: str) -> float:
+        value = float(number)
+        if math.isinf(value):
+            raise ValueError(f"{number:.20} is too large a number")
+        return value
+
     try:
         written = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        content = json.loads(written, parse_constant=refused)
+        content = json.loads(written, parse_constant=refused, parse_float=finite)
         if "\\ud" in written or "\\uD" in written:  # half of a pair is no letter, and cannot be written again
             json.dumps(content, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     except UnicodeError as error:
         raise ValueError(f"it is not UTF-8: {error}") from error
+    if written.count("[") + written.count("{") > DEEPEST_JSON:
+        _check_depth(content)
     return content
+
+
+def _check_depth(content: Any) -> None:
+    level = [content]
+    for _ in range(DEEPEST_JSON):
+        inside = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [inner for values in inside for inner in values if isinstance(inner, (dict, list))]
+        if not level:
+            return
+    raise ValueError("it is nested too deeply")
 
 
 def lock(path: Path) -> int:

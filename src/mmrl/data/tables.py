@@ -43,7 +43,10 @@ def read_list(path: Path, *, images: Path | None = None) -> Dataset:
 def _image_folder(path: Path, key: str) -> Path:
     """The folder that has the image of `key`: that of the split file, or one in it."""
     home = path.parent
-    found = [folder for folder in (home, *(home / name for name in subfolders(home))) if (folder / key).is_file()]
+    try:
+        found = [folder for folder in (home, *(home / name for name in subfolders(home))) if (folder / key).is_file()]
+    except OSError as error:  # a name that no file can have
+        raise UsageError(f"{path}: the first image, '{key}', cannot be looked for: {error.strerror or error}. Correct it.") from error
     if len(found) > 1 and found[0] != home:
         names = ", ".join(str(folder) for folder in found)
         raise UsageError(f"image '{key}' of {path} is in more than one folder: {names}. Say which one with images=.")
