@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from mmrl.reports.records import Option, Part, Scores, with_offset
+from mmrl.reports.records import Count, Hardware, Option, Part, Scores, Seconds, Title, Value, with_offset
 
 FORMAT = "mmrl.results/1"
 MARKER = "results.json"
@@ -33,7 +33,7 @@ class Environment(Part):
     versions: dict[str, str] = Field(description="of mmrl, Python and the packages that matter")
     commit: str | None = Field(None, description="of the source tree; null for an installed package")
     dirty: bool | None = Field(None, description="whether the source tree had changes")
-    hardware: dict[str, Any]
+    hardware: Hardware
     started: Annotated[datetime, AfterValidator(with_offset)]
 
 
@@ -43,20 +43,20 @@ class CellRecord(Part):
     schema_name: str = Field("mmrl.cell/1", alias="schema")
     key: str
     training: str | None = Field(None, description="key of the training; null for zero-shot")
-    method: str
-    backbone: str
+    method: Title
+    backbone: Title
     backbone_hash: str = Field(description="SHA-256 of all that decides a feature of the backbone, 16 hex digits")
-    dataset: str = Field(description="tested on")
+    dataset: Title = Field(description="tested on")
     data: str = Field(description="fingerprint of the data set's lists")
     own_split: bool = Field(False, description="whether a split is published for the data set and another was used")
     classes: Literal["all", "base", "novel"]
     seen: bool = Field(description="whether the classes were trained on")
     options: dict[str, Any] = Field(description="of the method at test")
-    template: str | tuple[str, ...]
+    template: Title | tuple[Title, ...]
     scores: Scores
-    seconds: float = Field(ge=0, description="testing, reading the images included")
+    seconds: Seconds = Field(description="testing, reading the images included")
     environment: Environment
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = Field((), fail_fast=True)
 
 
 class TrainingRecord(Part):
@@ -64,23 +64,23 @@ class TrainingRecord(Part):
 
     schema_name: str = Field("mmrl.training/1", alias="schema")
     key: str
-    method: str
-    backbone: str
+    method: Title
+    backbone: Title
     backbone_hash: str
-    dataset: str
+    dataset: Title
     data: str
     classes: Literal["all", "base"]
-    shots: int = Field(ge=0, description="images a class; 0: all there are")
+    shots: Count = Field(description="images a class; 0: all there are")
     seed: int
     draw_hash: str
-    images: int = Field(ge=1)
-    protocol: str = Field(description="whose published values were taken")
-    options: tuple[Option, ...]
-    seconds: float = Field(ge=0)
-    trained_parameters: int = Field(ge=0)
-    history: tuple[dict[str, float], ...] = ()
+    images: Count = Field(ge=1)
+    protocol: Title = Field(description="whose published values were taken")
+    options: tuple[Option, ...] = Field(fail_fast=True)
+    seconds: Seconds
+    trained_parameters: Count
+    history: tuple[dict[str, Value], ...] = Field((), fail_fast=True)
     environment: Environment
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = Field((), fail_fast=True)
 
 
 class Slot(Part):
@@ -89,14 +89,14 @@ class Slot(Part):
     `variant` tells rows of one method apart: the ablation's value ('0.5', 'w/o L'), options given by the user, or ''.
     """
 
-    study: str
-    method: str
-    variant: str = ""
-    backbone: str
-    trained_on: str | None = Field(None, description="data set trained on; null for zero-shot")
-    shots: int | None = None
+    study: Title
+    method: Title
+    variant: Title = ""
+    backbone: Title
+    trained_on: Title | None = Field(None, description="data set trained on; null for zero-shot")
+    shots: Count | None = None
     seed: int | None = None
-    dataset: str = Field(description="tested on")
+    dataset: Title = Field(description="tested on")
     classes: Literal["all", "base", "novel"]
     seen: bool
     key: str
@@ -121,12 +121,12 @@ class Plan(Part):
     """All slots of one study. `suite` is 'paper' (the 15 data sets), 'mini', or 'own'; `notes` go under its tables."""
 
     schema_name: str = Field("mmrl.plan/1", alias="schema")
-    study: str
+    study: Title
     suite: Literal["paper", "mini", "own"]
-    slots: tuple[Slot, ...]
+    slots: tuple[Slot, ...] = Field(fail_fast=True)
     paper_compat: bool = False
     command: str = Field("", description="as it was typed")
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = Field((), fail_fast=True)
 
 
 class Failure(Part):

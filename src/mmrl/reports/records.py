@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
     field_serializer,
     field_validator,
     model_validator,
@@ -29,10 +30,16 @@ from mmrl.templates import Template
 SCHEMA = "mmrl.run/1"
 RECORD_NAME = "run.json"
 ECE_BINS = 15
+LARGEST_RECORD = 2**25  # bytes; ten thousand classes take some 2 MB
 LARGEST = 10_000  # classes of a confusion matrix without names: more are a damaged file, and would fill the memory
+MOST = 2**53  # of anything counted: what a float holds exactly, as tables and charts calculate with it
 DENSE_UP_TO = 50  # classes up to which a confusion matrix is written whole; a larger one has mostly zeros
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Seconds = Annotated[float, Field(ge=0, le=1e10)]
+Value = Annotated[float, Field(ge=-1e39, le=1e39)]  # of float32, so that sums and scales of a few are finite
+Title = Annotated[str, Field(max_length=4096)]  # a name, or a path
 
 
 def harmonic_mean(base: float, novel: float) -> float:
@@ -48,6 +55,15 @@ def with_offset(time: datetime) -> datetime:
     return time
 
 
+def plain(value: Any) -> Any:
+    if isinstance(value, (list, dict)):
+        raise ValueError("is no text or number")
+    return value
+
+
+Hardware = dict[str, Annotated[Any, AfterValidator(plain)]]
+
+
 class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, allow_inf_nan=False)
 
@@ -58,7 +74,7 @@ P = TypeVar("P", bound=Part)
 class Bin(Part):
     """One of the equally wide confidence bins of a reliability diagram; the means are 0 in an empty bin."""
 
-    count: int = Field(ge=0)
+    count: Count
     confidence: Fraction
     accuracy: Fraction
 
@@ -70,31 +86,36 @@ class Scores(Part):
     top5: Fraction | None = None
     macro: Fraction | None = Field(None, description="mean over classes of the class's accuracy")
     ece: Fraction | None = Field(None, description="expected calibration error over 15 bins")
-    count: int = Field(ge=1, description="number of images")
-    class_names: tuple[str, ...] = ()
-    per_class: tuple[Fraction | None, ...] = Field((), description="accuracy of each class; null for one without images")
-    confusion: tuple[tuple[int, ...], ...] = Field((), description="images by true class (row) and predicted class (column)")
-    bins: tuple[Bin, ...] = ()
+    count: Count = Field(ge=1, description="number of images")
+    class_names: tuple[Title, ...] = Field((), fail_fast=True)
+    per_class: tuple[Fraction | None, ...] = Field((), fail_fast=True, description="accuracy of each class; null for one without images")
+    confusion: tuple[Annotated[tuple[Count, ...], Field(fail_fast=True)], ...] = Field(
+        (), fail_fast=True, description="images by true class (row) and predicted class (column)"
+    )
+    bins: tuple[Bin, ...] = Field((), fail_fast=True)
 
-    @field_validator("confusion", mode="before")
+    @field_validator("confusion", mode="wrap")
     @classmethod
-    def _dense(cls, value: Any, info: ValidationInfo) -> Any:
+    def _dense(cls, value: Any, read: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
         """The whole matrix from {size, counts: [[row, column, images], ...]}, as which a large one is written."""
         if not isinstance(value, dict):
-            return value
+            return read(value)
         try:
             size, counts = value["size"], value["counts"]
             most = len(info.data.get("class_names", ())) or LARGEST
             if not 0 <= size <= most:
                 raise ValueError(f"its size is {size}; at most {most} is possible")
-            rows = [[0] * size for _ in range(size)]
+            rows: dict[int, list[int]] = {}
+            empty = (0,) * size  # one for all, as a file of a few bytes may say that there are thousands
             for row, column, images in counts:
-                if row < 0 or column < 0:
+                if not 0 <= row < size or not 0 <= column < size:
                     raise IndexError(f"{row}, {column} is no place in it")
-                rows[row][column] = images
+                if type(images) is not int or not 0 <= images <= MOST:
+                    raise TypeError(f"{images!r:.40} is no number of images")
+                rows.setdefault(row, [*empty])[column] = images
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError(f"it is no matrix ({error!r})") from error
-        return rows
+        return tuple(tuple(rows[row]) if row in rows else empty for row in range(size))
 
     @field_serializer("confusion")
     def _sparse(self, rows: tuple[tuple[int, ...], ...]) -> Any:
@@ -140,8 +161,8 @@ class Metrics(Part):
 class Option(Part):
     """One value of the run and where it came from, as `mmrl.recipes.Setting`."""
 
-    section: str
-    key: str
+    section: Title
+    key: Title
     value: Any
     source: str
 
@@ -150,28 +171,30 @@ class RunRecord(Part):
     """One run: a method, trained once on one draw of one data set, and its scores beside those of zero-shot CLIP."""
 
     schema_name: str = Field(SCHEMA, alias="schema")
-    method: str
-    protocol: str = "base-to-novel"
-    dataset: str
-    classes: str = Field(description="the classes trained on: 'all' or 'base'")
-    shots: int = Field(ge=0, description="images a class; 0: all there are")
+    method: Title
+    protocol: Title = "base-to-novel"
+    dataset: Title
+    classes: Title = Field(description="the classes trained on: 'all' or 'base'")
+    shots: Count = Field(description="images a class; 0: all there are")
     seed: int
     draw_hash: str
-    backbone: str
+    backbone: Title
     backbone_hash: str | None = Field(None, description="SHA-256 of all that decides a feature of the backbone, 16 hex digits")
-    options: tuple[Option, ...] = ()
+    options: tuple[Option, ...] = Field((), fail_fast=True)
     versions: dict[str, str] = Field(description="of mmrl, Python and the packages that matter")
     commit: str | None = Field(None, description="of the source tree; null for an installed package")
     dirty: bool | None = Field(None, description="whether the source tree had changes")
-    hardware: dict[str, Any]
+    hardware: Hardware
     started: Annotated[datetime, AfterValidator(with_offset)]
-    seconds: float = Field(ge=0, description="training alone")
+    seconds: Seconds = Field(description="training alone")
     metrics: Metrics
     zero_shot: Metrics | None = None
     template: Template | None = Field(None, description="prompt, with one {} for the class name; several are averaged")
-    trained_parameters: int | None = Field(None, ge=0, description="number of trained values")
-    warnings: tuple[str, ...] = Field((), description="such as scores below zero-shot")
-    history: tuple[dict[str, float], ...] = Field((), description="step, epoch, lr, accuracy and the terms of the loss, every few steps")
+    trained_parameters: Count | None = Field(None, description="number of trained values")
+    warnings: tuple[str, ...] = Field((), fail_fast=True, description="such as scores below zero-shot")
+    history: tuple[dict[str, Value], ...] = Field(
+        (), fail_fast=True, description="step, epoch, lr, accuracy and the terms of the loss, every few steps"
+    )
 
     def write(self, path: Path) -> None:
         """Write it as JSON; `path` is replaced as a whole or not at all."""
@@ -185,7 +208,7 @@ def read_record(path: Path) -> RunRecord:
         MmrlError: there is no such file, it is cut or damaged, or it is JSON of another kind or of a later schema.
     """
     path = path / RECORD_NAME if path.is_dir() else path
-    content = read_json(path, what="run record")
+    content = read_json(path, what="run record", most=LARGEST_RECORD)
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != SCHEMA:
         family = SCHEMA.partition("/")[0]
@@ -200,5 +223,7 @@ def validated(kind: type[P], content: Any, path: Path, *, what: str) -> P:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or what}: {e['msg']}" for e in error.errors()[:5])
+        problems = f"{error.error_count():,} places in it are wrong"
+        if error.error_count() <= 1000:  # all are made before the first can be had
+            problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or what}: {e['msg']}" for e in error.errors()[:5])
         raise MmrlError(f"{what} is damaged: {path} ({problems})") from error

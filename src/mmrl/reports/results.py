@@ -9,7 +9,7 @@ from pathlib import Path
 from mmrl.errors import MmrlError, UsageError
 from mmrl.files import read_json, user_path
 from mmrl.reports.cells import ABLATIONS, FORMAT, MARKER, STUDIES, CellRecord, Failure, Plan, TrainingRecord
-from mmrl.reports.records import P, validated
+from mmrl.reports.records import LARGEST_RECORD, P, validated
 
 ORDER = (*STUDIES, *ABLATIONS)
 
@@ -20,7 +20,7 @@ def read_part(path: Path, kind: type[P], *, what: str) -> P:
     Raises:
         MmrlError: it is missing, cut short, or not such a thing; the message names the file and the fix.
     """
-    content = read_json(path, what=what)
+    content = read_json(path, what=what, most=LARGEST_RECORD)
     schema = kind.model_fields["schema_name"].default
     found = content.get("schema") if isinstance(content, dict) else None
     if found != schema:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,9 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mmrl.errors import MmrlError
+from mmrl.files import parse_json, read_regular
 from mmrl.reports.cells import Failure, Plan, Slot
 from mmrl.reports.results import Results
 
+LARGEST_LOCK = 2**16  # bytes
+TOLD = ("pid", "host", "since")
 STATES = ("done", "running", "failed", "cancelled", "to do")
 
 
@@ -59,6 +62,8 @@ def _held(path: Path) -> bool:
     except ImportError:  # Windows, where runs take no such locks
         return False
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with path.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -72,10 +77,11 @@ def _held(path: Path) -> bool:
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # being written
+        found = parse_json(read_regular(path, what="lock", most=LARGEST_LOCK))
+    except (MmrlError, ValueError):  # being written
         found = None
-    return {"group": path.stem} | (found if isinstance(found, dict) else {})
+    told = {key: found.get(key) for key in TOLD} if isinstance(found, dict) else {}
+    return {"group": path.stem} | {key: value for key, value in told.items() if isinstance(value, (str, int))}
 
 
 def slot_states(results: Results, plan: Plan, locks: Iterable[str]) -> Iterator[tuple[Slot, str]]:
