@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ImageSource = Union[str, Path, bytes, Image.Image, NDArray[Any], "torch.Tensor"]
 
 _CHANNELS = (1, 2, 3, 4)  # grey, grey + alpha, RGB, RGB + alpha
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, ZeroDivisionError, OverflowError)  # Pillow's, on bad bytes
+_PROGRAMS = ("EPS",)  # formats for which Pillow would start another program on the file
 
 
 def to_rgb(source: ImageSource) -> Image.Image:
@@ -75,25 +75,27 @@ def _open(file: Path | io.BytesIO, name: str, decode: Callable[[Image.Image, str
         raise UsageError(f"{name} is not an image that can be read, or is broken. Replace it or remove it.") from error
     except Image.DecompressionBombError as error:
         raise UsageError(f"{name} is too large: {error}") from error
-    except _BROKEN as error:
-        if isinstance(error, UsageError):
-            raise
+    except UsageError:
+        raise
+    except Exception as error:  # Pillow's readers raise errors of any kind on bad bytes
         raise UsageError(f"{name} cannot be read: {error}. Replace it or remove it.") from error
 
 
 def _loaded(image: Image.Image, name: str) -> Image.Image:
     if 0 in image.size:
         raise UsageError(f"{name} is empty: {image.size[0]} x {image.size[1]} pixels.")
+    if image.format in _PROGRAMS:
+        raise UsageError(f"{name} is PostScript, which is a program and is not run. Save it as PNG or JPEG.")
     try:
         image.load()
-    except _BROKEN as error:
+    except Exception as error:
         raise UsageError(f"{name} is broken or truncated ({error}). Replace it or remove it.") from error
     return image
 
 
 def _decoded(image: Image.Image, name: str) -> Image.Image:
     image = _loaded(image, name)
-    with contextlib.suppress(*_BROKEN):  # bad EXIF: the pixels are fine, the notes beside them are not
+    with contextlib.suppress(Exception):  # bad EXIF: the pixels are fine, the notes beside them are not
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # exif_transpose copies upright ones, too
             image = ImageOps.exif_transpose(image)
     return _eight_bits(image, name)
