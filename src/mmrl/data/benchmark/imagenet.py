@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,8 +127,15 @@ def list_classes(place: Path, folders: list[str], cache: Path | None) -> dict[st
         listing[folder] = names
         fresh[folder] = (changed, names)
     if file is not None and fresh != kept:
-        write_json(file, {"folder": str(place.resolve()), "classes": fresh}, compact=True)
+        write_json(file, {"folder": str(place.resolve()), "sha256": _digest(fresh), "classes": fresh}, compact=True)
     return listing
+
+
+def _digest(classes: Mapping[str, tuple[int, Sequence[str]]]) -> str:
+    digest = hashlib.sha256()
+    for folder, (then, names) in classes.items():
+        digest.update("\0".join((folder, str(then), *names, "")).encode())
+    return digest.hexdigest()
 
 
 def _is_image(name: str) -> bool:
@@ -139,9 +147,8 @@ def _kept(file: Path | None) -> dict[str, tuple[int, list[str]]]:
     if file is None or not file.is_file():
         return {}
     try:
-        return {
-            str(folder): (int(then), [str(name) for name in names])
-            for folder, (then, names) in read_json(file, what="listing")["classes"].items()
-        }
+        content = read_json(file, what="listing")
+        classes = {folder: (int(then), list(names)) for folder, (then, names) in content["classes"].items()}
+        return classes if _digest(classes) == content["sha256"] else {}
     except (MmrlError, KeyError, TypeError, ValueError, AttributeError):
         return {}
