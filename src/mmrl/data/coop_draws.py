@@ -22,6 +22,7 @@ from mmrl.pickles import Call, ForbiddenName, Name, read_notes
 
 RECORD = Name("dassl.data.datasets.base_dataset", "Datum")
 LARGEST = 64 * 2**20  # bytes; the largest of the family, ImageNet with 16 shots, has about 3 MB
+MOST_LABELS = 2**31  # a pickle has numbers of any length, and Python writes none of more than 4300 digits
 LARGEST_LISTS = 2**30  # bytes of lists of all images; ImageNet's have about 200 MB
 
 
@@ -128,7 +129,7 @@ def _row(path: Path, record: Any, part: str) -> tuple[list[str], int, str]:
     """The steps of a record's path, its label and its class's name."""
     fields = record.state if isinstance(record, Call) and isinstance(record.state, dict) else {}
     place, label, name = (fields.get(field) for field in ("_impath", "_label", "_classname"))
-    if not isinstance(place, str) or type(label) is not int or not isinstance(name, str):
+    if not isinstance(place, str) or type(label) is not int or abs(label) > MOST_LABELS or not isinstance(name, str):
         raise UsageError(f"{path} is no few-shot draw: '{part}' has something that is no image with path, label and class name.")
     return place.replace("\\", "/").split("/"), label, name
 

@@ -21,7 +21,7 @@ def read_draw(path: Path | str, dataset: Dataset, classes: Which | str) -> Draw:
     """The few-shot draw in a file: `draw.json` of a run, or a pickle of the CoOp family (`.pkl`). One of all classes is cut to `classes`.
 
     Raises:
-        UsageError: it is of another data set, of other classes, or has images that are no training images here.
+        UsageError: it is of another data set, of other classes, or has images that are no training (validation) images here.
         MmrlError: it is damaged.
     """
     path = user_path(path)
@@ -37,9 +37,11 @@ def fitted(draw: Draw, path: Path, dataset: Dataset, classes: Which | str) -> Dr
         raise UsageError(f"{path} is a draw of '{draw.dataset}', {draw.classes} classes; this run needs '{whole.name}', {part} classes.")
     if draw.classes != part:
         draw = replace(draw, classes=part, train=relabel(draw.train, ids), val=relabel(draw.val, ids))
-    strange = sorted(set(draw.train) - set(whole.restrict(part).train))
-    if strange:
-        raise UsageError(f"{path} has '{strange[0].key}' and {len(strange) - 1} more that are no training images of '{whole.name}' here.")
+    here = whole.restrict(part)
+    for items, known, what in ((draw.train, here.train, "training"), (draw.val, here.val, "validation")):
+        strange = sorted(set(items) - set(known))
+        if strange:
+            raise UsageError(f"{path} has '{strange[0].key}' and {len(strange) - 1} more that are no {what} images of '{whole.name}' here.")
     return draw
 
 
