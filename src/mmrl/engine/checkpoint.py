@@ -20,7 +20,7 @@ from mmrl.clip import Clip, load_clip
 from mmrl.clip.device import AUTO
 from mmrl.errors import MmrlError, UsageError
 from mmrl.files import read_json, read_regular, sweep, user_path, write_bytes, write_json, write_text
-from mmrl.methods import Method, build, get
+from mmrl.methods import Method, MethodOptions, build, get, make_options
 from mmrl.methods.base import describe_problem
 from mmrl.names import check_names
 from mmrl.reports.card import model_card
@@ -45,7 +45,7 @@ class AdapterConfig(BaseModel):
     options: dict[str, Any] = Field(description="of the method")
     backbone: str = Field(description="name for load_clip")
     backbone_hash: str = Field(description="`Clip.identity`: of all that decides a feature of the backbone")
-    class_names: tuple[str, ...] = Field(description="classes trained on")
+    class_names: tuple[str, ...] = Field(fail_fast=True, description="classes trained on")
     dataset: str | None = Field(None, description="name of the data set trained on; null where it is not known")
     template: Template = Field(description="prompt, with one {} for the class name; several are averaged")
     version: str = Field(description="of mmrl that wrote it")
@@ -126,10 +126,16 @@ def read_config(folder: Path | str) -> AdapterConfig:
         writer = f"mmrl {content.get('version')}, format {version}; this one reads format {FORMAT}"
         raise MmrlError(f"the adapter in {folder} was written by a later version ({writer}): upgrade mmrl.")
     try:
-        return AdapterConfig.model_validate(content)
+        config = AdapterConfig.model_validate(content)
+        if config.class_names:
+            check_names(config.class_names)
+        check_template(config.template)
     except ValidationError as error:
         problems = " ".join(describe_problem(problem) for problem in error.errors())
         raise MmrlError(f"adapter configuration is damaged: {path}: {problems}") from error
+    except UsageError as error:
+        raise MmrlError(f"adapter configuration is damaged: {path}: {error}") from error
+    return config
 
 
 def load_adapter(folder: Path | str, clip: Clip | None = None, *, device: str | torch.device = AUTO) -> tuple[Method, AdapterConfig]:
@@ -158,7 +164,9 @@ def load_adapter(folder: Path | str, clip: Clip | None = None, *, device: str | 
             f"another one (hash {clip.identity}): other weights, layers or preprocessing. Use the one it was made for."
         )
     try:
-        method = build(config.method, clip, config.options)
+        made = make_options(get(config.method), config.options)
+        _require_fit(_shapes(get(config.method), clip, made), tensors, method=config.method, where=str(folder))
+        method = build(config.method, clip, made)
     except UsageError as error:
         raise MmrlError(f"adapter configuration is damaged: {folder / CONFIG}: {error}") from error
     load_tensors(method, tensors, where=str(folder))
@@ -184,9 +192,37 @@ def _read_tensors(folder: Path, config: AdapterConfig) -> dict[str, Tensor]:
 
 
 def _require_finite(tensors: Mapping[str, Tensor], *, where: str) -> None:
+    odd = [name for name, value in tensors.items() if value.is_complex() or (value.is_floating_point() and value.dtype.itemsize < 2)]
+    if odd:
+        raise MmrlError(f"the tensor '{odd[0]}' of {where} has {tensors[odd[0]].dtype} values, as no adapter's has. Train or import again.")
     bad = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
     if bad:
         raise MmrlError(f"the tensor '{bad[0]}' of {where} has values that are not finite, so it can classify nothing. Train again.")
+
+
+def _shapes(cls: type[Method], clip: Clip, options: MethodOptions) -> dict[str, tuple[int, ...]] | None:
+    """The tensors that a method with these options has, without memory for them: a damaged file may ask for any. None if that fails."""
+    try:
+        with torch.device("meta"):
+            return {name: tuple(value.shape) for name, value in cls(clip, options).state_dict().items()}
+    except UsageError:
+        raise
+    except Exception:  # a method from outside that calculates with its initial values
+        return None
+
+
+def _require_fit(own: Mapping[str, tuple[int, ...]] | None, tensors: Mapping[str, Tensor], *, method: str, where: str) -> None:
+    if own is None:
+        return
+    problems = [f"no tensor '{name}'" for name in own if name not in tensors][:1]
+    problems += [f"an unknown tensor '{name}'" for name in tensors if name not in own][:1]
+    problems += [
+        f"'{name}' of shape {tuple(value.shape)} where the options give {own[name]}"
+        for name, value in tensors.items()
+        if name in own and own[name] != tuple(value.shape)
+    ][:1]
+    if problems:
+        raise MmrlError(f"the tensors in {where} do not fit method '{method}' with its options: {'; '.join(problems)}.")
 
 
 def load_tensors(method: Method, tensors: Mapping[str, Tensor], *, where: str) -> None:
@@ -195,16 +231,8 @@ def load_tensors(method: Method, tensors: Mapping[str, Tensor], *, where: str) -
     Raises:
         MmrlError: they do not fit; the first of each kind is named.
     """
-    own = method.state_dict()
-    problems = [f"no tensor '{name}'" for name in own if name not in tensors][:1]
-    problems += [f"an unknown tensor '{name}'" for name in tensors if name not in own][:1]
-    problems += [
-        f"'{name}' of shape {tuple(value.shape)} where the options give {tuple(own[name].shape)}"
-        for name, value in tensors.items()
-        if name in own and own[name].shape != value.shape
-    ][:1]
-    if problems:
-        raise MmrlError(f"the tensors in {where} do not fit method '{method.name}' with its options: {'; '.join(problems)}.")
+    own = {name: tuple(value.shape) for name, value in method.state_dict().items()}
+    _require_fit(own, tensors, method=method.name, where=where)
     method.load_state_dict(dict(tensors), strict=True)
 
 

@@ -14,7 +14,7 @@ from mmrl.clip import Clip, load_clip
 from mmrl.engine.checkpoint import AdapterConfig, load_tensors, read_config, save_adapter
 from mmrl.engine.folder import TAKEN
 from mmrl.engine.untrusted import TensorFile
-from mmrl.errors import Notice, UsageError, unknown
+from mmrl.errors import Notice, UsageError, first_line, unknown
 from mmrl.files import user_path
 from mmrl.methods import Method, build
 from mmrl.methods.authors import from_authors, guess_method
@@ -30,6 +30,7 @@ _FROZEN = {  # of the whole CLIP in the file, what tells backbones of one shape 
     "text_encoder.ln_final.weight": "ln_final.weight",
     "text_encoder.text_projection": "text_projection",
 }
+_DIMENSIONS = {"rep_space": 2, "visual.bias": 2, "text.bias": 2, "visual.a": 3, "projection_a": 2}  # of what options follow from
 _HALF = 2e-3  # relative error that rounding to half precision may make, and more
 
 
@@ -73,7 +74,7 @@ def import_authors(
         warnings.warn(f"{len(again)} names stand again, and are told apart by a number that is not spoken: {', '.join(again)}", Notice, 2)
     tensors = TensorFile(path)
     cls = guess_method(tensors, registered())
-    state = from_authors(cls, tensors)
+    state = _stacked(path, cls, tensors)
     model = load_clip(clip) if isinstance(clip, str) else clip
     model.require_staged(cls.name)
     _check_backbone(path, tensors, state, model)
@@ -82,6 +83,19 @@ def import_authors(
     method.eval()
     save_adapter(out, method, classes=names, template=template, dataset=dataset)
     return method, read_config(out)
+
+
+def _stacked(path: Path, cls: type[Method], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict of `cls` from the authors' tensors, of as many dimensions as it has. Raises UsageError where they have others."""
+    try:
+        state = from_authors(cls, tensors)
+    except RuntimeError as error:  # torch cannot stack layers of different shapes
+        raise UsageError(f"the layers of {path}, no checkpoint of the authors' code, do not fit together: {first_line(error)}") from error
+    other = next((name for name, n in _DIMENSIONS.items() if name in state and state[name].dim() != n), None)
+    if other is not None:
+        shape, n = tuple(state[other].shape), _DIMENSIONS[other]
+        raise UsageError(f"'{other}' of {path} has the shape {shape}, not {n} sizes. It is no checkpoint of the authors' code.")
+    return state
 
 
 def _options(cls: type[Method], state: Mapping[str, Tensor], clip: Clip, given: Mapping[str, Any]) -> dict[str, Any]:
