@@ -8,8 +8,8 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,27 +80,51 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         MmrlError: the folder cannot be written to, or the disk is full. `path` is as it was before.
     """
-    temporary: Path | None = None
-    handle: int | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=PARTIAL)
-        temporary = Path(name)
-        if not _hold(handle):
-            os.close(handle)
-            handle = None
+    with _explained(path), _beside(path) as temporary:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o644)
+        _settle(temporary)
         os.replace(temporary, path)
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write files that belong together, in this order. All are on the disk before the first is renamed, so a full one leaves the old."""
+    with ExitStack() as stack:
+        written: dict[Path, Path] = {}
+        for path, content in contents.items():
+            with _explained(path):
+                written[path] = stack.enter_context(_beside(path))
+                written[path].write_bytes(content)
+                _settle(written[path])
+        for path, temporary in written.items():
+            with _explained(path):
+                os.replace(temporary, path)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise MmrlError(f"cannot write {path}: {error.strerror or error}. Free some space or choose another folder.") from error
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A temporary file in the folder of `path`, held by this process and taken away in the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=PARTIAL)
+    try:
+        _hold(handle)
+        yield Path(name)
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        if handle is not None:
-            os.close(handle)
+        Path(name).unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _settle(temporary: Path) -> None:
+    with temporary.open("rb") as written:
+        os.fsync(written.fileno())
+    temporary.chmod(0o644)
 
 
 PARTIAL = ".partial"
@@ -142,8 +166,12 @@ def write_text(path: Path, content: str) -> None:
 
 def write_json(path: Path, content: Any, *, compact: bool = False) -> None:
     """Write `content`, indented; `compact` puts it on one line, for files that are many and read by programs."""
+    write_text(path, json_text(content, compact=compact))
+
+
+def json_text(content: Any, *, compact: bool = False) -> str:
     layout: dict[str, Any] = {"separators": (",", ":")} if compact else {"indent": 2}
-    write_text(path, json.dumps(content, ensure_ascii=False, allow_nan=False, **layout) + "\n")
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, **layout) + "\n"
 
 
 def read_json(path: Path, *, what: str, most: int = LARGEST_JSON) -> Any:

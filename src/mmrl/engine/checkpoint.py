@@ -1,7 +1,7 @@
 """Adapters: a folder with the trained tensors, what is needed to use them, and a model card.
 
 `adapter_model.safetensors` holds the method's parameters alone, `adapter_config.json` an `AdapterConfig`, `README.md` the card. The
-configuration names the SHA-256 of the tensor file, so that a file edited, cut or exchanged is noticed.
+configuration names the SHA-256 of the tensor file, so that a file edited, cut or exchanged is noticed, and is written last.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from mmrl.clip import Clip, load_clip
 from mmrl.clip.device import AUTO
 from mmrl.errors import MmrlError, UsageError
-from mmrl.files import read_json, read_regular, sweep, user_path, write_bytes, write_json, write_text
+from mmrl.files import json_text, read_json, read_regular, sweep, user_path, write_text, write_together
 from mmrl.methods import Method, MethodOptions, build, get, make_options
 from mmrl.methods.base import describe_problem
 from mmrl.names import check_names
@@ -78,7 +78,7 @@ def save_adapter(
     from safetensors.torch import save
 
     folder = user_path(folder)
-    if (folder / CARD).exists() and not (folder / CONFIG).exists():
+    if (folder / CARD).exists() and not ((folder / CONFIG).exists() or (folder / TENSORS).exists()):
         raise UsageError(f"{folder} has a {CARD} that no adapter belongs to, and the model card would replace it; choose another folder.")
     names = check_names(classes) if classes or method.trainable else ()
     template = check_template(template)
@@ -97,9 +97,9 @@ def save_adapter(
         version=__version__,
         sha256=hashlib.sha256(content).hexdigest(),
     )
-    write_bytes(folder / TENSORS, content)
-    write_json(folder / CONFIG, config.model_dump(mode="json"))
-    write_card(folder, config, record)
+    plain = config.model_dump(mode="json")
+    files = {TENSORS: content, CARD: model_card(plain, record).encode(), CONFIG: json_text(plain).encode()}
+    write_together({folder / name: each for name, each in files.items()})  # the configuration last: it vouches for the tensors
     return folder
 
 

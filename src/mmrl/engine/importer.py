@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmrl.clip import Clip, load_clip
-from mmrl.engine.checkpoint import AdapterConfig, load_tensors, read_config, save_adapter
+from mmrl.engine.checkpoint import CARD, TENSORS, AdapterConfig, load_tensors, read_config, save_adapter
 from mmrl.engine.folder import TAKEN
 from mmrl.engine.untrusted import TensorFile
 from mmrl.errors import Notice, UsageError, first_line, unknown
@@ -66,7 +66,7 @@ def import_authors(
     """
     path, out = user_path(path), user_path(out)
     taken = [name for name in TAKEN if (out / name).exists()]
-    if taken:
+    if taken and not set(taken) <= {TENSORS, CARD}:  # those alone are what a killed import leaves; a card alone is refused below
         raise UsageError(f"{out} holds another run already ({taken[0]}); choose another folder.")
     names = distinct_names(classes)
     again = [name for name, given in zip(names, classes) if name != given]
