@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmrl.data.benchmark.matlab import read_variable
 from mmrl.data.folder import class_names, images_below, subfolders
 from mmrl.data.records import Contents
 from mmrl.data.splits import Row, class_name, contents_of, divide, family_sizes, hold_out, json_of_user
@@ -21,6 +22,7 @@ from mmrl.files import read_regular
 if TYPE_CHECKING:
     from mmrl.data.benchmark.entries import Entry
 
+LARGEST_MAT = 2**25  # bytes; the largest of the 15 has some 200 kB
 Reader = Callable[["Entry", Path, "Path | None"], Contents]
 
 
@@ -94,7 +96,7 @@ def action_lists(entry: Entry, root: Path, cache: Path | None) -> Contents:
 def flower_labels(entry: Entry, root: Path, cache: Path | None) -> Contents:
     """imagelabels.mat has the class, from 1, of image_00001.jpg and those after it; cat_to_name.json the names. 50/20/30 of each class."""
     labels_file, names_file = entry.needs_of(root)
-    labels = [int(label) for label in _mat(labels_file, "labels").ravel()]
+    labels = _whole_numbers(labels_file, "labels")
     names = json_of_user(names_file, "list of class names")
     try:
         groups: dict[str, list[str]] = {class_name(names[str(label)]): [] for label in sorted(set(labels))}
@@ -110,33 +112,41 @@ def flower_labels(entry: Entry, root: Path, cache: Path | None) -> Contents:
 def car_annotations(entry: Entry, root: Path, cache: Path | None) -> Contents:
     """Classes, from 1, and file names in .mat files; in a class's name the year moves to the front."""
     meta, train, test = entry.needs_of(root)
-    names = [str(name) for name in _mat(meta, "class_names").ravel()]
+    names = _mat(meta, "class_names")
 
     def rows(path: Path, folder: str) -> Iterator[Row]:
-        for car in _mat(path, "annotations").ravel():
+        for car in _mat(path, "annotations"):
             try:
-                label, file = int(car["class"]) - 1, str(car["fname"])
+                (number,), file = car["class"], car["fname"]
+                label = int(number) - 1
                 model, _, year = names[label].rpartition(" ")
-            except (IndexError, ValueError, TypeError) as error:
-                raise UsageError(f"{path} is not what the authors of {entry.title} publish: {error}. Get it again.") from error
-            yield f"{folder}/{file}", label, f"{year} {model}"
+                key = f"{folder}/{file.strip()}"
+            except (IndexError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+                raise UsageError(f"{path} is not what the authors of {entry.title} publish: {error!r}. Get it again.") from error
+            yield key, label, f"{year} {model}"
 
     parts = {**hold_out(rows(train, "cars_train")), "test": list(rows(test, "cars_test"))}
     return contents_of(parts, str(entry.folder_of(root)))
 
 
-def _mat(path: Path, name: str) -> Any:
-    """Array `name` of a MATLAB file, cells and structs unpacked. Raises UsageError where the file is damaged or lacks it."""
-    import numpy as np
-    from scipy.io import loadmat
-
+def _mat(path: Path, name: str) -> list[Any]:
+    """The variable `name` of a MATLAB file, an array. Raises UsageError where the file is damaged or lacks it."""
     try:
-        content = loadmat(path, squeeze_me=True)
-    except Exception as error:  # scipy raises what a damaged file makes it stumble on
-        raise UsageError(f"{path} cannot be read as a MATLAB file: {error}. Get it again.") from error
-    if name not in content:
-        raise UsageError(f"{path} has no '{name}'. Get it again from the authors of the data set.")
-    return np.asarray(content[name])
+        found = read_variable(read_regular(path, what="MATLAB file", most=LARGEST_MAT), name)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"{path} cannot be read as a MATLAB file: {error}. Get it again from the authors of the data set.") from error
+    if not isinstance(found, list):
+        raise UsageError(f"'{name}' of {path} is a text, not a list. Get it again from the authors of the data set.")
+    return found
+
+
+def _whole_numbers(path: Path, name: str) -> list[int]:
+    found = _mat(path, name)
+    if not all(isinstance(value, (int, float)) and float(value).is_integer() for value in found):
+        raise UsageError(f"'{name}' of {path} has something that is no whole number. Get it again from the authors of the data set.")
+    return [int(value) for value in found]
 
 
 def _lines(path: Path) -> Iterator[str]:

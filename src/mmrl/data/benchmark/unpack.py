@@ -17,6 +17,7 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from mmrl.data.benchmark.matlab import read_variable
 from mmrl.errors import MmrlError
 
 ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
@@ -174,15 +175,13 @@ def _extract_all(tar: tarfile.TarFile, into: Path, budget: _Budget) -> None:
 
 def _validation_wnids(kit: tarfile.TarFile) -> list[str]:
     """The class of each validation image, in the order of their numbers."""
-    from scipy.io import loadmat
-
     inside = {PurePosixPath(name).name: name for name in kit.getnames()}
     try:
         table, truth = (kit.extractfile(inside[name]) for name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt"))
         assert table is not None and truth is not None
-        wnid = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in loadmat(table, squeeze_me=True)["synsets"].flat}
+        wnid = {int(row["ILSVRC2012_ID"][0]): row["WNID"] for row in read_variable(table.read(), "synsets")}
         wnids = [wnid[int(line)] for line in truth.read().decode().split()]
-    except Exception as error:  # scipy raises whatever a damaged file makes it stumble on
+    except (LookupError, ValueError, TypeError, AssertionError) as error:
         raise tarfile.TarError(f"it is not the development kit of ILSVRC2012, tasks 1 and 2 ({error!r})") from error
     strange = [name for name in wnids if not re.fullmatch(r"n\d{8}", name)]  # they become names of folders
     if strange:
