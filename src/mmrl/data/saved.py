@@ -36,14 +36,23 @@ def read_saved(path: Path) -> Dataset:
         raise UsageError(f"{path} was saved by the library 'datasets', which is not installed: pip install 'mmrl[hf]'.") from error
     try:
         loaded = datasets.load_from_disk(str(path))
-    except Exception as error:  # whatever a damaged Arrow file makes it stumble on
+        return _dataset(path, dict(loaded) if isinstance(loaded, Mapping) else {"": loaded}, datasets.Image, datasets.ClassLabel)
+    except UsageError:
+        raise
+    except Exception as error:  # whatever damaged files make that library stumble on, also later, as it reads when asked
         raise UsageError(f"{path} cannot be read as a folder saved by 'datasets': {error}. Save it again.") from error
-    tables = dict(loaded) if isinstance(loaded, Mapping) else {"": loaded}
+
+
+def _dataset(path: Path, tables: dict[str, Any], image_kind: type, label_kind: type) -> Dataset:
+    if not tables:
+        raise UsageError(f"{path} has no split in it. Save the data set again.")
     first = next(iter(tables.values()))
-    image, label = _column(first, datasets.Image, path), _column(first, datasets.ClassLabel, path)
+    image, label = _column(first, image_kind, path), _column(first, label_kind, path)
     names = first.features[label].names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{path} does not name its classes: the names of '{label}' are no texts. Save the data set again.")
     tables = {_part(split, path): table for split, table in tables.items()}
-    read = _Reader({part: table.cast_column(image, datasets.Image(decode=False)) for part, table in tables.items()}, image, path)
+    read = _Reader({part: table.cast_column(image, image_kind(decode=False)) for part, table in tables.items()}, image, path)
     rows = {part: _rows(part, table[label], names, path) for part, table in tables.items()}
     contents = _undivided(next(iter(rows.values()))) if set(rows) in ({""}, {"train"}) else contents_of(test_of_val(rows), str(path))
     return Dataset(
@@ -92,7 +101,10 @@ class _Reader:
 
     def __call__(self, key: str) -> Image.Image:
         part, _, number = key.partition("/")
-        content = (self.tables[part][int(number)][self.column] or {}).get("bytes")
+        try:
+            content = (self.tables[part][int(number)][self.column] or {}).get("bytes")
+        except Exception as error:  # the file is read now, and damaged
+            raise UsageError(f"{self.path}: image {key} cannot be read: {error}. Save the data set again.") from error
         if content is None:
             raise UsageError(f"{self.path}: image {key} is not in the saved files. Save the data set again, with its images.")
         try:
