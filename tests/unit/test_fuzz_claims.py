@@ -31,7 +31,7 @@ from mmrl.reports.report import build_report
 from mmrl.reports.status import status
 from mmrl.templates import fill
 from tests import results_folder
-from tests.unit.colours import NAMES, colours, fresh, smallest_clip
+from tests.unit.colours import NAMES, colours, fresh, read, smallest_clip
 from tests.unit.fuzz_runs import record_content
 from tests.unit.fuzzing import attempt
 
@@ -262,12 +262,35 @@ def test_lists_that_claim(tmp_path: Path) -> None:
         assert isinstance(error, UsageError) or content.startswith(b"path,label,x")
 
 
+@pytest.mark.parametrize("lost", ["splits", "names", "a column", "a picture"])
+def test_saved_folders_that_lost_something(lost: str, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["red", "blue"])})
+    table = datasets.Dataset.from_dict({"image": [read("red/1"), read("blue/2")], "label": [0, 1]}, features=features)
+    other = table.remove_columns("label") if lost == "a column" else table
+    datasets.DatasetDict({"train": table, "test": other}).save_to_disk(str(tmp_path / "saved"))
+    if lost == "splits":
+        (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": []}')
+    elif lost == "names":
+        for path in tmp_path.glob("saved/*/dataset_info.json"):
+            path.write_text(path.read_text().replace('"red"', "1"))
+    elif lost == "a picture":
+        for path in tmp_path.glob("saved/test/*.arrow"):
+            path.write_bytes(path.read_bytes().replace(b"IHDR", b"XXXX"))
+
+    def use() -> object:
+        dataset = load_dataset(tmp_path / "saved")
+        return [dataset.image(item) for item in dataset.test]
+
+    assert isinstance(attempt(use), UsageError)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes")
 def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    for read in (TensorFile, to_rgb, read_record, lambda path: load_dataset(path.rename(path.with_suffix(".csv")))):
-        assert bounded(lambda read=read: read(pipe))  # type: ignore[misc]
+    for reader in (TensorFile, to_rgb, read_record, lambda path: load_dataset(path.rename(path.with_suffix(".csv")))):
+        assert bounded(lambda reader=reader: reader(pipe))  # type: ignore[misc]
     place = results_folder.make_results(tmp_path / "results", slots := results_folder.halves(datasets=("one",), seeds=(1,)))
     results_folder.fill(place, slots)
     (place / "locks").mkdir()
