@@ -161,7 +161,16 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    write_bytes(path, content.encode())
+    write_bytes(path, encoded(content))
+
+
+def encoded(text: str) -> bytes:
+    """`text` in UTF-8. Raises UsageError where it holds what is not, as the name of a file in another encoding may."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        around = text[max(0, error.start - 40) : error.end + 20]
+        raise UsageError(f"{around!a} is not UTF-8, so no file can hold it. Rename the file or folder that is called so.") from error
 
 
 def write_json(path: Path, content: Any, *, compact: bool = False) -> None:

@@ -25,6 +25,7 @@ from mmrl.engine.folder import RunFolder, _seal
 from mmrl.engine.memory import forget_peak, peak_resident, resident
 from mmrl.engine.untrusted import TensorFile
 from mmrl.errors import MmrlError, UsageError
+from mmrl.files import write_json
 from mmrl.names import check_names, distinct_names
 from mmrl.reports.records import read_record
 from mmrl.reports.report import build_report
@@ -249,6 +250,17 @@ def test_names_and_prompts_that_claim() -> None:
     assert not bounded(lambda: check_names(distinct_names(["crane"] * 50_000)))
     for name in ("a" + " (" * 200_000, "a" + " " * 500_000 + "x", "a (2)" * 100_000, "(" + "1" * 500_000, (" " * 500 + "x") * 500):
         bounded(lambda name=name: fill("{}", [name]))  # type: ignore[misc]
+
+
+def test_names_that_no_file_can_hold(tmp_path: Path) -> None:
+    """Of files in another encoding than UTF-8, which a training may meet at its very end."""
+    with pytest.raises(UsageError, match=r"caf.udce9.pt.* is not UTF-8"):
+        write_json(tmp_path / "x.json", "caf\udce9.pt")
+    clip = smallest_clip()
+    clip.name = "caf\udce9.pt"
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        engine.save_adapter(tmp_path / "adapter", fresh(clip), classes=NAMES, template="a {}.")
+    assert not list(tmp_path.rglob("*.*"))
 
 
 def test_lists_that_claim(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from mmrl.clip import Clip, load_clip
 from mmrl.clip.device import AUTO
 from mmrl.errors import MmrlError, UsageError
-from mmrl.files import json_text, read_json, read_regular, sweep, user_path, write_text, write_together
+from mmrl.files import encoded, json_text, read_json, read_regular, sweep, user_path, write_text, write_together
 from mmrl.methods import Method, MethodOptions, build, get, make_options
 from mmrl.methods.base import describe_problem
 from mmrl.names import check_names
@@ -98,7 +98,7 @@ def save_adapter(
         sha256=hashlib.sha256(content).hexdigest(),
     )
     plain = config.model_dump(mode="json")
-    files = {TENSORS: content, CARD: model_card(plain, record).encode(), CONFIG: json_text(plain).encode()}
+    files = {TENSORS: content, CARD: encoded(model_card(plain, record)), CONFIG: encoded(json_text(plain))}
     write_together({folder / name: each for name, each in files.items()})  # the configuration last: it vouches for the tensors
     return folder
 
