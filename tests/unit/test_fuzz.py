@@ -9,6 +9,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ READERS: dict[str, tuple[Callable[[Path], Once], int]] = {
     "folders": (fuzz_data.odd_folders, 250),
     "draws": (fuzz_data.drawn, 300),
     "coop": (fuzz_data.coop_pickles, 400),
-    "raw": (fuzz_data.raw_layouts, 300),
+    "raw": (partial(fuzz_data.raw_layouts, fuzz_data.RAW), 300),
+    "matlab": (partial(fuzz_data.raw_layouts, fuzz_data.MATLAB), 12),
     "listings": (fuzz_data.listings, 150),
     "pictures": (fuzz_data.pictures, 100),
     "images": (fuzz_data.images, 500),

@@ -117,11 +117,9 @@ def car_annotations(entry: Entry, root: Path, cache: Path | None) -> Contents:
     def rows(path: Path, folder: str) -> Iterator[Row]:
         for car in _mat(path, "annotations"):
             try:
-                (number,), file = car["class"], car["fname"]
-                label = int(number) - 1
+                label, key = int(car["class"]) - 1, f"{folder}/{car['fname'].strip()}"
                 model, _, year = names[label].rpartition(" ")
-                key = f"{folder}/{file.strip()}"
-            except (IndexError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+            except (LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
                 raise UsageError(f"{path} is not what the authors of {entry.title} publish: {error!r}. Get it again.") from error
             yield key, label, f"{year} {model}"
 
@@ -130,16 +128,12 @@ def car_annotations(entry: Entry, root: Path, cache: Path | None) -> Contents:
 
 
 def _mat(path: Path, name: str) -> list[Any]:
-    """The variable `name` of a MATLAB file, an array. Raises UsageError where the file is damaged or lacks it."""
+    """The variable `name` of a MATLAB file, flat. Raises UsageError where the file is damaged or lacks it."""
+    read_regular(path, what="MATLAB file", most=LARGEST_MAT)
     try:
-        found = read_variable(read_regular(path, what="MATLAB file", most=LARGEST_MAT), name)
-    except UsageError:
-        raise
+        return read_variable(path, name)
     except ValueError as error:
         raise UsageError(f"{path} cannot be read as a MATLAB file: {error}. Get it again from the authors of the data set.") from error
-    if not isinstance(found, list):
-        raise UsageError(f"'{name}' of {path} is a text, not a list. Get it again from the authors of the data set.")
-    return found
 
 
 def _whole_numbers(path: Path, name: str) -> list[int]:

@@ -9,6 +9,7 @@ import re
 import shutil
 import stat
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -179,7 +180,11 @@ def _validation_wnids(kit: tarfile.TarFile) -> list[str]:
     try:
         table, truth = (kit.extractfile(inside[name]) for name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt"))
         assert table is not None and truth is not None
-        wnid = {int(row["ILSVRC2012_ID"][0]): row["WNID"] for row in read_variable(table.read(), "synsets")}
+        with tempfile.NamedTemporaryFile(suffix=".mat") as copy:
+            copy.write(table.read())
+            copy.flush()
+            rows = read_variable(Path(copy.name), "synsets")
+        wnid = {int(row["ILSVRC2012_ID"]): row["WNID"] for row in rows}
         wnids = [wnid[int(line)] for line in truth.read().decode().split()]
     except (LookupError, ValueError, TypeError, AssertionError) as error:
         raise tarfile.TarError(f"it is not the development kit of ILSVRC2012, tasks 1 and 2 ({error!r})") from error
