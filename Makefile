@@ -19,7 +19,7 @@ lint: .venv-test/.stamp
 
 bench: .venv-test/.stamp
 	.venv-test/bin/python -m benchmarks.startup
-	.venv-test/bin/python -m benchmarks.train_step --classes 24,100,500 --batch 4 --backbone ViT-B-16
+	.venv-test/bin/python -m benchmarks.train_step --classes 24,100 --batch 4 --backbone ViT-B-16
 	.venv-test/bin/python -m benchmarks.inference
 	.venv-test/bin/python -m benchmarks.test_pipeline
 

@@ -76,6 +76,16 @@ def test_deaths_before_this_command_do_not_count(context: Context, root: Path, t
     assert len(outcome.done) == 2 and not contents(tmp_path, "failed")
 
 
+@pytest.mark.parametrize("left", ["[" * 4000, '{"died": [], "since": "2026-01-01T00:00:00"}', '{"died": 3, "since": "now"}', '{"died'])
+def test_what_no_claim_leaves_is_no_death(tmp_path: Path, left: str) -> None:
+    store = ResultsFolder(tmp_path)
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "locks" / "group.lock").write_text(left)
+    held = store.claim("group")
+    assert held is not None and "group" not in store.died
+    store.release("group", held)
+
+
 def test_a_claim_remembers_the_deaths_before_it(tmp_path: Path) -> None:
     first, second = datetime.now(timezone.utc) - timedelta(hours=2), datetime.now(timezone.utc) - timedelta(hours=1)
     store = ResultsFolder(tmp_path)

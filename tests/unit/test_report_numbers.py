@@ -183,7 +183,7 @@ def test_nor_beside_a_split_drawn_here(tmp_path: Path):
     ]
     assert all(measure and measure.complete and not measure.paper and measure.own_splits == {"dtd"} for measure in without)
     assert all(given(measure).paper for measure in (scores.measure(arm, "dtd", "base"), scores.average(arm, "base")))
-    assert all(any("not the published one: dtd." in note for note in sheet.all_notes) for sheet in study_sheets(scores))
+    assert all(any("Not the published split: dtd." in note for note in sheet.all_notes) for sheet in study_sheets(scores))
 
 
 def test_every_study_meets_its_table_of_the_paper(tmp_path: Path):

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mmrl.errors import MmrlError
-from mmrl.files import user_path, write_text
+from mmrl.files import sweep, user_path, write_text
 from mmrl.reports import diagnostics, sheets, svg
 from mmrl.reports.aggregate import METRICS, TITLES, Arms, calibration_sheet, cost_sheet, machine, method_name, study_sheets
 from mmrl.reports.cells import ABLATIONS, STUDIES, ZERO_SHOT, CellRecord, Slot, TrainingRecord
@@ -51,6 +51,8 @@ def build_report(results_folder: Path | str, out: Path | str, *, title: str | No
     if not results.cells:
         damaged = f" {len(results.damaged)} damaged files: {results.damaged[0]}" if results.damaged else ""
         raise MmrlError(f"nothing is done yet in {results.folder}: no cell has a result. `mmrl status` shows how far it is.{damaged}")
+    for place in (out, out / "tables"):
+        sweep(place)
     studies = {study: StudyScores(results, plan) for study, plan in results.plans.items()}
     sections = [
         Section(study, TITLES.get(study, study), study_sheets(scores), study_drawings(scores), study in ABLATIONS)

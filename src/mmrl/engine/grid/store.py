@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmrl.errors import MmrlError, UsageError
-from mmrl.files import lock, sweep, unlock, user_path, write_json
+from mmrl.files import lock, parse_json, sweep, unlock, user_path, write_json
 from mmrl.reports.cells import FORMAT, MARKER, CellRecord, Failure, Plan, Slot, TrainingRecord
 from mmrl.reports.cost import COST_FILE, CostRow, CostTable
-from mmrl.reports.records import Part
+from mmrl.reports.records import Part, with_offset
 from mmrl.reports.results import check_format, read_part
 from mmrl.version import __version__
 
@@ -161,9 +161,9 @@ class ResultsFolder:
 
     def _note_death(self, group: str, left: bytes) -> None:
         try:
-            told = json.loads(left)
-            self.died[group] = tuple(map(datetime.fromisoformat, [*told["died"], told["since"]]))[-MOST_DEATHS:]
-        except (ValueError, KeyError, TypeError):  # nothing was left, or half of it
+            told = parse_json(left)
+            self.died[group] = tuple(with_offset(datetime.fromisoformat(time)) for time in [*told["died"], told["since"]])[-MOST_DEATHS:]
+        except (ValueError, KeyError, TypeError):  # nothing was left, half of it, or something else
             self.died.pop(group, None)
 
     def release(self, group: str, held: int) -> None:
