@@ -25,6 +25,7 @@ LARGEST_JSON = 2**26  # bytes of JSON that this package wrote; a listing of Imag
 DEEPEST_JSON = 64  # levels of lists and objects: more would overflow the stack of whoever shows, compares or writes them again
 LONGEST_NAME = 255  # bytes of a file's name, on the usual file systems
 LONGEST_PATH = 3500  # bytes, which leaves room for the names of files in a folder: systems take 4096
+PARTIAL = ".partial"  # how temporary files end
 ABANDONED = 60.0  # seconds after which a temporary file that nobody holds is a killed process's
 
 
@@ -112,22 +113,22 @@ def _explained(path: Path) -> Iterator[None]:
 def _beside(path: Path) -> Iterator[Path]:
     """A temporary file in the folder of `path`, held by this process and taken away in the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=PARTIAL)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=PARTIAL)  # 40 letters may be 160 bytes
+    held = _hold(handle)
+    if not held:
+        os.close(handle)
     try:
-        _hold(handle)
         yield Path(name)
     finally:
         Path(name).unlink(missing_ok=True)
-        os.close(handle)
+        if held:
+            os.close(handle)
 
 
 def _settle(temporary: Path) -> None:
     with temporary.open("rb") as written:
         os.fsync(written.fileno())
     temporary.chmod(0o644)
-
-
-PARTIAL = ".partial"
 
 
 def _hold(descriptor: int) -> bool:
