@@ -1,4 +1,4 @@
-"""Fixtures of several files: the command line, photos, and an adapter trained on them."""
+"""Fixtures of several files: the command line, photos, an adapter trained on them, and what a grid needs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from mmrl.cli.main import run
+from mmrl.engine.grid import Context
+from tests.unit import grids
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -50,3 +52,13 @@ def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "x"
     api.train(photos, shots=2, out=out, overrides={"epochs": 2, "batch_size": 2}, progress=False)
     return out
+
+
+@pytest.fixture(scope="module")
+def context() -> Context:
+    return grids.smallest()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return grids.photos(tmp_path_factory.mktemp("data") / "photos")

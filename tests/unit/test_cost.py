@@ -27,16 +27,10 @@ from mmrl.reports.cost import COST_FILE, CostTable, hm_of
 from mmrl.reports.results import Results, read_part
 from tests.results_folder import cost_row, fill, halves, make_results
 from tests.unit.colours import smallest_clip
-from tests.unit.grids import photos
 
 OPTIONS = {"rep_tokens": 2, "rep_dim": 8, "epochs": 3, "batch_size": 2, "warmup_epochs": 0}
 SHOTS = 3  # of 2 base classes: 3 batches an epoch
 TESTED = 5  # images a test batch
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return photos(tmp_path_factory.mktemp("data") / "photos")
 
 
 @pytest.fixture

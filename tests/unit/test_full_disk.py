@@ -37,7 +37,7 @@ from tests.unit.colours import NAMES, fresh, smallest_clip
 from tests.unit.fuzz_runs import Remembering
 from tests.unit.grids import SETTINGS, photos, scores
 from tests.unit.test_data_prepare import downloads, files_below
-from tests.unit.test_resume import ROOT
+from tests.unit.test_resume import of_a_process
 
 PAGE = 4096  # bytes
 PLENTY = 2**30  # of address space: a tmpfs takes memory for what is written
@@ -234,17 +234,13 @@ def is_part(found: Any, whole: Any) -> bool:
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     place = tmp_path_factory.mktemp("disk")
     (place / "small").mkdir()
-    if shutil.which("unshare") is None or not hasattr(os, "fork"):
+    if shutil.which("unshare") is None:
         pytest.skip("needs Linux's name spaces")
     probe = [*NEW_NAMESPACE, "mount", "-t", "tmpfs", "-o", "size=4096", "tmpfs", str(place / "small")]
     tried = subprocess.run(probe, capture_output=True, text=True, check=False)
     if tried.returncode:
         pytest.skip(f"no disk may be mounted here: {tried.stderr.strip()}")
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    run = [*NEW_NAMESPACE, sys.executable, "-m", "tests.unit.test_full_disk", str(place)]
-    ended = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=280, check=False)
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout.splitlines()[-1])
+    return of_a_process("tests.unit.test_full_disk", place, within=NEW_NAMESPACE)
 
 
 NAMED = ("train", "train again", "save", "bench", "report", "prepare", "prepare meanwhile")

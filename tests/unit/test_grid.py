@@ -9,7 +9,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -28,20 +27,10 @@ from mmrl.reports.results import Results
 from mmrl.reports.status import status
 from tests.unit.colours import NAMES
 from tests.unit.grids import COMMON, compute, contents, groups_of, losses, photos, planned, scores, smallest, times
-from tests.unit.test_resume import ROOT, Moments, in_a_fork
+from tests.unit.test_resume import Moments, in_a_fork, of_a_process
 
 WAIT = 0.05
 LATER = datetime(2100, 1, 1, tzinfo=timezone.utc)
-
-
-@pytest.fixture(scope="module")
-def context() -> Context:
-    return smallest()
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return photos(tmp_path_factory.mktemp("data") / "photos")
 
 
 @pytest.fixture(scope="module")
@@ -325,13 +314,7 @@ def together(root: Path, place: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def found(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    if not hasattr(os, "fork"):
-        pytest.skip("needs fork")
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.unit.test_grid", str(root), str(tmp_path_factory.mktemp("forks"))]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=280, check=False)
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout.splitlines()[-1])
+    return of_a_process("tests.unit.test_grid", root, tmp_path_factory.mktemp("forks"))
 
 
 def test_killed_at_any_moment_and_started_again_equals_undisturbed(found: dict[str, Any]) -> None:

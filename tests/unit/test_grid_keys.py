@@ -13,16 +13,6 @@ from mmrl.protocols import ABLATIONS, ablate, base_to_novel
 from tests.unit.grids import photos, planned, smallest
 
 
-@pytest.fixture(scope="module")
-def context() -> Context:
-    return smallest()
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return photos(tmp_path_factory.mktemp("data") / "photos")
-
-
 @pytest.mark.parametrize(
     "changed",
     [{"lam": 2}, {"epochs": 3}, {"lr": 0.01}, {"regulariser": "l1"}, {"seeds": (2,)}, {"shots": 3}, {"methods": ("mmrlpp",)}],

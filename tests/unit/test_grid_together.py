@@ -11,23 +11,11 @@ from typing import Any
 import pytest
 
 from mmrl.engine.grid import Bench, Context, ResultsFolder, local
-from tests.unit.grids import compute, contents, groups_of, photos, planned, scores, smallest
-
-
-@pytest.fixture(scope="module")
-def context() -> Context:
-    return smallest()
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return photos(tmp_path_factory.mktemp("data") / "photos")
+from tests.unit.grids import compute, contents, groups_of, planned, scores
 
 
 @pytest.mark.parametrize("left", [1, 2, 5])
-def test_threads_follow_from_the_command(
-    context: Context, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int
-) -> None:
+def test_threads_follow_from_the_command(context: Context, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
     """Not from how much is left to do: a resumed grid would round otherwise than an undisturbed one."""
     started: list[Any] = []
 

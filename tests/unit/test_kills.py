@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -40,7 +39,7 @@ from tests.unit.colours import NAMES, base_draw, colours, fresh, smallest_clip
 from tests.unit.fuzz_runs import Remembering
 from tests.unit.test_data_prepare import downloads
 from tests.unit.test_import_authors import authors_state, trained
-from tests.unit.test_resume import ROOT, Moments, in_a_fork
+from tests.unit.test_resume import Moments, in_a_fork, of_a_process
 
 YESTERDAY = 86_400.0
 Content = dict[str, bytes]
@@ -287,13 +286,7 @@ def cases(place: Path) -> dict[str, Case]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    if not hasattr(os, "fork"):
-        pytest.skip("needs fork")
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.unit.test_kills", str(tmp_path_factory.mktemp("kills"))]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=280, check=False)
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout.splitlines()[-1])
+    return of_a_process("tests.unit.test_kills", tmp_path_factory.mktemp("kills"))
 
 
 NAMED = ("adapter", "import", "run", "results", "report", "pictures", "prepare")

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +112,20 @@ def scenarios(clip: Clip, name: str, folder: Path, stride: int) -> dict[str, Any
     return {"moments": moments, "killed": killed, "differ": differ, "leftovers": leftovers, "attempts": attempts}
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def of_a_process(module: str, *arguments: Path, within: Sequence[str] = ()) -> dict[str, Any]:
+    """What `module`, run in a process of its own that may fork, prints last; skipped where nothing forks. `within`: words before it."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [*within, sys.executable, "-m", module, *map(str, arguments)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=280, check=False)
+    assert ended.returncode == 0, ended.stderr
+    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return found
+
+
 def test_killed_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.unit.test_resume", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = of_a_process("tests.unit.test_resume", tmp_path)
     for name in ("mmrl", "mmrlpp"):
         assert found[name]["differ"] == [] and found[name]["leftovers"] == [], name
         assert found[name]["attempts"] > 2
