@@ -1,4 +1,4 @@
-"""A results folder made by hand: schema-valid plans, cells and trainings for a small grid of every study, with numbers by formula."""
+"""A results folder made by hand: schema-valid plans and runs for a small grid of every study, with numbers by formula."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrl.reports.cells import FORMAT, MARKER, CellRecord, Environment, Failure, Plan, Slot, TrainingRecord
 from mmrl.reports.cost import CostRow
-from mmrl.reports.records import Bin, Scores
+from mmrl.reports.plans import FORMAT, MARKER, Failure, Plan, Slot
+from mmrl.reports.records import Bin, Environment, RunRecord, Scores, TestRecord, TrainingRecord
 
 Accuracy = Callable[[Slot], float]
 DATASETS = ("mini:digits", "mini:objects")
 TINY = "tiny"
+TITLES = {"zero-shot": "zero-shot CLIP", "mmrl": "MMRL", "mmrlpp": "MMRL++", "coop": "CoOp", "linear-probe": "Linear probe"}
+PUBLISHED = TITLES | {"zero-shot": "CLIP", "linear-probe": "Linear probe CLIP"}
+CLOSED = "linear-probe"  # knows no classes but those it was trained on
 
 
 def key_of(*parts: object) -> str:
@@ -27,18 +30,18 @@ def slot(study: str, method: str, dataset: str, classes: str, *, seed: int = 1, 
     """One slot; zero-shot loses what it does not have."""
     zero = method == "zero-shot"
     trained_on = None if zero else source or dataset
-    training = None if zero else key_of(method, variant, backbone, trained_on, shots, seed)
-    key = key_of(training, method, backbone, dataset, classes)
+    run = key_of(method, variant, backbone, trained_on or dataset, classes == "all", *(() if zero else (shots, seed)))
+    seen = not zero and classes != "novel" and trained_on == dataset
     return Slot(
-        study=study, method=method, variant=variant, backbone=backbone, trained_on=trained_on, shots=None if zero else shots,
-        seed=None if zero else seed, dataset=dataset, classes=classes, seen=not zero and classes != "novel" and trained_on == dataset,
-        key=key, training=training, group=training or key_of("zero", backbone, dataset),
+        study=study, method=method, title=TITLES.get(method, ""), published=PUBLISHED.get(method, ""), variant=variant, backbone=backbone,
+        trained_on=trained_on, shots=None if zero else shots, seed=None if zero else seed, dataset=dataset, classes=classes, seen=seen,
+        applicable=seen or method != CLOSED, key=key_of(run, dataset, classes), run=run,
     )  # fmt: skip
 
 
 def halves(study: str = "base-to-novel", methods: Sequence[str] = ("zero-shot", "mmrl"), *, variants: Sequence[str] = ("",),
            datasets: Sequence[str] = DATASETS, seeds: Sequence[int] = (1, 2, 3), backbone: str = TINY) -> list[Slot]:  # fmt: skip
-    """Base and novel cells of a grid; zero-shot once a data set."""
+    """Base and novel slots of a grid; zero-shot once a data set."""
     return [
         slot(study, method, dataset, classes, seed=seed, variant=variant, backbone=backbone)
         for method in methods
@@ -117,64 +120,84 @@ def make_results(folder: Path, slots: Iterable[Slot] = (), *, suite: str = "mini
 
 def fill(folder: Path, slots: Iterable[Slot], *, at: Accuracy = accuracy, dirty: bool | None = False, seconds: float = 60.0,
          names: Sequence[str] | None = None) -> None:  # fmt: skip
-    """Cells, and the trainings they need, with `at(slot)` as top-1."""
-    trained: set[str] = set()
+    """The tests of `slots`, with `at(slot)` as top-1, in their runs: new ones, or in place of the same tests of runs that are there."""
+    by_run: dict[str, list[Slot]] = {}
     for each in slots:
-        shared: dict[str, Any] = {
-            "method": each.method,
-            "backbone": each.backbone,
-            "backbone_hash": "f" * 16,
-            "environment": environment(dirty=dirty),
-        }
-        cell = CellRecord(
-            key=each.key, training=each.training, dataset=each.dataset, data="d" * 16, classes=each.classes, seen=each.seen, options={},
-            template="a photo of a {}.", scores=scores(at(each), names) if names else scores(at(each)), seconds=seconds / 10, **shared,
-        )  # fmt: skip
-        write_json(folder / "cells" / f"{each.key}.json", cell.model_dump(mode="json", by_alias=True))
-        if each.training and each.training not in trained:
-            trained.add(each.training)
-            write_json(folder / "trainings" / f"{each.training}.json", _training(each, shared, seconds))
+        if each.applicable:
+            by_run.setdefault(each.run, []).append(each)
+    for key, own in by_run.items():
+        path = run_path(folder, own[0])
+        tests = {each.key: _test(each, at(each), dirty, seconds / 10, names) for each in own}
+        if path.exists():
+            content = json.loads(path.read_text())
+        else:
+            run = RunRecord(key=key, method=own[0].method, title=own[0].title, backbone=own[0].backbone, backbone_hash="f" * 16,
+                            training=_training(own[0], dirty, seconds) if own[0].trained_on else None)  # fmt: skip
+            content = run.model_dump(mode="json", by_alias=True)
+        content["tests"] = list(({test["key"]: test for test in content["tests"]} | tests).values())
+        write_json(path, content)
 
 
-def _training(each: Slot, shared: dict[str, Any], seconds: float) -> dict[str, Any]:
+def run_path(folder: Path, each: Slot) -> Path:
+    """The file of the slot's run."""
+    return folder / "runs" / f"{each.run}.json"
+
+
+def edit_tests(folder: Path, slots: Iterable[Slot], **changes: Any) -> None:
+    """Change fields of what is written of the tests of `slots`."""
+    for each in slots:
+        content = json.loads(run_path(folder, each).read_text())
+        content["tests"] = [test | (changes if test["key"] == each.key else {}) for test in content["tests"]]
+        write_json(run_path(folder, each), content)
+
+
+def _test(each: Slot, top1: float, dirty: bool | None, seconds: float, names: Sequence[str] | None) -> dict[str, Any]:
+    test = TestRecord(
+        key=each.key, dataset=each.dataset, data="d" * 16, classes=each.classes, seen=each.seen, template="a photo of a {}.",
+        scores=scores(top1, names) if names else scores(top1), seconds=seconds, environment=environment(dirty=dirty),
+    )  # fmt: skip
+    return test.model_dump(mode="json")
+
+
+def _training(each: Slot, dirty: bool | None, seconds: float) -> TrainingRecord:
     history = tuple(
         {"step": float(i), "epoch": i // 20, "lr": 1e-3 * (1 - i / 60), "accuracy": 1 - 0.7 * 0.95**i, "total": 2 * 0.95**i,
          "class": 1.2 * 0.95**i, "rep": 0.8 * 0.95**i}
         for i in range(1, 60)
     )  # fmt: skip
-    training = TrainingRecord(
-        key=each.training, dataset=each.trained_on, data="d" * 16, classes="all" if each.classes == "all" else "base",
-        shots=each.shots or 0, seed=each.seed or 0, draw_hash="ab" * 8, images=48, protocol=each.study, seconds=seconds,
-        trained_parameters=1000, history=history,
-        options=({"section": "method", "key": "first_layer", "value": 6, "source": "paper"},), **shared,
+    return TrainingRecord(
+        dataset=each.trained_on, data="d" * 16, classes="all" if each.classes == "all" else "base", shots=each.shots or 0,
+        seed=each.seed or 0, draw_hash="ab" * 8, images=48, protocol=each.study, template="a photo of a {}.", seconds=seconds,
+        trained_parameters=1000, history=history, environment=environment(dirty=dirty),
+        options=({"section": "method", "key": "first_layer", "value": 6, "source": "paper"},),
     )  # fmt: skip
-    return training.model_dump(mode="json", by_alias=True)
 
 
 def fail(folder: Path, each: Slot, kind: str = "failed", error: str = "out of memory <on> the & device") -> None:
     failure = Failure(
-        group=each.group,
+        run=each.run,
         kind=kind,
         what=f"{each.method} on {each.dataset}",
         error=error,
         traceback="Traceback: ...",
         environment=environment(),
     )
-    write_json(folder / "failed" / f"{each.group}.json", failure.model_dump(mode="json", by_alias=True))
+    write_json(folder / "failed" / f"{each.run}.json", failure.model_dump(mode="json", by_alias=True))
 
 
 def cost_row(method: str, **more: Any) -> CostRow:
-    """Measured, but for training and HM."""
+    """Measured, except for training and HM."""
     fields = {
         "modality": "V-L", "trained_parameters": 4992256, "images_per_second": 120.5, "batch": 100, "peak_memory_gib": 1.5, "steps": 20,
         "dataset": "imagenet", "backbone": TINY, "precision": "fp32", "environment": environment(),
     }  # fmt: skip
-    return CostRow(method=method, **(fields | more))
+    return CostRow(method=method, title=TITLES.get(method, ""), **(fields | more))
 
 
 def whole(folder: Path, *, datasets: Sequence[str] = DATASETS) -> Path:
-    """A folder in which every study is done, but for the cases a reader of reports must see: a missing seed, a failure, a dirty cell."""
-    methods = ("zero-shot", "mmrl", "mmrlpp")
+    """A folder in which every study is done, but for the cases a reader of reports must see: a missing seed, a failure, dirty
+    scores, a method that is not applicable to new classes."""
+    methods = ("zero-shot", "mmrl", "mmrlpp", CLOSED)
     studies = [
         halves(methods=methods, datasets=datasets),
         few_shot(methods, datasets=datasets, shots=(1, 2, 4, 8, 16)),
@@ -187,9 +210,7 @@ def whole(folder: Path, *, datasets: Sequence[str] = DATASETS) -> Path:
     make_results(folder, slots)
     fill(folder, slots)
     lost = next(each for each in slots if each.method == "mmrlpp" and each.seed == 3)
-    for each in slots:
-        if each.group == lost.group:
-            (folder / "cells" / f"{each.key}.json").unlink()
+    run_path(folder, lost).unlink()
     fail(folder, lost)
     fill(folder, [each for each in slots if each.study == "base-to-novel" and each.method == "mmrl" and each.seed == 2][:2], dirty=True)
     return folder

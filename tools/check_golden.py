@@ -1,10 +1,16 @@
-"""Compare MMRL and MMRL++ with numbers of the authors' code: `python tools/check_golden.py FOLDER`.
+"""Compare our methods with numbers of their authors' code: `python tools/check_golden.py FOLDER`.
 
-FOLDER holds clip.safetensors (OpenAI's layout), golden.json (class names, prompt, hyper-parameters and losses of each case) and one
-CASE.safetensors a case (MMRL++ if the case has a beta, else MMRL): initial parameters, images, labels, features, logits and gradients
-of step 1, parameters after all steps.
-Every case is computed twice, in float64 and in float32. Prints the largest error of every group of tensors in both, and exits with 1
-if one that is judged is over the tolerance.
+FOLDER holds golden.json and one CASE.safetensors a case, in one of three formats, which golden.json tells apart:
+
+- MMRL and MMRL++ (`golden_mmrl.py`): with clip.safetensors (OpenAI's layout) and, in golden.json, class names, prompt, hyper-parameters
+  and losses of each case; MMRL++ if the case has a beta.
+- the methods that the paper compares with (`golden_baselines.py`): cases named after their method, the CLIP in ../mmrl/.
+- methods on cached features (`golden_features.py`): no CLIP is needed.
+
+Files hold initial parameters, images, labels, features, logits and gradients of step 1, parameters after all steps, and logits after
+them. Every case is computed twice, in float64 and in float32. Prints the largest error of every group of tensors in both. Exits with 1 if
+one that is judged is over the tolerance, and with 2 if the folder or a case of it cannot be replayed. A case of a method that we do not
+have is listed as "not here yet".
 
 Two errors count, each of the worst tensor of its group: |ours - theirs| / |theirs| in the Euclidean norm, and the largest difference of
 an element relative to the largest element. Float64 is judged by both: there our own rounding plays no part, so the verdict is the same
@@ -18,174 +24,140 @@ update by more than the tolerance. Which they are follows from the authors' grad
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
-from mmrl import methods
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's folder is on it
+
 from mmrl.clip import Clip, load_clip
+from mmrl.errors import MmrlError
+from tools import golden_baselines, golden_features, golden_mmrl
+from tools.golden_judge import TOLERANCE, Error, Errors, GoldenError, Pair, over_tolerance, read_tensors
 
-TOLERANCE = 1e-4
-LR, EPS = 1e-3, 1e-8
+__all__ = ["TOLERANCE", "Error", "Errors", "GoldenError", "Pair", "check_folder", "main", "over_tolerance"]
 
-
-class Error(NamedTuple):
-    """Worst errors of a group of tensors, and how many elements were left out of the second."""
-
-    norm: float = 0.0
-    element: float = 0.0
-    left_out: int = 0
+Replay = Callable[[torch.dtype], Errors | None]  # in the precision of the CLIP, where there is one
+Result = Pair | GoldenError | None
 
 
-Errors = dict[str, Error]
+def read_sheet(folder: Path) -> dict[str, Any]:
+    """golden.json of a folder."""
+    file = folder / "golden.json"
+    try:
+        sheet = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise GoldenError(f"cannot read {file}: {error}") from error
+    if not isinstance(sheet, dict) or not isinstance(sheet.get("cases"), dict):
+        raise GoldenError(f"{file} has no cases: it is of no format that is known here")
+    return sheet
 
 
-class Pair(NamedTuple):
-    """Errors of one case by group, as computed in either precision."""
-
-    float64: Errors
-    float32: Errors
-
-
-def rounding_decides(gradient: Tensor, final: Tensor) -> Tensor:
-    """Elements whose first AdamW update, lr g / (|g| + eps), one epsilon of the largest gradient moves past the tolerance."""
-    rounding = torch.finfo(gradient.dtype).eps * gradient.abs().max()
-    return LR * EPS * rounding / (gradient.abs() + EPS) ** 2 > TOLERANCE * final.abs().max()
-
-
-def _ratio(over: Tensor, under: Tensor) -> float:
-    ratio = float(over / under.clamp_min(1e-30))
-    return ratio if math.isfinite(ratio) else math.inf  # a NaN compares with nothing, so it would be lost in a maximum
+def format_of(folder: Path, sheet: Mapping[str, Any]) -> str:
+    """mmrl, baselines or features."""
+    about = sheet.get("about")
+    if "classnames" in sheet and "template" in sheet:
+        return "mmrl"
+    if isinstance(about, Mapping) and "classnames" in about:
+        return "baselines"
+    if any(isinstance(case, Mapping) and "prefix" in case for case in sheet["cases"].values()):
+        return "features"
+    raise GoldenError(f"{folder / 'golden.json'} is of no format that is known here")
 
 
-def _note(errors: Errors, group: str, ours: Tensor, theirs: Tensor, leave_out: Tensor | None = None) -> None:
-    if ours.shape != theirs.shape:
-        raise SystemExit(f"{group}: shape {tuple(ours.shape)} here, {tuple(theirs.shape)} in the file")
-    theirs = theirs.double()
-    difference = ours.detach().double() - theirs
-    kept = difference if leave_out is None else difference[~leave_out]
-    worst = errors.get(group, Error())
-    errors[group] = Error(
-        max(worst.norm, _ratio(difference.norm(), theirs.norm())),
-        max(worst.element, _ratio(kept.abs().max(), theirs.abs().max())),
-        worst.left_out + (0 if leave_out is None else int(leave_out.sum())),
-    )
+def replays(folder: Path, sheet: Mapping[str, Any], kind: str, clip: Clip | None) -> dict[str, Replay]:
+    """What computes the errors of each case."""
+    cases: Mapping[str, Any] = sheet["cases"]
+    if kind == "features":
+        return {name: partial(golden_features.replay, folder, name, case) for name, case in cases.items()}
+    assert clip is not None
+    names = sheet["classnames"] if kind == "mmrl" else sheet["about"]["classnames"]
+
+    def one(name: str, dtype: torch.dtype) -> Errors | None:
+        if kind == "baselines" and golden_baselines.method_of(name) is None:
+            return None
+        tensors = read_tensors(folder / f"{name}.safetensors")
+        if kind == "mmrl":
+            return golden_mmrl.replay(cases[name], tensors, clip, names, sheet["template"])
+        return golden_baselines.replay(name, cases[name], tensors, clip, names)
+
+    return {name: partial(one, name) for name in cases}
 
 
-def _ours(method: methods.Method, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors behind `prefix` under our names, one a layer stacked, in the file's own precision."""
-    found = {}
-    for ours, theirs in method.authors_names.items():
-        name = prefix + theirs
-        layers = itertools.takewhile(tensors.__contains__, (name.replace("{i}", str(i)) for i in itertools.count()))
-        parts = [tensors[layer] for layer in layers] if "{i}" in name else [tensors[name]] if name in tensors else []
-        if not parts:
-            raise SystemExit(f"the file has no tensor {name.replace('{i}', '0')}")
-        found[ours] = torch.stack(parts) if "{i}" in name else parts[0]
-    return found
+def clip_of(folder: Path, kind: str) -> Clip | None:
+    """The CLIP of a folder."""
+    if kind == "features":
+        return None
+    file = (folder if kind == "mmrl" else folder.resolve().parent / "mmrl") / "clip.safetensors"
+    if not file.is_file():
+        raise GoldenError(f"there is no {file}, the CLIP of these cases")
+    return load_clip(str(file), device="cpu")
 
 
-def _options(case: Mapping[str, Any]) -> dict[str, Any]:
-    names = {
-        "rep_tokens": "K",
-        "rep_dim": "dr",
-        "alpha": "alpha",
-        "lam": "reg",
-        "beta": "beta",
-        "layer_rank": "rlora",
-        "projection_rank": "plora",
-    }
-    return {"first_layer": case["layers"][0], **{ours: case[theirs] for ours, theirs in names.items() if theirs in case}}
+def check_folder(folder: Path) -> dict[str, Result]:
+    """Errors of every case in a golden folder; None for one of a method that is not here yet, and why where one cannot be replayed.
 
-
-def check_case(
-    name: str, case: Mapping[str, Any], tensors: Mapping[str, Tensor], clip: Clip, classnames: list[str], template: str
-) -> Errors:
-    """Replay one case, all steps of AdamW from the given start, in the precision of `clip`."""
-    dtype = next(clip.model.parameters()).dtype
-    method = methods.build("mmrlpp" if "beta" in case else "mmrl", clip, _options(case)).to(dtype)
-    method.load_state_dict(_ours(method, tensors, "init."))
-    if sum(p.numel() for p in method.parameters()) != case["trainable"]:
-        raise SystemExit(
-            f"{name}: {sum(p.numel() for p in method.parameters())} trainable parameters here, {case['trainable']} in the file"
-        )
-    classes = method.class_list(classnames, template)
-    optimizer = torch.optim.AdamW(method.parameters(), lr=LR, betas=(0.9, 0.999), eps=EPS, weight_decay=5e-4)
-    errors: Errors = {}
-    images = tensors["images"].to(dtype)
-    first = images[0]
-    with torch.no_grad():
-        text, image = method.text_features(classes), method.image_features(first)
-        _note(errors, "features", text, tensors["text_features"])
-        _note(errors, "features", image.class_token, tensors["image_features"])
-        _note(errors, "zero-shot features", classes.zero_shot, tensors["text_features_zero_shot"])
-        _note(errors, "zero-shot features", clip.encode_image(first), tensors["image_features_zero_shot"])
-        _note(errors, "logits", method.combine(image, text, seen=False), tensors["logits_class"])
-        _note(errors, "logits", method.combine(image, text, seen=True), tensors["logits_fused"])
-        assert image.representation is not None
-        _note(errors, "logits", 100 * image.representation @ text.T, tensors["logits_rep"])
-    gradients = _ours(method, tensors, "grad.")
-    for step, expected in enumerate(case["losses"]):
-        loss = method.loss(images[step], tensors["labels"][step], classes).total
-        _note(errors, "losses", loss, torch.tensor(expected, dtype=torch.float64))
-        optimizer.zero_grad()
-        loss.backward()
-        if step == 0:
-            for key, parameter in method.named_parameters():
-                assert parameter.grad is not None
-                _note(errors, "gradients", parameter.grad, gradients[key])
-        optimizer.step()
-    final = _ours(method, tensors, "final.")
-    for key, parameter in method.named_parameters():
-        _note(errors, "final parameters", parameter, final[key], rounding_decides(gradients[key], final[key]))
-    with torch.no_grad():
-        text = method.text_features(classes)
-        _note(errors, "evaluation logits", method.logits(first, text, seen=False), tensors["eval_logits_class"])
-        _note(errors, "evaluation logits", method.logits(first, text, seen=True), tensors["eval_logits_fused"])
-    return errors
-
-
-def check_folder(folder: Path) -> dict[str, Pair]:
-    """Errors of every case in a golden folder."""
-    about = json.loads((folder / "golden.json").read_text())
-    cases = {name: (case, load_file(folder / f"{name}.safetensors")) for name, case in about["cases"].items()}
-    clip = load_clip(str(folder / "clip.safetensors"), device="cpu")
-    found: dict[torch.dtype, dict[str, Errors]] = {}
+    Raises:
+        GoldenError: the folder cannot be read.
+    """
+    sheet = read_sheet(folder)
+    kind = format_of(folder, sheet)
+    clip = clip_of(folder, kind)
+    found: dict[torch.dtype, dict[str, Errors | None]] = {}
+    problems: dict[str, GoldenError] = {}
     for dtype in (torch.float32, torch.float64):
-        clip.model.to(dtype)
-        found[dtype] = {name: check_case(name, *case, clip, about["classnames"], about["template"]) for name, case in cases.items()}
-    return {name: Pair(found[torch.float64][name], found[torch.float32][name]) for name in cases}
-
-
-def over_tolerance(exact: Error, single: Error) -> list[str]:
-    """Which of the judged errors are over the tolerance: both of float64, the norm of float32."""
-    judged = {"float64 norm": exact.norm, "float64 element": exact.element, "float32 norm": single.norm}
-    return [name for name, error in judged.items() if error > TOLERANCE]
+        if clip is not None:
+            clip.model.to(dtype)
+        found[dtype] = {}
+        for name, replay in replays(folder, sheet, kind, clip).items():
+            try:
+                found[dtype][name] = replay(dtype)
+            except (GoldenError, MmrlError, ValueError) as error:
+                problems[name] = GoldenError(f"{name}: {'; '.join(str(error).splitlines())}")
+    results: dict[str, Result] = {}
+    for name in sheet["cases"]:
+        exact, single = (found[dtype].get(name) for dtype in (torch.float64, torch.float32))
+        results[name] = problems.get(name) or (None if exact is None or single is None else Pair(exact, single))
+    return results
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    results = check_folder(parser.parse_args(arguments).folder)
+    try:
+        results = check_folder(parser.parse_args(arguments).folder)
+    except GoldenError as error:
+        print(error, file=sys.stderr)
+        return 2
     width = max(8, *map(len, results))
     print(f"{'case':{width}} {'group':20} {'float64 norm':>13} {'float64 element':>16} {'left out':>9} {'float32 norm':>13}")
+    status = 0
+    for name, result in results.items():
+        if result is None:
+            print(f"{name:{width}} not here yet")
+        elif isinstance(result, GoldenError):
+            print(result, file=sys.stderr)
+            status = 2
+        else:
+            status = max(status, int(print_case(f"{name:{width}}", result)))
+    return status
+
+
+def print_case(name: str, pair: Pair) -> bool:
+    """One line a group; whether one of them is over the tolerance."""
     bad = False
-    for name, pair in results.items():
-        for group, exact in pair.float64.items():
-            single = pair.float32[group]
-            over = over_tolerance(exact, single)
-            bad |= bool(over)
-            mark = f"  OVER {TOLERANCE}: {', '.join(over)}" if over else ""
-            print(f"{name:{width}} {group:20} {exact.norm:13.2e} {exact.element:16.2e} {exact.left_out:9} {single.norm:13.2e}{mark}")
-    return int(bad)
+    for group, exact in pair.float64.items():
+        single = pair.float32[group]
+        over = over_tolerance(exact, single)
+        bad |= bool(over)
+        mark = f"  OVER {TOLERANCE}: {', '.join(over)}" if over else ""
+        print(f"{name} {group:20} {exact.norm:13.2e} {exact.element:16.2e} {exact.left_out:9} {single.norm:13.2e}{mark}")
+    return bad
 
 
 if __name__ == "__main__":

@@ -12,92 +12,164 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mmrl import methods
 from mmrl.clip import Clip, load_clip
 from mmrl.clip.device import AUTO
 from mmrl.clip.outside import without_waiting
 from mmrl.data import Dataset, Draw, dataset_names, load_dataset, usual_workers
-from mmrl.engine import RunResult, load_adapter, prepare, run
-from mmrl.errors import MmrlError, Notice, UsageError, first_line
+from mmrl.engine import BelowZeroShotWarning, Bench, Context, Job, Place, RunResult, load_adapter, run, settings
+from mmrl.engine.adapter import read_config, write_card
+from mmrl.engine.run import below_zero_shot, own_tests
+from mmrl.errors import MmrlError, Notice, UsageError, first_line, unknown
 from mmrl.files import user_path
+from mmrl.protocols import Training
+from mmrl.protocols.plan import Trained, values
+from mmrl.reports.records import RECORD_NAME, RunRecord
 from mmrl.serve.predictor import Classifier
 from mmrl.templates import DEFAULT_TEMPLATE, Template
 
+T = TypeVar("T")
 
-def train(
-    data: str | Path | Dataset,
-    *,
-    root: str | Path | None = None,
-    method: str = "mmrl",
-    backbone: str | Clip | None = None,
-    shots: int = 16,
-    classes: str = "all",
-    seed: int = 1,
-    out: str | Path | None = None,
-    resume: bool = False,
-    device: str = AUTO,
-    template: Template | None = None,
-    protocol: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    allow_fewer: bool = False,
-    draw: Draw | str | Path | None = None,
-    progress: bool = True,
-    workers: int | None = None,
-    skip_broken: bool = False,
-    test: str | Path | None = None,
-    test_share: float | None = None,
-    source: str = "call",
-) -> RunResult:
-    """One run: draw shots, train, score on the test images beside zero-shot, write adapter and record into `out`.
 
-    Args:
-        data: a name of `mmrl data list`, a folder with one subfolder of images a class, or a file that lists images.
+@dataclass(frozen=True)
+class Data:
+    """Which images a classifier is taught, and which test it.
+
+    Attributes:
+        data: a name of `mmrl data list`, a folder with one subfolder of images a class, a file that lists images, or a Dataset.
         root: folder with the downloaded datasets; default: the environment variable DATA.
-        backbone: a CLIP, or its name for `load_clip`; default: `tiny`, which ships with the package and is for trying.
         shots: training images a class; 0 takes all.
         classes: train on "all" classes or on the "base" half.
-        protocol: whose published values to use; default: few-shot for all classes of a known dataset, else base-to-novel.
-        overrides: options of the method and of training, by name.
-        template: prompt with one `{}`, or several, whose class features are averaged; default: the dataset's.
+        allow_fewer: take all images of a class that has fewer than `shots`.
         draw: the training images: a draw made before, its `draw.json`, or CoOp's `shot_16-seed_1.pkl`; then `shots` does not matter.
-        workers: threads that prepare images; default: one a core, at most 8, and none for sets in memory.
-        skip_broken: leave out images that are missing or broken, for training and testing; the record names them.
-        device: auto (the best there is), cpu, cuda, cuda:1, ...
+        template: prompt with one `{}`, or several, whose class features are averaged; default: the dataset's.
         test: for a folder or list without test images, a folder of such.
         test_share: for the same, a share of each class's images to set apart to test. Without either, all images that are not drawn to
             train are tested on.
+        skip_broken: leave out images that are missing or broken, for training and testing; the record names them.
+    """
+
+    data: str | Path | Dataset
+    root: str | Path | None = None
+    shots: int = 16
+    classes: str = "all"
+    allow_fewer: bool = False
+    draw: Draw | str | Path | None = None
+    template: Template | None = None
+    test: str | Path | None = None
+    test_share: float | None = None
+    skip_broken: bool = False
+
+    def load(self) -> Dataset:
+        if not isinstance(self.data, Dataset):
+            return load_dataset(str(self.data), root=self.root, test=self.test, test_share=self.test_share)
+        if self.test is not None or self.test_share is not None:
+            raise UsageError("test and test_share are for folders and lists; a Dataset has its test images, or divided() sets some apart.")
+        return self.data
+
+
+@dataclass(frozen=True)
+class What:
+    """What is trained.
+
+    Attributes:
+        backbone: a CLIP, or its name for `load_clip`; default: `tiny`, which ships with the package and is for trying.
+        protocol: whose published values to use; default: few-shot for all classes of a known dataset, else base-to-novel.
+        overrides: options of the method and of training, by name.
+        source: of these, for the record.
+    """
+
+    method: str = "mmrl"
+    backbone: str | Clip | None = None
+    seed: int = 1
+    protocol: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    source: str = "call"
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where it runs.
+
+    Attributes:
+        out: folder for adapter, checkpoints, `draw.json` and `run.json`; None writes nothing.
+        resume: go on with the run in `out`.
+        device: auto (the best there is), cpu, cuda, cuda:1, ...
+        workers: threads that prepare images; default: one a core, at most 8, and none for sets in memory.
+        progress: whether a bar is shown on a terminal.
+    """
+
+    out: str | Path | None = None
+    resume: bool = False
+    device: str = AUTO
+    workers: int | None = None
+    progress: bool = True
+
+
+def train(data: str | Path | Dataset | Data, what: What | None = None, where: Where | None = None, **options: Any) -> RunResult:
+    """One run: draw shots, train, score on the test images beside zero-shot, write adapter and record into a folder.
+
+    Args:
+        options: fields of `Data`, `What` and `Where`, and options of the method and of training, by name.
 
     Warns:
         Notice: `tiny` is used on data of one's own, or how many images test.
+        BelowZeroShotWarning: an accuracy is below that of zero-shot CLIP. The record says so too.
+        UntestedWarning: of some classes no image is left to test on. The record says so too.
+        BrokenImageWarning: images were left out.
 
     Raises:
         UsageError: unknown names, bad values, bad data, or an `out` that holds another run.
         MmrlError: something failed; what was computed is kept in `out`.
     """
-    if isinstance(data, Dataset):
-        if test is not None or test_share is not None:
-            raise UsageError("test and test_share are for folders and lists; a Dataset has its test images, or divided() sets some apart.")
-        dataset = data
-    else:
-        dataset = load_dataset(str(data), root=root, test=test, test_share=test_share)
-    workers = usual_workers(dataset.read) if workers is None else workers
-    published = classes == "all" and dataset.name in dataset_names()
-    chosen = protocol or ("few-shot" if published else "base-to-novel")
-    ready = prepare(
-        method, dataset, shots=shots, classes=classes, seed=seed, protocol=chosen,
-        overrides=overrides, allow_fewer=allow_fewer, source=source, skip_broken=skip_broken, workers=workers, draw=draw,
-    )  # fmt: skip
-    if backbone is None and dataset.name not in dataset_names():
+    own = _taking(data if isinstance(data, Data) else Data(data), options)
+    what, where = _taking(what or What(), options), _taking(where or Where(), options)
+    what = replace(what, overrides={**what.overrides, **options})
+    dataset = own.load()
+    published = own.classes == "all" and dataset.name in dataset_names()
+    if own.classes not in ("all", "base"):
+        raise unknown("classes to train on", own.classes, ("all", "base"))
+    part: Trained = "all" if own.classes == "all" else "base"
+    recipe = what.protocol or ("few-shot" if published else "base-to-novel")
+    methods.get(what.method)
+    if what.backbone is None and dataset.name not in dataset_names():
         warnings.warn(TINY_NOTE, Notice, stacklevel=2)
-    clip = backbone if isinstance(backbone, Clip) else load_clip(backbone or "tiny", device=device)
-    built = methods.build(method, clip, ready.resolved.method, seed=seed)
-    return run(
-        built, dataset, ready.draw, ready.config, out=out, resume=resume, progress=progress, protocol=chosen,
-        options=ready.resolved.to_json(), template=template, workers=workers, skip_broken=skip_broken,
+    workers = usual_workers(dataset.read) if where.workers is None else where.workers
+    shots = own.draw.shots if isinstance(own.draw, Draw) else own.shots
+    training = Training(what.method, dataset.name, part, shots, what.seed, recipe, values(what.overrides))
+    name = what.backbone.name if isinstance(what.backbone, Clip) else what.backbone or "tiny"
+    bench = Bench(
+        name, skip_broken=own.skip_broken, workers=workers, draw=own.draw, test_share=None,
+        allow_fewer=own.allow_fewer, template=own.template, beside_zero_shot=True, source=what.source,
     )  # fmt: skip
+    settings(what.method, protocol=recipe, dataset=dataset.name, shots=shots, overrides=what.overrides)  # before a backbone is loaded
+    clip = what.backbone if isinstance(what.backbone, Clip) else load_clip(name, device=where.device)
+    context = Context(bench, clip, datasets={dataset.name: dataset})
+    cells, untested = own_tests(training, context)
+    key = context.training_key(training)
+    job = Job(key, training, tuple((cell, context.test_key(cell, key)) for cell in cells), notes=tuple(untested))
+
+    def keep(record: RunRecord) -> None:
+        if where.out is not None and len(record.tests) == len(cells):
+            folder = user_path(where.out)
+            record.write(folder / RECORD_NAME)
+            write_card(folder, read_config(folder), record)
+
+    result = run(job, context, Place(where.out, where.resume, where.progress, workers, own.skip_broken), save=keep)
+    for test in result.record.tests:
+        if text := below_zero_shot(result.record.title, test):
+            warnings.warn(text, BelowZeroShotWarning, stacklevel=2)
+    return result
+
+
+def _taking(whole: T, options: dict[str, Any]) -> T:
+    """`whole` with those of `options` that are fields of it, which are taken out."""
+    names = {each.name for each in fields(whole)} - {"data"}  # type: ignore[arg-type]
+    return replace(whole, **{name: options.pop(name) for name in list(options) if name in names})  # type: ignore[type-var]
 
 
 TINY_NOTE = (
@@ -106,8 +178,8 @@ TINY_NOTE = (
 )
 
 
-def fit(data: str | Path | Dataset, **options: Any) -> Classifier:
-    """Teach a classifier the classes of `data` and give it back; arguments as those of `train`, options of method and training by name.
+def fit(data: str | Path | Dataset | Data, **options: Any) -> Classifier:
+    """Teach a classifier the classes of `data`; arguments as those of `train`.
 
     Example:
         `mmrl.fit("photos/", method="mmrlpp", backbone="tiny", shots=8, epochs=20, lam=0.5)`
@@ -115,14 +187,10 @@ def fit(data: str | Path | Dataset, **options: Any) -> Classifier:
     Raises:
         as `train`.
     """
-    own = {name: options.pop(name) for name in list(options) if name in _TRAIN_ARGUMENTS}
-    overrides = {**(own.pop("overrides", None) or {}), **options}
-    result = train(data, overrides=overrides, **own)
-    fitted = result.fitted
-    return Classifier(fitted.method, trained=fitted.classes, template=fitted.template, trained_on=result.record.dataset)
-
-
-_TRAIN_ARGUMENTS = set(train.__kwdefaults__ or {})
+    result = train(data, **options)
+    assert result.fitted is not None
+    taught = result.fitted.data
+    return Classifier(result.method, trained=taught.classes, template=taught.template, trained_on=result.record.trained.dataset)
 
 
 def from_pretrained(adapter: str | Path, *, backbone: str | Clip | None = None, device: str = AUTO) -> Classifier:

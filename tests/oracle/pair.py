@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from mmrl.clip import ClassList
-from mmrl.methods.mmrl import MMRL
+from mmrl.methods.mmrl import MMRL, RepresentationMethod
 from mmrl.methods.mmrlpp import MMRLPlusPlus
-from mmrl.methods.representation import RepresentationMethod
 from tests.oracle.plain import Plain, Space
 
 # The authors' code has neither of these spaces, so there are no names of theirs to go by.
@@ -63,7 +62,7 @@ def oracle_of(method: RepresentationMethod, classes: ClassList) -> Plain:
     with torch.random.fork_rng(devices=[]):
         plain = Plain(
             clip.model,
-            clip.tokenize(classes.prompts)[0],
+            clip.tokenize(classes.fed.texts)[0],
             first_layer=method.j_visual,
             first_text_layer=method.j_text,
             rep_tokens=o.rep_tokens,

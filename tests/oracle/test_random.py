@@ -18,7 +18,7 @@ from torch import Tensor
 from mmrl import methods
 from mmrl.clip import Clip, random_clip
 from mmrl.methods.base import cosine_logits
-from mmrl.methods.representation import RepresentationMethod
+from mmrl.methods.mmrl import RepresentationMethod
 from tests.oracle.pair import disturb, gradients_of_both, oracle_of, relative_error
 
 TOLERANCE = 1e-9

@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image
 
 from mmrl.clip import Clip, load_clip
-from mmrl.data import Dataset, Draw, coop_draws, draw_shots, load_dataset, read_draw, to_rgb
+from mmrl.data import Dataset, Draw, draw_shots, given_draws, load_dataset, read_draw, to_rgb
 from mmrl.data.benchmark import imagenet
 from mmrl.data.benchmark.entries import ENTRIES
-from mmrl.data.benchmark.read import read_benchmark
+from mmrl.data.benchmark.entry import read_benchmark
 from mmrl.data.folder import tested_on
 from mmrl.data.images import as_published
 from mmrl.data.mini.sets import MINI_SETS, SPLITS
@@ -183,7 +183,7 @@ def check_draw(draw: Draw, whole: Dataset) -> Draw:
 def coop_pickles(folder: Path) -> Once:
     """Draws and lists of the CoOp family."""
     whole = load_dataset(photos(folder))
-    module, name = coop_draws.RECORD
+    module, name = given_draws.RECORD
     parts = module.split(".")
     stand_ins = {".".join(parts[: i + 1]): ModuleType(".".join(parts[: i + 1])) for i in range(len(parts))}
     record = type(name, (), {"__module__": module, "__qualname__": name})
@@ -199,7 +199,7 @@ def coop_pickles(folder: Path) -> Once:
     def once(random: Random) -> object:
         path.write_bytes(damaged_pickle(random, random.choice(contents), trap))
         if random.random() < 0.3:
-            return check_dataset(coop_draws.read_coop_lists(path, whole))
+            return check_dataset(given_draws.read_coop_lists(path, whole))
         return check_draw(read_draw(path, whole, random.choice(("all", "base", "novel"))), whole)
 
     return once

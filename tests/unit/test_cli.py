@@ -22,8 +22,8 @@ def test_train_eval_predict_on_a_folder_of_photos(cli: Cli, photos: Path, tmp_pa
     assert code == 0 and scores["trained"] == [True, True] and 0 <= scores["scores"]["top1"] <= 1
     image = photos / "red_thing" / "0.jpg"
     code, printed, _ = cli("predict", out, image, "--classes", "red thing,blue thing,green thing", "--json")
-    guesses = json.loads(printed)["guesses"]
-    assert code == 0 and {g["name"]: g["trained"] for g in guesses} == {"red thing": True, "blue thing": True, "green thing": False}
+    predictions = json.loads(printed)["predictions"]
+    assert code == 0 and {p["name"]: p["trained"] for p in predictions} == {"red thing": True, "blue thing": True, "green thing": False}
     names = tmp_path / "names.txt"
     names.write_text("red thing\ngreen thing\n")
     code, printed, _ = cli("predict", out, photos / "red_thing", "--classes", names)
@@ -61,9 +61,9 @@ def test_broken_photos_are_skipped_when_asked(cli: Cli, photos: Path, tmp_path: 
     scores = json.loads(printed)
     assert code == 0 and scores["skipped"] and all(key in err for key in scores["skipped"][:1])
     code, printed, err = cli("predict", out, root / "red_thing", "--skip-broken", "--json")
-    guesses = {Path(line["image"]).name: len(line["guesses"]) for line in map(json.loads, printed.splitlines())}
-    assert code == 0 and guesses == {f"{i}.jpg": 2 if i < 2 else 0 for i in range(8)}
-    assert err.count("is broken, and left out") == 6 and str(root / "red_thing" / "7.jpg") in err
+    counts = {Path(line["image"]).name: len(line["predictions"]) for line in map(json.loads, printed.splitlines())}
+    assert code == 0 and counts == {f"{i}.jpg": 2 if i < 2 else 0 for i in range(8)}
+    assert err.count("is broken and was left out") == 6 and str(root / "red_thing" / "7.jpg") in err
     code, printed, err = cli("predict", out, root / "red_thing" / "7.jpg", root / "red_thing" / "6.jpg", "--skip-broken")
     assert code == 2 and "none of the 2 images can be read" in err
 
@@ -105,7 +105,7 @@ def test_import_of_the_authors_checkpoint(cli: Cli, photos: Path, tmp_path: Path
     assert code == 0 and "mmrlpp" in printed and "2 classes" in printed, err
     assert not (tmp_path / "executed").exists()
     code, printed, _ = cli("predict", tmp_path / "adapter", photos / "red_thing" / "0.jpg", "--json")
-    assert code == 0 and len(json.loads(printed)["guesses"]) == 2
+    assert code == 0 and len(json.loads(printed)["predictions"]) == 2
     code, _, err = cli("import-checkpoint", tmp_path / "none.tar", "--classes", "a,b", "--out", tmp_path / "o", "--backbone", "tiny")
     assert code == 1 and "none.tar" in err and "Traceback" not in err
 
@@ -114,7 +114,7 @@ BAD = [
     (("train", "--method", "mmlr", "--data", "{photos}", "--out", "{tmp}/o"), "unknown method 'mmlr'. Did you mean 'mmrl'"),
     (("train", "--data", "mini:digit", "--out", "{tmp}/o"), "mini:digits"),
     (("train", "--data", "{tmp}/nowhere", "--out", "{tmp}/o"), "does not exist"),
-    (("train", "--data", "{tmp}", "--out", "{tmp}/o"), "one subfolder a class"),
+    (("train", "--data", "{tmp}", "--out", "{tmp}/o"), "one subfolder per class"),
     (("train", "--data", "{photos}", "--shots", "2", "--backbone", "ViT-B-17/openai", "--out", "{tmp}/o"), "Did you mean 'ViT-B-16'"),
     (("train", "--data", "{photos}", "--shots", "9", "--out", "{tmp}/o"), "shots is 9, but class"),
     (("train", "--data", "{photos}", "--out", "{tmp}/o", "--shots", "2", "--set", "first_layer=9"), "has 8 layers; give 1 to 8"),
@@ -136,8 +136,8 @@ BAD = [
     (("predict", "{run}", "{photo}", "--backbone", "local-dir:{tmp}"), "no open_clip_config.json"),
     (("eval", "{run}"), "give its folder with --data"),
     (("eval", "zero-shot", "--data", "dtd", "--root", "{tmp}/none"), "none does not exist"),
-    (("train", "--data", "dtd", "--root", "{tmp}", "--out", "{tmp}/o"), "'dtd' is not below"),
-    (("train", "--data", "dtd", "--out", "{tmp}/o"), "Give it with --root"),
+    (("train", "--data", "dtd", "--root", "{tmp}", "--out", "{tmp}/o"), "'dtd' is not in"),
+    (("train", "--data", "dtd", "--out", "{tmp}/o"), "Pass it with --root"),
     (("eval", "{run}", "--data", "{photos}", "--split", "tset"), "Did you mean 'test'"),
     (("methods", "mmrlp"), "unknown method 'mmrlp'"),
     (("config", "show", "--protocol", "base"), "unknown protocol"),

@@ -157,8 +157,8 @@ def test_brackets_in_names_are_text(cli: Cli, photos: Path, trained: Path, tmp_p
 def test_a_byte_order_mark_is_no_part_of_the_first_name(cli: Cli, photos: Path, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_bytes("red thing\nblue thing\n".encode("utf-8-sig"))
     code, printed, _ = cli("predict", trained, photos / "red_thing" / "0.jpg", "--classes", tmp_path / "names.txt", "--json")
-    guesses = json.loads(printed)["guesses"]
-    assert code == 0 and {guess["name"]: guess["trained"] for guess in guesses} == {"red thing": True, "blue thing": True}
+    predictions = json.loads(printed)["predictions"]
+    assert code == 0 and {p["name"]: p["trained"] for p in predictions} == {"red thing": True, "blue thing": True}
 
 
 def test_the_note_on_tiny_is_one_line(cli: Cli, photos: Path, tmp_path: Path) -> None:

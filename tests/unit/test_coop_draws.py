@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mmrl.data import Dataset, Draw, Item, coop_draws, draw_shots, read_coop_draw
+from mmrl.data import Dataset, Draw, Item, draw_shots, given_draws, read_coop_draw
 from mmrl.errors import UsageError
 
 HOME = "/home/someone/DATA/pets/images"
@@ -27,11 +27,11 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Iterator[type]:
         def __init__(self, place: str, label: int, name: str) -> None:
             self._impath, self._label, self._domain, self._classname = place, label, 0, name
 
-    parts = coop_draws.RECORD[0].split(".")
+    parts = given_draws.RECORD[0].split(".")
     for i in range(len(parts)):
         monkeypatch.setitem(sys.modules, ".".join(parts[: i + 1]), ModuleType(".".join(parts[: i + 1])))
-    Datum.__module__, Datum.__qualname__ = coop_draws.RECORD
-    sys.modules[coop_draws.RECORD[0]].Datum = Datum  # type: ignore[attr-defined]
+    Datum.__module__, Datum.__qualname__ = given_draws.RECORD
+    sys.modules[given_draws.RECORD[0]].Datum = Datum  # type: ignore[attr-defined]
     yield Datum
 
 
@@ -59,7 +59,7 @@ def draw_file(record: Any, folder: Path, draw: Draw, *, protocol: int = pickle.H
 def test_a_draw_of_theirs_is_the_draw_made_here(record: type, pets: Dataset, tmp_path: Path, protocol: int) -> None:
     draw = draw_shots(pets, 2, 3)
     path = draw_file(record, tmp_path, draw, protocol=protocol)
-    sys.modules.pop(coop_draws.RECORD[0])  # as on a machine without the family's code
+    sys.modules.pop(given_draws.RECORD[0])  # as on a machine without the family's code
     assert read_coop_draw(path, pets) == draw
     for part in ("base", "novel"):
         assert read_coop_draw(path, pets, classes=part) == draw_shots(pets, 2, 3, part) == read_coop_draw(path, pets.restrict(part))
@@ -81,7 +81,7 @@ def test_the_name_tells_shots_and_seed_or_the_caller_does(record: type, pets: Da
     draw = draw_shots(pets, 2, 3)
     path = draw_file(record, tmp_path, draw).rename(tmp_path / "mine.pkl")
     assert read_coop_draw(path, pets, shots=2, seed=3) == draw
-    with pytest.raises(UsageError, match="mine.pkl is not like shot_16-seed_1.pkl, so give shots= and seed="):
+    with pytest.raises(UsageError, match="mine.pkl is not like shot_16-seed_1.pkl, so pass shots= and seed="):
         read_coop_draw(path, pets)
     with pytest.raises(UsageError, match="has 2 training images of class 'Abyssinian cat', not 1"):
         read_coop_draw(path, pets, shots=1, seed=3)
@@ -107,16 +107,16 @@ def test_what_a_pickle_asks_for_is_refused_and_not_run(pets: Dataset, tmp_path: 
     path = tmp_path / "shot_2-seed_3.pkl"
     path.write_bytes(pickle.dumps({"train": [Runs(target, argument)]}, protocol))
     said = {"os": os.name, "builtins": "builtins|__builtin__"}.get(module, module).replace("posix", "posix|nt|os")
-    with pytest.raises(UsageError, match=rf"asks for ({said})\.{function}, which no few-shot draw needs; it was not run"):
+    with pytest.raises(UsageError, match=rf"refers to ({said})\.{function}, which no few-shot draw needs; it was not run"):
         read_coop_draw(path, pets)
     assert not touched.exists()
 
 
 def test_a_pickle_cannot_change_the_reader(record: type, pets: Dataset, tmp_path: Path) -> None:
-    module, name = coop_draws.RECORD
+    module, name = given_draws.RECORD
     path = tmp_path / "shot_2-seed_3.pkl"
     path.write_bytes(f"c{module}\n{name}\n(N(V__setstate__\nVx\ndtb.".encode())  # sets an attribute of the class that it is given
-    with pytest.raises(UsageError, match="it holds a Name, not the lists"):
+    with pytest.raises(UsageError, match="it contains a Name, not the lists"):
         read_coop_draw(path, pets)
     assert read_coop_draw(draw_file(record, tmp_path, draw_shots(pets, 2, 3)), pets) == draw_shots(pets, 2, 3)
 
@@ -124,16 +124,16 @@ def test_a_pickle_cannot_change_the_reader(record: type, pets: Dataset, tmp_path
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is damaged, or is no pickle"),
-        (b"no pickle", "is damaged, or is no pickle"),
-        (pickle.dumps({"train": ["x"] * 9})[:-5], "is damaged, or is no pickle"),
-        (b"\x80\x02]r\xff\xff\xff\x7f.", "it holds a list, not the lists"),  # no memo of that size is made
-        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x0f.", "is damaged, or is no pickle"),
-        (b"\x80\x02Pelsewhere\n.", "it holds a Reference, not the lists"),
-        (pickle.dumps([1, 2]), "it holds a list, not the lists 'train' and 'val'"),
+        (b"", "is damaged, or is not a pickle"),
+        (b"no pickle", "is damaged, or is not a pickle"),
+        (pickle.dumps({"train": ["x"] * 9})[:-5], "is damaged, or is not a pickle"),
+        (b"\x80\x02]r\xff\xff\xff\x7f.", "it contains a list, not the lists"),  # no memo of that size is made
+        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x0f.", "is damaged, or is not a pickle"),
+        (b"\x80\x02Pelsewhere\n.", "it contains a Reference, not the lists"),
+        (pickle.dumps([1, 2]), "it contains a list, not the lists 'train' and 'val'"),
         (pickle.dumps({"train": [], "other": []}), "not the lists 'train' and 'val'"),
         (pickle.dumps({"train": "x"}), "its 'train' is a str, not a list"),
-        (pickle.dumps({"train": [1]}), "'train' has something that is no image"),
+        (pickle.dumps({"train": [1]}), "'train' has an entry that is not an image"),
         (pickle.dumps({"train": []}), "has 0 training images"),
     ],
 )
@@ -148,7 +148,7 @@ def test_large_and_missing_files_are_refused(pets: Dataset, tmp_path: Path, monk
     path = tmp_path / "shot_2-seed_3.pkl"
     with pytest.raises(UsageError, match="few-shot draw .* does not exist"):
         read_coop_draw(path, pets)
-    monkeypatch.setattr(coop_draws, "LARGEST", 2**20)
+    monkeypatch.setattr(given_draws, "LARGEST", 2**20)
     path.write_bytes(b"x" * (2**20 + 1))
     with pytest.raises(UsageError, match="has 1,048,577 bytes; at most 1,048,576 are read"):
         read_coop_draw(path, pets)
@@ -161,13 +161,13 @@ def test_large_and_missing_files_are_refused(pets: Dataset, tmp_path: Path, monk
             "x/train/Aby_9.jpg",
             0,
             "Abyssinian cat",
-            "'x/train/Aby_9.jpg' is no train image of 'pets' here. The draw was made from another split",
+            "'x/train/Aby_9.jpg' is not a train image of 'pets' here. The draw was made from another split",
         ),
         ("x/test/Aby_0.jpg", 0, "beagle", "of class 'beagle'|is no train image"),
         ("x/train/Aby_0.jpg", 1, "Abyssinian_cat", "label 1. there, but of 'Abyssinian cat' .label 0."),
         ("x/train/Aby_0.jpg", 0, "pug", "is of class 'pug' .label 0. there, but of 'Abyssinian cat'"),
-        (5, 0, "pug", "something that is no image with path, label and class name"),
-        ("x/train/Aby_0.jpg", "0", "pug", "something that is no image with path, label and class name"),
+        (5, 0, "pug", "an entry that is not an image with path, label and class name"),
+        ("x/train/Aby_0.jpg", "0", "pug", "an entry that is not an image with path, label and class name"),
     ],
 )
 def test_images_of_another_set_are_refused(

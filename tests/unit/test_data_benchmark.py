@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mmrl.data import Dataset, Entry, catalogue, describe, draw_shots, load_dataset, register_benchmark
+from mmrl.data import Dataset, Entry, catalogue, dataset_info, draw_shots, load_dataset, register_benchmark
 from mmrl.data.benchmark import imagenet, published
 from mmrl.data.benchmark.entries import ENTRIES
 from mmrl.data.benchmark.readers import class_folders
@@ -41,7 +41,7 @@ def truth(name: str, root: Path) -> dict[str, str]:
 def test_every_set_of_the_tree_has_an_entry_and_a_description() -> None:
     assert tuple(ENTRIES) == NAMES
     for name, entry in ENTRIES.items():
-        info = describe(name)
+        info = dataset_info(name)
         assert (info.n_classes, info.train, info.val, info.test) == (entry.classes, entry.train, entry.val, entry.test)
         assert info.needs_root and not info.classes and entry.source and entry.licence
     assert {ENTRIES[name].same_classes_as for name in VARIANTS} == {"imagenet"} and len(VARIANTS) == 4
@@ -160,7 +160,7 @@ def test_variants_are_labelled_by_the_classes_that_are_there(tmp_path: Path) -> 
     (folder / ".hidden").mkdir()
     assert load_dataset("imagenet_r", root=tmp_path).fingerprint == dataset.fingerprint
     (folder / "n99999999").mkdir()
-    with pytest.raises(UsageError, match=r"1 of 4 class folders of ImageNet-R have no name in .*classnames.txt, 'n99999999' for one"):
+    with pytest.raises(UsageError, match=r"1 of 4 class folders of ImageNet-R have no name in .*classnames.txt, such as 'n99999999'"):
         load_dataset("imagenet_r", root=tmp_path)
 
 
@@ -208,7 +208,7 @@ def test_the_data_root_comes_from_the_call_or_the_environment(tmp_path: Path, mo
     monkeypatch.setenv("DATA", str(tmp_path))
     assert load_dataset("dtd").classes == load_dataset("dtd", root=str(tmp_path)).classes
     monkeypatch.delenv("DATA")
-    with pytest.raises(UsageError, match=r"data set 'dtd' is read .* none was given. Give it with --root .*environment variable DATA"):
+    with pytest.raises(UsageError, match=r"data set 'dtd' is read .* none was given. Pass it with --root .*environment variable DATA"):
         load_dataset("dtd")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"For the folder 'dtd' here, write \./dtd\."):
@@ -218,18 +218,18 @@ def test_the_data_root_comes_from_the_call_or_the_environment(tmp_path: Path, mo
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"'eurosat' is not below .*: there is no folder .*eurosat\. `mmrl data check eurosat`"):
+    with pytest.raises(UsageError, match=r"'eurosat' is not in .*: there is no folder .*eurosat\. `mmrl data check eurosat`"):
         load_dataset("eurosat", root=tmp_path)
     folder = make_tree("oxford_flowers", tmp_path, raw=True)
     (folder / "imagelabels.mat").unlink()
     with pytest.raises(
-        UsageError, match=r"not complete: there is no .*imagelabels.mat \(with .*OxfordFlowers.json the images are enough\)"
+        UsageError, match=r"is incomplete: missing .*imagelabels.mat \(with .*OxfordFlowers.json, only the images are needed\)"
     ):
         load_dataset("oxford_flowers", root=tmp_path)
     images = ENTRIES["dtd"].images_of(tmp_path)
     make_tree("dtd", tmp_path)
     images.rename(images.with_name("pictures"))
-    with pytest.raises(UsageError, match="not complete: there is no .*dtd/images. `mmrl data check dtd`"):
+    with pytest.raises(UsageError, match="is incomplete: missing .*dtd/images. `mmrl data check dtd`"):
         load_dataset("dtd", root=tmp_path)
 
 
@@ -258,7 +258,7 @@ def test_links_in_a_circle_are_no_folder(tmp_path: Path) -> None:
     folder = make_tree("dtd", tmp_path)
     (folder / "images").rename(folder / "elsewhere")
     (folder / "images").symlink_to(folder / "images")
-    with pytest.raises(UsageError, match="not complete: there is no .*dtd/images"):
+    with pytest.raises(UsageError, match="is incomplete: missing .*dtd/images"):
         load_dataset("dtd", root=tmp_path)
 
 
@@ -294,7 +294,7 @@ def test_links_below_the_root_are_followed(tmp_path: Path) -> None:
         ("sun397", "Training_01.txt", "/a/nowhere/sun_a.jpg", "'/a/nowhere/sun_a.jpg' is not as"),
         ("ucf101", "ucfTrainTestlist/classInd.txt", "one ApplyEyeMakeup", "'one ApplyEyeMakeup' is not as"),
         ("oxford_flowers", "cat_to_name.json", '{"1": "pink primrose"}', "must name every class of .*imagelabels.mat"),
-        ("oxford_flowers", "cat_to_name.json", '{"1": "pink', "no valid JSON, or was cut short"),
+        ("oxford_flowers", "cat_to_name.json", '{"1": "pink', "not valid JSON, or was cut short"),
         ("oxford_flowers", "imagelabels.mat", "text", "cannot be read as a MATLAB file"),
         ("stanford_cars", "devkit/cars_meta.mat", "", "cannot be read as a MATLAB file"),
         ("imagenet", "classnames.txt", "n01440764", "It needs lines like 'n01440764 tench'"),

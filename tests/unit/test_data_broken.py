@@ -127,7 +127,7 @@ def test_a_published_batch_fits_what_can_be_read() -> None:
     assert engine.prepare("mmrl", few, **options, skip_broken=True).config.batch_size == 3
 
 
-def test_classifier_gives_no_guesses_for_a_broken_image(clip: Clip, tmp_path: Path) -> None:
+def test_classifier_gives_no_predictions_for_a_broken_image(clip: Clip, tmp_path: Path) -> None:
     for i in range(5):
         read(f"red/{i}").save(tmp_path / f"{i}.png")
     (tmp_path / "0.png").write_bytes(b"nothing")
@@ -136,7 +136,7 @@ def test_classifier_gives_no_guesses_for_a_broken_image(clip: Clip, tmp_path: Pa
     classifier = Classifier(fresh(clip), trained=("red", "green"))
     with pytest.warns(BrokenImageWarning, match="2 of 5 images left out"):
         ranked = classifier.rank(files, skip_broken=True)
-    assert [len(guesses) for guesses in ranked] == [0, 2, 2, 0, 2]
+    assert [len(predictions) for predictions in ranked] == [0, 2, 2, 0, 2]
     assert [ranked[i] for i in (1, 2, 4)] == classifier.rank([files[i] for i in (1, 2, 4)])
 
 

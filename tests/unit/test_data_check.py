@@ -12,11 +12,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mmrl.cli.main import app
-from mmrl.data.benchmark import published, read
+from mmrl.data.benchmark import entry, published
 from mmrl.data.benchmark.check import check_dataset, data_root
 from mmrl.data.benchmark.entries import ENTRIES
+from mmrl.data.benchmark.entry import read_benchmark
 from mmrl.data.benchmark.published import lists_hash
-from mmrl.data.benchmark.read import read_benchmark
 from mmrl.errors import UsageError
 from tests.trees import NAMES, SPLIT_FILES, facts_of_tree, make_tree
 
@@ -113,7 +113,7 @@ def test_imagenets_val_without_class_folders_is_a_problem(flat: bool, tmp_path: 
         read_benchmark(ENTRIES["imagenet"], tmp_path)
     assert str(caught.value) == problem
     what = (
-        "3 of the 3 classes, n01440764 for one, but 9 images outside class folders." if flat else "1 of the 3 classes, n01484850 for one."
+        "3 of the 3 classes, such as n01440764, but 9 images outside class folders." if flat else "1 of the 3 classes, such as n01484850."
     )
     assert problem.startswith(f"{val} has no folder for {what} Move val/ away") and "`mmrl data prepare imagenet --from FOLDER`" in problem
 
@@ -131,7 +131,7 @@ def test_table_and_exit_codes(tmp_path: Path):
     assert run("--root", tmp_path)[0] == 1  # nothing is there
     make_tree("dtd", tmp_path, classes=2)
     code, text = run("--root", tmp_path)
-    assert code == 0 and all(name in text for name in NAMES) and "says what to get" in text
+    assert code == 0 and all(name in text for name in NAMES) and "says which files to get" in text
     assert run("--root", tmp_path, "dtd")[0] == 0
     code, text = run("--root", tmp_path, "dtd", "food101")
     assert code == 1 and f"missing: {tmp_path / 'food-101/images'}" in text and "food-101.tar.gz" in text
@@ -167,8 +167,8 @@ def test_the_split_is_told_with_its_hash(kind: str, tmp_path: Path, monkeypatch:
     lines = {
         "published": f"split: published (lists' hash {hashed})\n",
         "other": f"split: {file} is not the published one (lists' hash {hashed}; 20 known entries or counts differ, the first: "
-        "2 classes, not 47): results do not stand beside the paper's\n",
-        "drawn here": f"split: drawn here, as there is no {file} (lists' hash {hashed}): results do not stand beside the paper's\n",
+        "2 classes, not 47): results do not compare with the paper's\n",
+        "drawn here": f"split: drawn here, as there is no {file} (lists' hash {hashed}): results do not compare with the paper's\n",
     }
     assert code == 0 and lines[kind] in text
     if kind == "other":
@@ -217,7 +217,7 @@ def test_links_to_themselves_and_names_that_are_too_long_are_missing(tmp_path: P
 def test_deep_decodes_as_the_authors_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     make_tree("dtd", tmp_path, classes=2)
     decoded: list[Path] = []
-    monkeypatch.setattr(read, "as_published", lambda path: decoded.append(path) or Image.new("RGB", (1, 1)))
+    monkeypatch.setattr(entry, "as_published", lambda path: decoded.append(path) or Image.new("RGB", (1, 1)))
     assert check_dataset(ENTRIES["dtd"], tmp_path, deep=True).ready and len(decoded) == 20
 
 
@@ -230,7 +230,7 @@ def test_deep_on_the_command_line(tmp_path: Path):
 
 def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("DATA", raising=False)
-    assert run() == (2, "where are the data sets? Give their folder with --root, or set the environment variable DATA.")
+    assert run() == (2, "the folder with the data sets is not set. Pass it with --root, or set the environment variable DATA.")
     assert run("--root", tmp_path / "none")[0] == 2
     code, text = run("--root", tmp_path, "oxfort_pets")
     assert code == 2 and "Did you mean 'oxford_pets'?" in text

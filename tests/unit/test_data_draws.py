@@ -53,7 +53,7 @@ def test_no_shots_means_everything(golden: Dataset) -> None:
     draw = draw_shots(golden, 0, 1)
     assert draw.train == golden.train and draw.val == golden.val and draw.shots == 0
     assert draw_shots(golden, 0, 1, "base").train == golden.restrict("base").train
-    with pytest.raises(UsageError, match="shots is -1; give 1 or more"):
+    with pytest.raises(UsageError, match="shots is -1; use 1 or more"):
         draw_shots(golden, -1, 1)
 
 
@@ -77,7 +77,7 @@ def test_an_edited_or_damaged_draw_is_refused(golden: Dataset, tmp_path: Path) -
     with pytest.raises(MmrlError, match="is damaged"):
         Draw.load(path)
     path.write_text('{"train": [')
-    with pytest.raises(UsageError, match="no valid JSON, or was cut short"):
+    with pytest.raises(UsageError, match="not valid JSON, or was cut short"):
         Draw.load(path)
     with pytest.raises(UsageError, match="does not exist"):
         Draw.load(tmp_path / "none.json")

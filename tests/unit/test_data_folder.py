@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mmrl.data import catalogue
-from mmrl.data.catalogue import DatasetInfo, Places, dataset_names, describe, load_dataset, register_dataset
+from mmrl.data.catalogue import DatasetInfo, Places, dataset_info, dataset_names, load_dataset, register_dataset
 from mmrl.data.folder import read_folder
 from mmrl.data.records import Dataset, Item
 from mmrl.errors import UsageError
@@ -89,14 +89,14 @@ def _empty_test(root: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda root: None, "is empty. Expected one subfolder a class"),
+        (lambda root: None, "is empty. Expected one subfolder per class"),
         (lambda root: photos(root, 2), "has images but no subfolders"),
         (lambda root: (root / "list.csv").write_text(""), "has no subfolder. Expected"),
         (_empty_class, "class 'dog' has no image: .*dog. Add some, or remove the folder"),
         (_no_images, "class 'cat' has no image among its 1 files .images end in .*png"),
         (_twice, "both name class 'red fox'"),
-        (_strange_test_class, "has classes that .*train has not: dog"),
-        (_empty_test, "test has no class in it"),
+        (_strange_test_class, "has classes that .*train does not have: dog"),
+        (_empty_test, "test has no class folder"),
     ],
 )
 def test_bad_folders_are_refused_with_a_hint(tmp_path: Path, make, message: str) -> None:  # type: ignore[no-untyped-def]
@@ -149,14 +149,14 @@ def test_unknown_names_suggest_the_nearest(name: str, near: str) -> None:
     with pytest.raises(UsageError, match=f"unknown data set '{name}'. Did you mean '{near}'?"):
         load_dataset(name)
     with pytest.raises(UsageError, match=f"Did you mean '{near}'?"):
-        describe(name)
+        dataset_info(name)
     with pytest.raises(UsageError, match="unknown data set ''"):
         load_dataset("")
 
 
-@pytest.mark.parametrize("name", [name for name in dataset_names() if not describe(name).needs_root])
+@pytest.mark.parametrize("name", [name for name in dataset_names() if not dataset_info(name).needs_root])
 def test_descriptions_agree_with_the_sets(name: str) -> None:
-    info, dataset = describe(name), load_dataset(name)
+    info, dataset = dataset_info(name), load_dataset(name)
     assert (info.classes, info.template) == (dataset.classes, dataset.template) and info.summary
     assert info.n_classes == len(dataset.classes)
     assert (info.train, info.val, info.test) == (len(dataset.train), len(dataset.val), len(dataset.test))
@@ -174,7 +174,7 @@ def test_a_set_from_outside_registers_once(monkeypatch: pytest.MonkeyPatch, tmp_
     info = DatasetInfo("toy", "two classes", ("a", "b"), "a {}.", 1, 0, 1)
     register_dataset("toy", maker, info)
     assert load_dataset("toy", cache=tmp_path).classes == ("a", "b") and asked == [Places(None, tmp_path)]
-    assert "toy" in dataset_names() and describe("toy") is info
+    assert "toy" in dataset_names() and dataset_info("toy") is info
     with pytest.raises(UsageError, match="already registered"):
         register_dataset("toy", maker, info)
     with pytest.raises(UsageError, match="must not be blank nor look like a path"):
@@ -187,7 +187,7 @@ def test_a_set_from_outside_registers_once(monkeypatch: pytest.MonkeyPatch, tmp_
     ("code", "unwanted"),
     [
         ("import mmrl.data", "numpy PIL torch torchvision matplotlib sklearn"),
-        ("from mmrl.data import dataset_names, describe; [describe(n) for n in dataset_names()]", "torch torchvision scipy datasets"),
+        ("from mmrl.data import dataset_info, dataset_names; list(map(dataset_info, dataset_names()))", "torch torchvision scipy datasets"),
         ("from mmrl.data import load_dataset, draw_shots; draw_shots(load_dataset('mini:digits'), 4, 1)", "torch torchvision matplotlib"),
         ("from mmrl.data import to_rgb; import numpy; to_rgb(numpy.zeros((4, 4)))", "torch torchvision matplotlib sklearn"),
     ],

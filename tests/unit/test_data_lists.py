@@ -81,7 +81,7 @@ def test_the_image_folder_can_be_given(images: Path, tmp_path_factory: pytest.Te
         ("", "has no column 'path' and no column 'label'"),
         (
             "file,label\na.png,ant",
-            "has no column 'path'. Its first line must be a header with path, label and perhaps split; it is 'file,label'",
+            "has no column 'path'. Its first line must be a header with path, label and optionally split; it is 'file,label'",
         ),
         ("a.png,ant\nb.png,ant", "has no column 'path' and no column 'label'"),
         ("path,label\n", "lists no image"),
@@ -89,7 +89,7 @@ def test_the_image_folder_can_be_given(images: Path, tmp_path_factory: pytest.Te
         ("path,label\n,ant", "line 2: 'path' is missing or blank"),
         ("path,label\na.png", "line 2: 'label' is missing or blank"),
         ("path,label\na.png,ant,extra", "line 2: more fields than the header has"),
-        ("path,label\na.png,ant\na.png,red fox", "line 3: image 'a.png' stands in line 2 already"),
+        ("path,label\na.png,ant\na.png,red fox", "line 3: image 'a.png' is already in line 2"),
         ("path,label\n/data/a.png,ant", "line 2: path '/data/a.png' is absolute"),
         ("path,label\n../a.png,ant", "line 2: path '../a.png' must stay inside the image folder"),
         ("path,label,split\na.png,ant,train\nb.png,ant,", "line 3: split is ''; it must be train, val or test"),
@@ -108,7 +108,7 @@ def test_bad_csv_is_refused_with_its_line(tmp_path: Path, text: str | bytes, mes
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"path": "a.png", "label": "ant"}\n{"path": "b.p', "line 2 is no JSON, or was cut short"),
+        ('{"path": "a.png", "label": "ant"}\n{"path": "b.p', "line 2 is not valid JSON, or was cut short"),
         ('["a.png", "ant"]', "line 1 is .*; expected {"),
         ('{"path": "a.png", "label": ["ant"]}', "line 1 is .*; expected {"),
         ('{"path": "a.png"}', "line 1: 'label' is missing or blank"),
@@ -138,7 +138,7 @@ def test_a_split_file_finds_its_images_beside_it(tmp_path: Path) -> None:
     dataset = load_dataset(file)
     assert (dataset.classes, dataset.train) == (named.classes, named.train) and dataset.image(dataset.test[0]).size == (32, 32)
     (folder / "copy").symlink_to(folder / "2750")
-    with pytest.raises(UsageError, match=r"in more than one folder: .*2750, .*copy. Say which one with images="):
+    with pytest.raises(UsageError, match=r"in more than one folder: .*2750, .*copy. Choose one with images="):
         load_dataset(file)
     assert load_dataset(file, images=folder / "copy").image(dataset.test[0]).size == (32, 32)
 
@@ -156,7 +156,7 @@ GOOD = {"train": [["a.png", 0, "ant"], ["b.png", 1, "bee"]], "val": [], "test": 
         ({**GOOD, "test": []}, "there is no test image"),
         ({**GOOD, "train": [], "test": []}, "there is no train image"),
         ({**GOOD, "test": [["c.png", 0]]}, r"test\[0\] is .*; expected \[path, label, class name\]"),
-        ({**GOOD, "test": [["c.png", "0", "ant"]]}, r"test\[0\] is .*; expected a path, a label from 0 on"),
+        ({**GOOD, "test": [["c.png", "0", "ant"]]}, r"test\[0\] is .*; expected a path, a label of 0 or more"),
         ({**GOOD, "test": [["c.png", True, "bee"]]}, r"test\[0\] is .*; expected a path"),
         ({**GOOD, "test": [["c.png", -1, "bee"]]}, r"test\[0\] is .*; expected a path"),
         ({**GOOD, "test": [["c.png", 0, " "]]}, r"test\[0\] is .*; expected a path"),
@@ -182,7 +182,7 @@ def test_bad_split_files_are_refused(tmp_path: Path, change: object, message: st
 def test_split_files_that_are_no_json(tmp_path: Path) -> None:
     for text in (json.dumps(GOOD)[:-20], "", "[" * 100_000):
         (tmp_path / "split.json").write_text(text)
-        with pytest.raises(UsageError, match="no valid JSON, or was cut short"):
+        with pytest.raises(UsageError, match="not valid JSON, or was cut short"):
             load_dataset(str(tmp_path / "split.json"))
     for spec in (str(tmp_path / "none.json"), "none.csv"):
         with pytest.raises(UsageError, match=f"{Path(spec).name} does not exist"):

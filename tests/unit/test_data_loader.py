@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from mmrl.data.loader import TrainBatches, test_batches
+from mmrl.data.loader import TrainBatches, test_batches, view_batches
 from mmrl.data.preprocess import Preprocess
 from mmrl.data.records import Dataset, Item
 from mmrl.errors import UsageError
@@ -67,23 +67,25 @@ def test_train_transform_is_torchvisions() -> None:
 
     for seed in range(30):
         image, generator = photo(50 + seed, 70 - seed, seed), random.Random(seed)
-        top, left, height, width = Preprocess._crop(image.height, image.width, generator)
+        top, left, height, width = Preprocess(32, MEAN, STD)._crop(image.height, image.width, generator)
         out = F.resized_crop(image, top, left, height, width, [32, 32], F.InterpolationMode.BICUBIC)
         out = F.hflip(out) if generator.random() < 0.5 else out
         assert torch.equal(Preprocess(32, MEAN, STD).train(image, seed), F.normalize(F.to_tensor(out), MEAN, STD))
 
 
-def test_crops_lie_inside_and_hold_half_to_all_of_the_area() -> None:
+@pytest.mark.parametrize(("scale", "low", "high"), [((0.5, 1.0), 0.5, 1), ((0.08, 0.3), 0.08, 0.3)])
+def test_crops_lie_inside_and_cover_the_share_asked_for(scale: tuple[float, float], low: float, high: float) -> None:
+    preprocess = Preprocess(32, MEAN, STD, crop_scale=scale)
     shares, ratios = [], []
     for seed in range(400):
-        top, left, height, width = Preprocess._crop(60, 80, random.Random(seed))
+        top, left, height, width = preprocess._crop(60, 80, random.Random(seed))
         assert 0 <= top <= 60 - height and 0 <= left <= 80 - width
         shares.append(height * width / 4800)
         ratios.append(width / height)
-    assert 0.48 < min(shares) < 0.56 and 0.9 < max(shares) <= 1
-    assert 0.73 < min(ratios) < 0.85 and 1.2 < max(ratios) < 1.37
+    assert low - 0.02 < min(shares) < low + 0.06 and high - 0.1 < max(shares) <= min(high + 0.02, 1)
+    assert 0.67 < min(ratios) < 0.85 and 1.2 < max(ratios) < 1.5  # of sides rounded to pixels
     for height, width in ((10, 400), (400, 10), (1, 1)):
-        top, left, h, w = Preprocess._crop(height, width, random.Random(0))
+        top, left, h, w = preprocess._crop(height, width, random.Random(0))
         assert h >= 1 and w >= 1 and 0 <= top <= height - h and 0 <= left <= width - w
 
 
@@ -108,6 +110,11 @@ def test_flipping_can_be_switched_off() -> None:
         ({"size": 0}, "at least 1, not 0"),
         ({"std": (1, 0, 1)}, "std above 0"),
         ({"mean": (0.5,)}, "three values"),
+        ({"crop_scale": (0.0, 1.0)}, "0 < low <= high <= 1"),
+        ({"crop_scale": (0.9, 0.5)}, "0 < low <= high <= 1"),
+        ({"crop_scale": (0.5, 1.1)}, "0 < low <= high <= 1"),
+        ({"crop_scale": (float("nan"), 1.0)}, "0 < low <= high <= 1"),
+        ({"crop_scale": (0.5,)}, "0 < low <= high <= 1"),
     ],
 )
 def test_bad_preprocessing_is_refused(options: dict, message: str) -> None:
@@ -135,7 +142,7 @@ def test_epochs_differ_and_repeat(dataset: Dataset) -> None:
 
 def test_going_on_in_the_middle_gives_the_same(dataset: Dataset) -> None:
     whole = list(batches(dataset, drop_last=False).epoch(3))
-    assert len(whole) == 3
+    assert len(batches(dataset, drop_last=False)) == 3 and [len(labels) for _, labels in whole] == [4, 4, 3]
     for start in range(4):
         assert same(list(batches(dataset, drop_last=False).epoch(3, start)), whole[start:])
 
@@ -176,6 +183,39 @@ def test_test_batches_keep_the_order_and_the_rest(dataset: Dataset, workers: int
     torch.testing.assert_close(out[2][0][2], preprocess.test(dataset.image(dataset.test[10])), rtol=0, atol=0)
 
 
+def views_of(dataset: Dataset, **options) -> list:  # type: ignore[type-arg,no-untyped-def]
+    out = view_batches(dataset, dataset.train, Preprocess(16, MEAN, STD), **{"batch_size": 4, "seed": 1, "views": 3, **options})
+    return list(out)
+
+
+def test_views_have_every_image_in_order(dataset: Dataset) -> None:
+    out = views_of(dataset)
+    assert [len(labels) for _, labels in out] == [4, 4, 3] * 3, "a batch spans two views, or images are dropped"
+    assert torch.cat([labels for _, labels in out]).tolist() == [item.label for item in dataset.train] * 3
+    assert out[0][0].shape == (4, 3, 16, 16) and out[0][0].dtype == torch.float32 and out[0][1].dtype == torch.int64
+
+
+def test_views_are_decided_by_seed_view_and_position(dataset: Dataset) -> None:
+    whole = views_of(dataset)
+    torch.manual_seed(9)
+    assert same(views_of(dataset), whole) and same(views_of(dataset, workers=2), whole)
+    assert same(views_of(dataset, memory_gib=0), whole) and same(views_of(dataset, views=2), whole[:6])
+    images = torch.cat([batch for batch, _ in whole]).unflatten(0, (3, 11))
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert not (images[one] == images[other]).flatten(1).all(1).any(), "two views of an image are the same"
+    assert torch.equal(torch.cat([batch for batch, _ in views_of(dataset, batch_size=11)]).unflatten(0, (3, 11)), images)
+    assert not same(views_of(dataset, seed=2), whole)
+
+
+def test_views_decode_each_image_once() -> None:
+    read: list[str] = []
+    items = [Item(str(i), 0) for i in range(5)]
+    counted = Dataset("m", ("a",), "a {}.", items, [], [], read=lambda key: (read.append(key), photo(8, 8))[1])
+    stream = view_batches(counted, items, Preprocess(8, MEAN, STD), 2, 1, 3)
+    assert not read, "images are read before they are asked for"
+    assert len(list(stream)) == 9 and sorted(read) == ["0", "1", "2", "3", "4"]
+
+
 def test_test_batches_read_only_a_little_ahead(dataset: Dataset) -> None:
     read: list[str] = []
     items = [Item(str(i), 0) for i in range(100)]
@@ -205,4 +245,8 @@ def test_bad_batches_are_refused(dataset: Dataset, options: dict, message: str) 
         batches(dataset, **options)
     with pytest.raises(UsageError, match="there are no images of 'toy'"):
         test_batches(dataset, [], Preprocess(8, MEAN, STD), 4)
+    with pytest.raises(UsageError, match="there are no images of 'toy'"):
+        view_batches(dataset, [], Preprocess(8, MEAN, STD), 4, 1, 2)
+    with pytest.raises(UsageError, match="views is 0; it must be at least 1"):
+        views_of(dataset, views=0)
     assert len(batches(dataset, batch_size=12, drop_last=False)) == 1

@@ -52,7 +52,7 @@ def test_splits_are_kept(tmp_path: Path) -> None:
     hf.DatasetDict({"train": table(8)}).save_to_disk(str(tmp_path / "one"))
     dataset = load_dataset(str(tmp_path / "one"))
     assert dataset.rest_tests and dataset.image(Item("train/4", 0)).getpixel((0, 0)) == (4, 0, 0)
-    with pytest.raises(UsageError, match="holds its images inside; give it a test split, or a share"):
+    with pytest.raises(UsageError, match="has its images inside its files; save it with a test split, or"):
         load_dataset(str(tmp_path / "one"), test=tmp_path)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mmrl.data import Dataset, Draw, GivenDraws, Item, coop_draws, draw_shots, load_dataset, read_draw
+from mmrl.data import Dataset, Draw, GivenDraws, Item, draw_shots, given_draws, load_dataset, read_draw
 from mmrl.errors import UsageError
 from tests.trees import make_tree
 from tests.unit.conftest import Cli
@@ -28,11 +28,11 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Iterator[type]:
         def __init__(self, place: str, label: int, name: str) -> None:
             self._impath, self._label, self._domain, self._classname = place, label, 0, name
 
-    parts = coop_draws.RECORD.module.split(".")
+    parts = given_draws.RECORD.module.split(".")
     for i in range(len(parts)):
         monkeypatch.setitem(sys.modules, ".".join(parts[: i + 1]), ModuleType(".".join(parts[: i + 1])))
-    Datum.__module__, Datum.__qualname__ = coop_draws.RECORD
-    sys.modules[coop_draws.RECORD.module].Datum = Datum  # type: ignore[attr-defined]
+    Datum.__module__, Datum.__qualname__ = given_draws.RECORD
+    sys.modules[given_draws.RECORD.module].Datum = Datum  # type: ignore[attr-defined]
     yield Datum
 
 

@@ -132,8 +132,7 @@ def test_nothing_unpickles():
                 assert safe, f"{path.relative_to(ROOT)}:{node.lineno}: torch.load without weights_only=True"
         if path.is_relative_to(SRC):
             roots = {name.split(".")[0] for name in imported(tree, path)}
-            allowed = {"pickle"} if path == SRC / "data" / "coop_draws.py" else set()  # restricted there, and tested to be
-            assert not roots & {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"} - allowed, path
+            assert not roots & {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}, path
 
 
 def loaded_by(code: str) -> set[str]:

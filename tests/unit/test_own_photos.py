@@ -107,14 +107,14 @@ def test_what_does_not_go_together_is_refused(animals: Path, tmp_path: Path) -> 
     photos(tmp_path / "whole" / "test" / "cat", 1)
     cases = {
         "test and test_share are both given": (animals, {"test": tmp_path, "test_share": 0.3}),
-        "class 'wolf', which 'animals' has not. Its classes: cat, dog, red fox": (animals, {"test": tmp_path / "strange"}),
+        "class 'wolf', which 'animals' does not have. Its classes: cat, dog, red fox": (animals, {"test": tmp_path / "strange"}),
         "none does not exist": (animals, {"test": tmp_path / "none"}),
         "is both in .*animals and in the test folder": (animals, {"test": animals}),
-        "'whole' has test images of its own; .* cannot test it as well": (tmp_path / "whole", {"test": animals}),
-        "'whole' has test images of its own, so no share": (tmp_path / "whole", {"test_share": 0.3}),
+        "'whole' has its own test images and cannot be tested on .* as well": (tmp_path / "whole", {"test": animals}),
+        "'whole' has its own test images, so no share": (tmp_path / "whole", {"test_share": 0.3}),
         "test_share is 1; it must be above 0 and below 1": (animals, {"test_share": 1}),
         "test_share is nan": (animals, {"test_share": float("nan")}),
-        "'mini:digits' has test images of its own": ("mini:digits", {"test_share": 0.3}),
+        "'mini:digits' has its own test images": ("mini:digits", {"test_share": 0.3}),
     }
     for message, (data, options) in cases.items():
         with pytest.raises(UsageError, match=message):

@@ -142,7 +142,7 @@ def test_what_differs_is_told(tmp_path: Path) -> None:
     assert text == (
         f"split_zhou_DescribableTextures.json is not the published one (lists' hash {lists_hash(dataset)}; 1 known entry or count differs, "
         "the first: train[8] is 'banded/banded_0001.jpg' (label 0, 'banded'), not 'banded/banded_0117.jpg' (label 0, 'banded')): "
-        "results do not stand beside the paper's"
+        "results do not compare with the paper's"
     )
     del split["train"][other:], split["test"][-1]
     split["train"] += [[f"made up/{label}.jpg", label, row[2]] for label, row in {row[1]: row for row in split["test"]}.items()]
@@ -171,7 +171,7 @@ def test_sets_without_a_published_split() -> None:
     assert split_of("fgvc_aircraft", None, False, contents) == Split("as given", None, hashed)
     assert str(split_of("birds", "birds.json", True, contents)) == f"as birds.json says (lists' hash {hashed})"
     drawn = split_of("birds", "birds.json", False, contents)
-    assert str(drawn) == f"drawn here, as there is no birds.json (lists' hash {hashed}): results do not stand beside the paper's"
+    assert str(drawn) == f"drawn here, as there is no birds.json (lists' hash {hashed}): results do not compare with the paper's"
 
 
 @pytest.mark.parametrize("kind", ["published", "other", "raw"])

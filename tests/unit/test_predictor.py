@@ -46,7 +46,7 @@ def test_every_kind_of_image_gives_the_same(classifier: Classifier, photo: Image
 
 def test_new_classes_by_name(classifier: Classifier, photo: Image.Image) -> None:
     ranked = classifier.rank([photo], ["dog", "zebra", "great white shark"], top=9)[0]
-    assert {guess.name: guess.trained for guess in ranked} == {"dog": True, "zebra": False, "great white shark": True}
+    assert {p.name: p.trained for p in ranked} == {"dog": True, "zebra": False, "great white shark": True}
     assert [g.probability for g in ranked] == sorted((g.probability for g in ranked), reverse=True)
     assert sum(g.probability for g in ranked) == pytest.approx(1)
 

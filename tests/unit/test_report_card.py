@@ -20,7 +20,8 @@ from mmrl.reports.card import NEW, model_card
 from mmrl.reports.sheets import Sheet, code, markdown, md
 from tests.unit.test_reports import make
 
-CONFIG = {"method": "mmrlpp", "backbone": "tiny", "class_names": ["cat", "dog"], "template": "a photo of a {}.", "version": "0.1.0"}
+CONFIG = {"method": "mmrlpp", "title": "MMRL++", "backbone": "tiny", "class_names": ["cat", "dog"], "template": "a photo of a {}.",
+          "version": "0.1.0"}  # fmt: skip
 HOSTILE = (
     "$(touch x)", "a'b", "`id`", "[x](http://e.com)", "![i](x)", "http://e.com", "<script>", "a|b", "x](y", "**b**", "www.e.com", "e@f.com",
     "ftp://e.com/a|b", "<http://a b>", "[r]: http://e.com", "<!-- c", "&lt;", "a\\|b", "\\", "``", "_u_", "~~s~~", "# h", "- x", "1. x",
@@ -64,7 +65,7 @@ def fence(tokens: list[Token], language: str) -> str:
 def test_model_card_of_a_run():
     options = [{"section": "method", "key": "lam", "value": 3.0, "source": "published"}]
     card = model_card(CONFIG, make(0.8, 0.55, method="mmrlpp", options=options, commit="0123456789abcdef", dirty=True))
-    assert card.startswith("---\nlibrary_name: mmrl\n") and "\n- mmrlpp\n---\n" in card
+    assert card.startswith("---\nlibrary_name: mmrl\n") and '\n- "mmrlpp"\n---\n' in card
     assert "# MMRL++ for tiny on mini:digits" in card
     assert "| base | 40.00 | 80.00 |" in card and "| novel | 60.00 | 55.00 |" in card and "| harmonic mean | 48.00 | 65.19 |" in card
     assert "**Below zero-shot on novel:**" in card and "Below zero-shot on base" not in card
@@ -80,6 +81,23 @@ def test_model_card_without_a_run():
         model_card({key: value for key, value in CONFIG.items() if key not in ("backbone", "version")})
 
 
+def test_the_card_of_zero_shot_has_no_training():
+    record = make(0.8, 0.6, method="zero-shot").model_copy(update={"training": None})
+    card = model_card(CONFIG | {"method": "zero-shot", "title": "zero-shot CLIP"}, record)
+    assert "# zero-shot CLIP for tiny\n" in card and "seed" not in card and "| base | 40.00 | 80.00 |" in card
+
+
+def test_a_method_without_a_title_goes_by_its_name():
+    assert "# ours for tiny" in model_card({key: value for key, value in CONFIG.items() if key != "title"} | {"method": "ours"})
+
+
+def test_a_closed_vocabulary_is_said():
+    closed, opened = model_card(CONFIG | {"open_vocabulary": False}), model_card(CONFIG)
+    assert NEW not in closed and "among the classes it was trained on" in closed and "the trained ones and others" not in closed
+    assert NEW in opened and "the trained ones and others" in opened
+    assert fence(read(closed), "sh") == "mmrl predict FOLDER photo.jpg --classes cat,dog\n"
+
+
 def test_class_names_are_text_in_the_card():
     tokens = read(model_card(CONFIG | {"class_names": HOSTILE}))
     assert shown(tokens[-2]) == ", ".join(HOSTILE) and tokens[-3].type == "paragraph_open"
@@ -89,7 +107,7 @@ def test_class_names_are_text_in_the_card():
 @pytest.mark.parametrize("name", HOSTILE)
 def test_whatever_a_user_named_is_text_in_the_card(name: str):
     option = {"section": "method", "key": name, "value": name, "source": name}
-    config = CONFIG | {"backbone": name, "template": (f"{name} {{}}", "{} | `x`"), "version": name, "method": name}
+    config = CONFIG | {"backbone": name, "template": (f"{name} {{}}", "{} | `x`"), "version": name, "method": name, "title": name}
     for title in (None, name):
         record = make(0.8, 0.6, dataset=name, options=[option], commit=name[:12], draw_hash=name)
         tokens = read(model_card(config, record, title=title))

@@ -1,4 +1,4 @@
-"""From cells to the numbers of a study, against values computed by hand; the paper's beside them only where they belong; the claims."""
+"""From scores to the numbers of a study, against values computed by hand; the paper's beside them only where they belong; the claims."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from mmrl.reports import harmonic_mean, paper
-from mmrl.reports.aggregate import calibration_sheet, cost_sheet, study_sheets
-from mmrl.reports.cells import Slot
 from mmrl.reports.claims import Difference, claims, difference
 from mmrl.reports.claims import _verdict as verdict_of
 from mmrl.reports.cost import CostTable
 from mmrl.reports.measures import Measure, StudyScores
+from mmrl.reports.plans import Slot
 from mmrl.reports.results import Results
-from tests.results_folder import cost_row, fail, few_shot, fill, halves, make_results, transfer
+from mmrl.reports.tables import calibration_sheet, cost_sheet, study_sheets
+from tests.results_folder import cost_row, edit_tests, environment, fail, few_shot, fill, halves, make_results, run_path, transfer
 
 OPENAI = "ViT-B-16-quickgelu/openai"
 Studies = dict[str, StudyScores]
@@ -106,7 +106,7 @@ def test_half_a_pair_gives_no_harmonic_mean(tmp_path: Path):
 
 def test_two_backbones_and_two_shots_are_rows_of_their_own(tmp_path: Path):
     slots = [*halves(datasets=("one",)), *halves(datasets=("one",), backbone="other")]
-    slots += [each.model_copy(update={"shots": 4, "key": f"{each.key}4"}) for each in slots if each.method == "mmrl"]
+    slots += [each.model_copy(update={"shots": 4, "key": f"{each.key}4", "run": f"{each.run}4"}) for each in slots if each.seed]
     scores = study(tmp_path, slots, at=by_hand)
     (_, sheet) = study_sheets(scores)
     assert sheet.heads[:4] == ("data set", "method", "backbone", "shots") and len(sheet.rows) == 6
@@ -171,8 +171,7 @@ def test_nor_beside_a_split_drawn_here(tmp_path: Path):
     slots = halves(methods=("mmrl",), datasets=paper.DATASETS, backbone=OPENAI)
     study(tmp_path, slots, at=lambda each: 0.8, suite="paper")
     ours = next(each for each in slots if each.dataset == "dtd" and each.classes == "novel" and each.seed == 2)
-    path = tmp_path / "cells" / f"{ours.key}.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"own_split": True}))
+    edit_tests(tmp_path, [ours], own_split=True)
     scores = studies_of(tmp_path)["base-to-novel"]
     arm = scores.arms[0]
     without = [
@@ -210,6 +209,21 @@ def test_every_study_meets_its_table_of_the_paper(tmp_path: Path):
     assert given(lam.measure(lam.arms[0], "dtd", "hm")).paper == paper.Printed(70.58)
 
 
+def test_a_damaged_run_loses_its_own_scores_alone(tmp_path: Path):
+    slots = halves(datasets=("one", "two"))
+    study(tmp_path, slots, at=by_hand)
+    broken = run_path(tmp_path, next(each for each in slots if each.seed == 2 and each.dataset == "one"))
+    broken.write_text(broken.read_text()[:-9])
+    results = Results(tmp_path)
+    scores = StudyScores(results, results.plans["base-to-novel"])
+    arm = scores.arms[1]
+    for half in ("base", "novel"):
+        assert list(given(scores.measure(arm, "one", half)).by_seed) == [1, 3] and given(scores.measure(arm, "two", half)).complete
+    assert len(results.tests) == len(slots) - 2
+    (message,) = results.damaged
+    assert str(broken) in message
+
+
 def test_dirty_results_are_known(tmp_path: Path):
     slots = halves(datasets=("one",))
     scores = study(tmp_path, slots, at=by_hand)
@@ -218,6 +232,11 @@ def test_dirty_results_are_known(tmp_path: Path):
     again = studies_of(tmp_path)["base-to-novel"]
     assert given(again.measure(again.arms[1], "one", "base")).dirty and given(again.average(again.arms[1], "hm")).dirty
     assert not given(again.measure(again.arms[1], "one", "novel")).dirty
+    run_path(tmp_path, slots[2]).unlink()
+    fill(tmp_path, slots[2:4], dirty=True)
+    edit_tests(tmp_path, slots[2:4], environment=json.loads(environment().model_dump_json()))
+    trained = studies_of(tmp_path)["base-to-novel"]  # a dirty training makes every score of it dirty
+    assert given(trained.measure(trained.arms[1], "one", "novel")).dirty
 
 
 def verdicts(folder: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -339,8 +358,13 @@ def test_calibration_and_cost(tmp_path: Path):
     assert sheet and sheet.heads[-2:] == ("base, ECE in %", "novel, ECE in %")
     measure = sheet.rows[1][-2]
     assert isinstance(measure, Measure) and math.isclose(measure.mean or 0, 2.0) and measure.metric == "ece base"  # 0.1 * (1 - 0.8)
-    cost = cost_sheet(CostTable(rows=(cost_row("mmrl", hm=0.75), cost_row("zero-shot", trained_parameters=0))))
-    assert cost and "variant" not in cost.heads and cost.rows[0][0] == "MMRL" and cost.rows[0][cost.heads.index("HM")] == 75
+    cost = cost_sheet(CostTable(rows=(cost_row("mmrl", hm=0.75), cost_row("ours", trained_parameters=0))))
+    assert (
+        cost
+        and "variant" not in cost.heads
+        and [row[0] for row in cost.rows] == ["MMRL", "ours"]
+        and cost.rows[0][cost.heads.index("HM")] == 75
+    )
     assert cost.rows[1][cost.heads.index("HM")] is None and "a processor, 2 cores" in cost.notes[0]
     assert cost_sheet(CostTable()) is None
 

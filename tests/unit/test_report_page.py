@@ -22,7 +22,7 @@ from mmrl.reports import diagnostics
 from mmrl.reports.cost import CostTable
 from mmrl.reports.report import build_report
 from mmrl.reports.svg import fitted, ticks, width_of
-from tests.results_folder import cost_row, fail, few_shot, fill, halves, make_results, scores, whole, write_json
+from tests.results_folder import cost_row, edit_tests, fail, few_shot, fill, halves, make_results, scores, whole, write_json
 
 SRC = Path(__file__).parents[2] / "src"
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
@@ -35,7 +35,7 @@ TITLE = 'A <report> & "more"'
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = whole(tmp_path_factory.mktemp("results"))
     write_json(folder / "cost.json", CostTable(rows=(cost_row("mmrl"),)).model_dump(mode="json", by_alias=True))
-    (folder / "cells" / "cut.json").write_text('{"schema": "mmrl.ce')
+    (folder / "runs" / "cut.json").write_text('{"schema": "mmrl.ru')
     return folder
 
 
@@ -108,8 +108,7 @@ def test_names_of_every_kind_are_text(tmp_path: Path):
     make_results(folder, slots)
     fill(folder, slots[:-1], dirty=True, names=[bad.format("class"), "b", "c"])
     fail(folder, slots[-1], error=bad.format("error"))
-    for path in (folder / "cells").iterdir():
-        write_json(path, json.loads(path.read_text()) | {"warnings": [bad.format("warning")]})
+    edit_tests(folder, slots[:-1], warnings=[bad.format("warning")])
     for path in (folder / "plans").iterdir():
         write_json(path, json.loads(path.read_text()) | {"command": bad.format("command"), "notes": [bad.format("note")]})
     html = build_report(folder, tmp_path / "r")[0].read_text(encoding="utf-8")
@@ -149,7 +148,7 @@ def test_without_torch(results: Path, html: str, tmp_path: Path):
 
 
 def test_a_folder_in_the_middle(tmp_path: Path):
-    """One cell of one study: a page all the same, with what is missing."""
+    """One score of one study: a page all the same, with what is missing."""
     slots = halves()
     make_results(tmp_path, slots)
     fill(tmp_path, slots[:1])

@@ -1,4 +1,4 @@
-"""`mmrl status`: states of cells, live locks, what is left."""
+"""`mmrl status`: states of scores, live locks, time left."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from mmrl.cli.main import app
 from mmrl.errors import MmrlError, UsageError
-from mmrl.reports.cells import Slot
+from mmrl.reports.plans import Slot
 from mmrl.reports.status import duration, held_locks, status
-from tests.results_folder import fail, few_shot, fill, halves, make_results
+from tests.results_folder import fail, few_shot, fill, halves, make_results, run_path
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def slots() -> list[Slot]:
     return halves(methods=("mmrl",), datasets=("one", "two"), seeds=(1, 2))
 
 
-def group(slots: list[Slot], dataset: str, seed: int) -> list[Slot]:
+def run_of(slots: list[Slot], dataset: str, seed: int) -> list[Slot]:
     return [each for each in slots if (each.dataset, each.seed) == (dataset, seed)]
 
 
@@ -38,16 +38,16 @@ def lock(folder: Path, name: str) -> int:
 
 def test_every_state(tmp_path: Path, slots: list[Slot]):
     make_results(tmp_path, slots)
-    fill(tmp_path, group(slots, "one", 1), seconds=100)
-    failed, cancelled, running = (group(slots, *at) for at in (("one", 2), ("two", 1), ("two", 2)))
+    fill(tmp_path, run_of(slots, "one", 1), seconds=100)
+    failed, cancelled, running = (run_of(slots, *at) for at in (("one", 2), ("two", 1), ("two", 2)))
     fail(tmp_path, failed[0])
     fail(tmp_path, cancelled[0], kind="cancelled", error="stopped")
-    held = lock(tmp_path, running[0].group)
+    held = lock(tmp_path, running[0].run)
     found = status(tmp_path)
     assert found.studies == {"base-to-novel": {"done": 2, "running": 2, "failed": 2, "cancelled": 2, "to do": 0}}
-    assert found.running[0]["pid"] == os.getpid() and found.running[0]["group"] == running[0].group
+    assert found.running[0]["pid"] == os.getpid() and found.running[0]["run"] == running[0].run
     assert [failure.kind for failure in sorted(found.failures, key=lambda each: each.kind)] == ["cancelled", "failed"]
-    assert found.failed and found.seconds_left == pytest.approx(120)  # 100 for training, 10 for each of two cells
+    assert found.failed and found.seconds_left == pytest.approx(120)  # 100 for training, 10 for each of two tests
     os.close(held)
     after = status(tmp_path)
     assert after.total["to do"] == 2 and not after.running
@@ -57,26 +57,26 @@ def test_every_state(tmp_path: Path, slots: list[Slot]):
 
 def test_asking_leaves_a_lock_as_it_is(tmp_path: Path, slots: list[Slot]):
     make_results(tmp_path, slots)
-    held = lock(tmp_path, slots[0].group)
-    assert list(held_locks(tmp_path)) == list(held_locks(tmp_path)) == [slots[0].group]
+    held = lock(tmp_path, slots[0].run)
+    assert list(held_locks(tmp_path)) == list(held_locks(tmp_path)) == [slots[0].run]
     os.close(held)
     assert not held_locks(tmp_path)
-    again = lock(tmp_path, slots[0].group)
+    again = lock(tmp_path, slots[0].run)
     os.close(again)
 
 
-def test_time_left_is_that_of_the_likest_groups(tmp_path: Path):
+def test_time_left_is_that_of_the_most_similar_runs(tmp_path: Path):
     slots = few_shot(("zero-shot", "mmrl"), (1, 4), datasets=("one", "two"), seeds=(1, 2))
     make_results(tmp_path, slots)
     assert status(tmp_path).seconds_left is None  # nothing to judge by
     for dataset, shots, seconds in (("one", 1, 10.0), ("one", 4, 30.0)):
         own = [each for each in slots if (each.dataset, each.shots, each.seed) == (dataset, shots, 1)]
         fill(tmp_path, own, seconds=seconds)
-    same = 11 + 33  # seed 2 of the same, cells included
+    same = 11 + 33  # seed 2 of the same, tests included
     other = 2 * (22 + 22)  # data set two: the mean of the method
     zero = 2 * 22  # zero-shot: the mean of all
     assert status(tmp_path).seconds_left == pytest.approx(same + other + zero)
-    held = [lock(tmp_path, each.group) for each in slots if each.dataset == "two" and each.seed]
+    held = [lock(tmp_path, each.run) for each in slots if each.dataset == "two" and each.seed]
     assert status(tmp_path).seconds_left == pytest.approx((same + other + zero) / 4)
     for descriptor in held:
         os.close(descriptor)
@@ -84,7 +84,7 @@ def test_time_left_is_that_of_the_likest_groups(tmp_path: Path):
     assert status(tmp_path).seconds_left is None
 
 
-def test_a_cell_of_two_studies_counts_once_in_all(tmp_path: Path, slots: list[Slot]):
+def test_a_score_of_two_studies_counts_once_in_all(tmp_path: Path, slots: list[Slot]):
     shared = [each.model_copy(update={"study": "alpha", "variant": "0.7"}) for each in slots]
     make_results(tmp_path, [*slots, *shared])
     found = status(tmp_path)
@@ -94,10 +94,10 @@ def test_a_cell_of_two_studies_counts_once_in_all(tmp_path: Path, slots: list[Sl
 def test_damaged_files_are_named(tmp_path: Path, slots: list[Slot]):
     make_results(tmp_path, slots)
     fill(tmp_path, slots)
-    broken = tmp_path / "cells" / f"{slots[0].key}.json"
+    broken = run_path(tmp_path, slots[0])
     broken.write_text(broken.read_text()[:100])
     found = status(tmp_path)
-    assert found.failed and found.total["to do"] == 1 and str(broken) in found.damaged[0]
+    assert found.failed and found.total["to do"] == 2 and str(broken) in found.damaged[0]
 
 
 def test_command_line(tmp_path: Path, slots: list[Slot]):
@@ -106,7 +106,7 @@ def test_command_line(tmp_path: Path, slots: list[Slot]):
     run = CliRunner()
     done = run.invoke(app, ["status", str(tmp_path)])
     assert done.exit_code == 0 and "base-to-novel" in done.output and "left" in done.output
-    fail(tmp_path, group(slots, "two", 1)[0], error="disk [red] full")
+    fail(tmp_path, run_of(slots, "two", 1)[0], error="disk [red] full")
     done = run.invoke(app, ["status", str(tmp_path)])
     assert done.exit_code == 1 and "failed: mmrl on two: disk [red] full" in done.output
     told = json.loads(run.invoke(app, ["status", str(tmp_path), "--json"]).output)
@@ -133,9 +133,9 @@ def test_no_results_folder(tmp_path: Path):
 
 def test_a_lock_that_is_being_written_is_a_lock(tmp_path: Path, slots: list[Slot]):
     make_results(tmp_path, slots)
-    held = lock(tmp_path, slots[0].group)
-    (tmp_path / "locks" / f"{slots[0].group}.lock").write_text("")
-    assert status(tmp_path).running == ({"group": slots[0].group},)
+    held = lock(tmp_path, slots[0].run)
+    (tmp_path / "locks" / f"{slots[0].run}.lock").write_text("")
+    assert status(tmp_path).running == ({"run": slots[0].run},)
     os.close(held)
 
 

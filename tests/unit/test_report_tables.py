@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from mmrl.reports import paper
-from mmrl.reports.aggregate import study_sheets
 from mmrl.reports.measures import Arm, Measure, StudyScores
 from mmrl.reports.results import Results
 from mmrl.reports.sheets import Sheet, latex, main_text, markdown, signed, small_text, tex, tidy_csv
+from mmrl.reports.tables import study_sheets
 from tests.results_folder import whole
 
-ARM = Arm("mmrl", "", "tiny", 16)
+ARM = Arm("mmrl", "", "tiny", 16, "MMRL")
 NASTY = r"50% of $5_{a}\b & <i>#1|2~^*`"
 
 
@@ -37,6 +37,8 @@ def sheets(tmp_path_factory: pytest.TempPathFactory) -> list[Sheet]:
 def test_numbers_and_their_small_print():
     assert main_text(measure()) == "80.00 ± 1.41" and small_text(measure()) == []
     assert main_text(measure(by_seed={None: 80.0}, planned=1)) == "80.00"
+    not_applicable = measure(None, planned=0, applicable=False)
+    assert (main_text(not_applicable), small_text(not_applicable)) == ("n/a", []) and not not_applicable.complete
     assert (main_text(measure(None)), small_text(measure(None))) == ("–", ["missing"])
     assert small_text(measure(planned=3)) == ["2 of 3 seeds"]
     assert small_text(measure(datasets=(3, 11))) == ["3 of 11 data sets"]

@@ -77,7 +77,7 @@ def test_bad_templates_are_refused(template: tuple[str, ...], message: str) -> N
 def test_features_are_those_averaged_by_hand(exact: Clip, name: str) -> None:
     method = method_of(exact, name)
     together, alone = method.class_list(NAMES, THREE), [method.class_list(NAMES, one) for one in THREE]
-    assert len(together) == 3 and len(together.prompts) == 9
+    assert len(together) == 3 and len(together.fed.texts) == 9
     with torch.no_grad():
         assert relative_error(together.zero_shot, mean([classes.zero_shot for classes in alone])) < 1e-9
         assert relative_error(method.text_features(together), mean([method.text_features(classes) for classes in alone])) < 1e-9
@@ -88,8 +88,8 @@ def test_features_are_those_averaged_by_hand(exact: Clip, name: str) -> None:
 def test_one_template_is_not_changed_by_a_bit(small_clip: Clip, name: str) -> None:
     method = method_of(small_clip, name)
     one, listed = method.class_list(NAMES, THREE[0]), method.class_list(NAMES, THREE[:1])
-    assert one.prompts == listed.prompts and torch.equal(one.zero_shot, listed.zero_shot)
-    assert torch.equal(one.zero_shot, small_clip.encode_text(one.prompts))
+    assert one.fed.texts == listed.fed.texts and torch.equal(one.zero_shot, listed.zero_shot)
+    assert torch.equal(one.zero_shot, small_clip.encode_text(one.fed.texts))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -99,7 +99,8 @@ def test_loss_and_gradients(exact: Clip, images: Tensor, name: str) -> None:
 
     def run(chunk: int | None) -> tuple[Tensor, dict[str, Tensor]]:
         method = method_of(exact, name)
-        loss = method.loss(images, LABELS, replace(method.class_list(NAMES, THREE), chunk=chunk))
+        classes = method.class_list(NAMES, THREE)
+        loss = method.loss(images, LABELS, replace(classes, prompts=replace(classes.fed, chunk=chunk)))
         loss.total.backward()
         return loss.total.detach(), {key: value.grad for key, value in method.named_parameters() if value.grad is not None}
 

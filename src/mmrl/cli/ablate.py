@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from mmrl.cli import grid
-from mmrl.cli.options import DEVICE
+from mmrl.cli.grid import Grid, carry_out, names, present, with_grid
+
+if TYPE_CHECKING:
+    from mmrl.protocols import Tower
 
 
+@with_grid
 def ablate(
     name: str = typer.Argument(..., help="variants, rep-dim, layers, tokens, alpha, lambda, regulariser, or all."),
-    out: Path = grid.OUT,
     method: str = typer.Option("mmrl", "--method", help="The method to change."),
     values: str = typer.Option(None, "--values", help="Other values than the paper's, separated by commas."),
-    datasets: str = grid.DATASETS,
-    seeds: str = grid.SEEDS,
     shots: int = typer.Option(16, "--shots", min=1, help="Images a class."),
-    root: Path = grid.ROOT,
-    backbone: str = grid.BACKBONE_OPTION,
-    mini: bool = grid.IS_MINI,
-    set_: list[str] = grid.SET,
-    precision: str = grid.PRECISION,
-    jobs: int | None = grid.JOBS,
-    engine: str = grid.ENGINE,
-    address: str = grid.ADDRESS,
-    gpu_fraction: float = grid.GPU_FRACTION,
-    device: str = DEVICE,
-    workers: int = grid.WORKERS,
-    skip_broken: bool = grid.SKIP_BROKEN,
-    skip_missing: bool = grid.SKIP_MISSING,
-    draws: Path | None = grid.DRAWS,
-    test_share: float = grid.TEST_SHARE,
-    dry_run: bool = grid.DRY_RUN,
+    *,
+    grid: Grid,
 ) -> None:
     """Run one of the paper's ablations, or all of them: base-to-novel with one thing changed. Unchanged runs are shared with `bench`."""
     from mmrl import methods as registry
@@ -47,17 +33,27 @@ def ablate(
     if values and name == "all":
         raise UsageError("--values needs one ablation, not all of them.")
     registry.get(method)
-    suite, backbone = grid.suite_of(mini), backbone or ("tiny" if mini else grid.BACKBONE)
-    chosen = grid.present(grid.names(datasets) or suite.single, root, skip_missing)
-    depth = None if values or name not in ("layers", "all") else grid.depth_of(backbone)
+    chosen = present(names(grid.datasets) or grid.suite.single, grid)
+    tower = None if values or name not in ("layers", "all") else tower_of(method, grid.chosen_backbone)
     cells = []
     for each in ABLATIONS if name == "all" else (name,):
         cells += plan(
-            each, chosen, parse_seeds(seeds), method=method, depth=depth, numbers=parse_values(values) if values else None,
-            shots=shots, overrides=grid.overrides(set_),
+            each, chosen, parse_seeds(grid.seeds), method=method, tower=tower, numbers=parse_values(values) if values else None,
+            shots=shots, overrides=grid.overrides,
         )  # fmt: skip
-    grid.carry_out(
-        cells, suite=grid.suite_name(cells, mini), out=out, backbone=backbone, root=root, precision=precision, jobs=jobs, engine=engine,
-        address=address, gpu_fraction=gpu_fraction, device=device, workers=workers, skip_broken=skip_broken, dry_run=dry_run,
-        draws=draws, test_share=test_share,
-    )  # fmt: skip
+    carry_out(cells, grid)
+
+
+def tower_of(method: str, backbone: str) -> Tower:
+    """The image tower, and J of `method` there. Raises UsageError for a backbone or a method that has no such layer."""
+    from mmrl import methods as registry
+    from mmrl.clip import load_clip
+    from mmrl.errors import UsageError
+    from mmrl.protocols import Tower
+
+    default = getattr(registry.get(method), "default_layer", None)
+    if default is None:
+        raise UsageError(f"method '{method}' has no first layer to change; `mmrl methods {method}` lists its options.")
+    clip = load_clip(backbone)
+    clip.require_staged(method)
+    return Tower(clip.vision.depth, default(clip.vision.depth))

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from mmrl.cli import grid
-from mmrl.cli.options import DEVICE
+from mmrl.cli.grid import Grid, names, option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,18 +17,18 @@ if TYPE_CHECKING:
 
 
 def cost(
-    out: Path = grid.OUT,
+    out: Path = option("out"),
     methods: str = typer.Option("zero-shot,mmrl,mmrlpp", "--methods", help="Names of `mmrl methods`, separated by commas."),
     data: str = typer.Option(None, "--data", help="A name of `mmrl data list`; default: imagenet; with --mini: mini:objects."),
-    root: Path = grid.ROOT,
-    backbone: str = grid.BACKBONE_OPTION,
-    mini: bool = grid.IS_MINI,
+    root: Path | None = option("root"),
+    backbone: str | None = option("backbone"),
+    mini: bool = option("mini"),
     shots: int = typer.Option(16, "--shots", min=1, help="Images a class."),
     steps: int = typer.Option(20, "--steps", min=1, help="Training steps to time, after two that are not."),
     batch: int = typer.Option(100, "--batch", min=1, help="Images a batch at test."),
-    set_: list[str] = grid.SET,
-    precision: str = grid.PRECISION,
-    device: str = DEVICE,
+    set_: list[str] = option("set_"),
+    precision: str | None = option("precision"),
+    device: str = option("device"),
     seed: int = typer.Option(1, "--seed", min=0, help="Of the draw and the order of training images."),
 ) -> None:
     """Measure trained parameters, times of training and test, and memory of methods trained on the base classes (Table 6).
@@ -42,9 +41,9 @@ def cost(
 
     from mmrl import methods as registry
     from mmrl.clip import load_clip
-    from mmrl.engine import FitConfig
+    from mmrl.engine import Bench, Context, FitConfig, bind
     from mmrl.engine.cost import Measurement, measure_apart
-    from mmrl.engine.grid import CACHE, Bench, Context, ResultsFolder, bind
+    from mmrl.engine.grid import CACHE, ResultsFolder
     from mmrl.engine.precision import check_precision
     from mmrl.errors import MmrlError
     from mmrl.files import user_path
@@ -52,19 +51,20 @@ def cost(
     from mmrl.reports.cost import COST_FILE, CostTable, hm_of
     from mmrl.reports.results import Results, read_part
 
-    chosen = grid.names(methods) or registry.names()
+    grid = Grid(out=out, root=root, backbone=backbone, mini=mini, set_=set_, precision=precision, device=device)
+    chosen = names(methods) or registry.names()
     for name in chosen:
         registry.get(name)
-    data, backbone = data or ("mini:objects" if mini else "imagenet"), backbone or ("tiny" if mini else grid.BACKBONE)
-    cells = base_to_novel(chosen, (data,), (seed,), shots=(shots,), overrides=grid.overrides(set_))
-    FitConfig(precision=precision)
+    data, backbone = data or ("mini:objects" if mini else "imagenet"), grid.chosen_backbone
+    cells = base_to_novel(chosen, (data,), (seed,), shots=(shots,), overrides=grid.overrides)
+    FitConfig(**({} if precision is None else {"precision": precision}))
     out = user_path(out)
     if out.exists():
         ResultsFolder(out)
     if (out / COST_FILE).exists():
         read_part(out / COST_FILE, CostTable, what="cost table")
     clip = load_clip(backbone, device=device)
-    check_precision(precision, clip.device)
+    check_precision(precision or "fp32", clip.device)
     bench = Bench(backbone, root, (out / CACHE).resolve(), precision, batch_size=batch)
     bind(cells, Context(bench, clip))  # with this, all that is wrong is said before anything is measured
     store, results, rows, failed = ResultsFolder(out), Results(out), [], []
@@ -96,7 +96,7 @@ def _table(rows: Sequence[CostRow]) -> Table:
     for head in ("method", "towers", "parameters", "ms/image", "minutes", "images/s", "GiB", "HM"):
         table.add_column(head, justify="left" if head in ("method", "towers") else "right")
     for row in rows:
-        name = row.method + (f" ({row.variant})" if row.variant else "")
+        name = (row.title or row.method) + (f" ({row.variant})" if row.variant else "")
         numbers = (row.train_ms_per_image, row.train_minutes, row.images_per_second, row.peak_memory_gib, row.hm and 100 * row.hm)
         shown = ("" if number is None else f"{number:.1f}" if number >= 10 else f"{number:.2f}" for number in numbers)
         table.add_row(escape(name), row.modality, f"{row.trained_parameters:,}", *shown)

@@ -1,4 +1,4 @@
-"""`mmrl data check`: which of the benchmark's data sets are all there, and what the others lack."""
+"""`mmrl data check`: which data sets of the benchmark are complete, and what the others lack."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _SHOWN = 5  # paths of each kind, before "and ... more"
 def check(
     names: list[str] = typer.Argument(None, metavar="[NAME]...", help="Data sets; default: all of the benchmark."),
     root: Path = typer.Option(None, "--root", envvar="DATA", help="Folder with the data sets."),
-    deep: bool = typer.Option(False, "--deep", help="Decode every image, too."),
-    workers: int = typer.Option(None, "--workers", min=1, help="Threads that decode; default: one a core, at most 8."),
-    cache: Path = typer.Option(None, "--cache", envvar="MMRL_CACHE", help="Folder that keeps the listing of ImageNet's files."),
+    deep: bool = typer.Option(False, "--deep", help="Also decode every image."),
+    workers: int = typer.Option(None, "--workers", min=1, help="Decoding threads; default: one per core, at most 8."),
+    cache: Path = typer.Option(None, "--cache", envvar="MMRL_CACHE", help="Folder in which to cache the listing of ImageNet's files."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """Say which data sets are all there, whether their split is the published one, what is missing by its exact path, how to get it.
+    """Check which data sets are complete and whether their split is the published one, and list what is missing and how to get it.
 
-    Leaves with 0 when all the data sets named are ready; with no name, when those present are, and there is one.
+    The exit code is 0 if all the named data sets are ready; without names, if there are any and all of them are ready.
     """
     import json
     from dataclasses import asdict
@@ -53,14 +53,14 @@ def check(
             if names or report.state != "absent":
                 details(report)
         if any(report.state == "absent" for report in reports) and not names:
-            typer.echo("`mmrl data check NAME` says what to get for one that is absent.")
+            typer.echo("`mmrl data check NAME` says which files to get for an absent one.")
     present = [report for report in reports if names or report.state != "absent"]
     if not present or not all(report.ready for report in present):
         raise typer.Exit(1)
 
 
 def details(report: Report) -> None:
-    """Print what there is to say of one data set besides its line in the table."""
+    """Print everything about one data set that is not in its line of the table."""
     lines = [f"    {line}" for line in _lines(report)]
     lines += [f"    {'-> ' if at == 0 else '   '}{fix}" for at, fix in enumerate(report.fixes)]
     if lines:
@@ -95,7 +95,7 @@ def _table(reports: list[Report]) -> Table:
 
 @contextmanager
 def _progress(shown: bool) -> Iterator[Callable[[str], Progress]]:
-    """Bars on stderr, one a data set, when `shown`."""
+    """Progress bars on stderr, one per data set, if `shown`."""
     from rich.console import Console
     from rich.progress import Progress as RichProgress
 

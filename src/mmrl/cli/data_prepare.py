@@ -1,4 +1,4 @@
-"""`mmrl data prepare`: from downloaded archives to the layout that is read."""
+"""`mmrl data prepare`: build the layout of a data set from downloaded archives."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import typer
 def prepare(
     name: str = typer.Argument(..., help="Data set, as in `mmrl data check`."),
     root: Path = typer.Option(None, "--root", envvar="DATA", help="Folder with the data sets."),
-    source: Path = typer.Option(None, "--from", metavar="FOLDER", help="Where the archives are; the data set's folder is searched, too."),
-    download: bool = typer.Option(False, "--download", help="Let torchvision download it, where it can."),
+    source: Path = typer.Option(
+        None, "--from", metavar="FOLDER", help="Folder with the archives; the data set's own folder is searched, too."
+    ),
+    download: bool = typer.Option(False, "--download", help="Let torchvision download it, if it can."),
 ) -> None:
-    """Unpack the authors' archives into the layout that is read, then check it. Nothing that is there is replaced."""
+    """Unpack the authors' archives into the expected layout, then check it. Existing files are never replaced."""
     from mmrl.cli.data_check import details
     from mmrl.data.benchmark.check import data_root
     from mmrl.data.benchmark.entries import ENTRIES

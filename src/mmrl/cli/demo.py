@@ -1,4 +1,4 @@
-"""`mmrl demo`: base-to-novel on the embedded model, then a few photos with class names it never saw."""
+"""`mmrl demo`: base-to-novel on the embedded model, then predictions for a few photos with unseen class names."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mmrl.cli import grid
 
 if TYPE_CHECKING:
     from mmrl.data import Dataset
-    from mmrl.serve.predictor import Guess
+    from mmrl.serve.predictor import Prediction
 
 STUDY, BACKBONE = "base-to-novel", "tiny"
-DATASETS = ("mini:digits", "mini:textures", "mini:glyphs")  # zero-shot leaves room on these; on mini:objects it hardly does
+DATASETS = ("mini:digits", "mini:textures", "mini:glyphs")  # zero-shot can be improved on these; hardly on mini:objects
 METHODS = ("zero-shot", "mmrl", "mmrlpp")
 SHOWN = "mmrl"  # whose adapter classifies the photos
 PHOTOS = 8
@@ -23,11 +23,11 @@ PHOTOS = 8
 def demo(
     out: Path = typer.Option(Path("demo"), "--out", help="Folder for results, report, adapter and classified photos."),
     datasets: str = typer.Option(",".join(DATASETS), "--data", help="Datasets, separated by commas, or 'all' of the mini benchmark."),
-    seeds: str = grid.SEEDS,
-    shots: int = typer.Option(16, "--shots", min=1, help="Training images a class."),
+    seeds: str = grid.option("seeds"),
+    shots: int = typer.Option(16, "--shots", min=1, help="Training images per class."),
     jobs: int = typer.Option(1, "--jobs", min=1, help="Processes on this machine."),
 ) -> None:
-    """Base-to-novel with zero-shot, MMRL and MMRL++ on the embedded CLIP; table, report, adapter, photos. What is there is kept."""
+    """Base-to-novel with zero-shot, MMRL and MMRL++ on the embedded CLIP; table, report, adapter, photos. Existing results are kept."""
     import time
 
     from mmrl.cli.options import parse_seeds
@@ -37,13 +37,10 @@ def demo(
 
     began, results = time.monotonic(), out / "results"
     names, numbers = grid.names(datasets) or MINI.single, parse_seeds(seeds)
-    first, *_ = [load_dataset(name, cache=results / "cache") for name in names]  # a wrong name leaves no folder behind
+    first, *_ = [load_dataset(name, cache=results / "cache") for name in names]  # before any folder is created
     first = first.divided(grid.OWN_SHARE) if first.rest_tests else first
     cells = evaluation(STUDY, MINI, METHODS, numbers, datasets=names, shots=[shots])
-    grid.carry_out(
-        cells, suite=grid.suite_name(cells, mini=True), out=results, backbone=BACKBONE, root=None, precision="fp32", jobs=jobs,
-        engine="local", address=None, gpu_fraction=0.0, device="cpu", workers=None, skip_broken=False, dry_run=False,
-    )  # fmt: skip
+    grid.carry_out(cells, grid.Grid(out=results, mini=True, jobs=jobs, device="cpu"))
     page = build_report(results, out / "report", title="mmrl demo: base-to-novel on the embedded CLIP")[0]
     _photos(_trained(results, names[0], numbers[0], shots), first, out)
     minutes = (time.monotonic() - began) / 60
@@ -52,13 +49,13 @@ def demo(
 
 
 def _trained(results: Path, data: str, seed: int, shots: int) -> Path:
-    """Where the adapter of one training of the plan lies. Raises UsageError if it was deleted."""
+    """Folder of the adapter of one training of the plan. Raises UsageError if it was deleted."""
     from mmrl.errors import UsageError
     from mmrl.reports.results import Results
 
     place = (SHOWN, "", BACKBONE, data, seed, shots)  # `mmrl bench` may have put others there
     slots = Results(results).plans[STUDY].slots
-    key = next(s.training for s in slots if (s.method, s.variant, s.backbone, s.dataset, s.seed, s.shots) == place)
+    key = next(s.run for s in slots if (s.method, s.variant, s.backbone, s.dataset, s.seed, s.shots) == place)
     folder = results / "work" / str(key)
     if not folder.is_dir():
         raise UsageError(f"{folder} is gone, and with it the adapter to classify photos with. Delete {results} to train again.")
@@ -84,10 +81,10 @@ def _photos(trained: Path, dataset: Dataset, out: Path) -> None:
     for item in chosen:
         files.append(folder / f"{dataset.classes[item.label].replace(' ', '_')}.png")
         dataset.image(item).save(files[-1])
-    ranked: list[list[Guess]] = classifier.rank(files, dataset.classes, top=3)
-    table = Table("photo", "first guess", "second", "third", title="Photos classified among trained and new class names (* never trained)")
-    for file, guesses in zip(files, ranked):
-        table.add_row(Text(file.name), *(Text(f"{g.name}{'' if g.trained else '*'} {g.probability:.0%}") for g in guesses))
+    ranked: list[list[Prediction]] = classifier.rank(files, dataset.classes, top=3)
+    table = Table("photo", "first", "second", "third", title="Photos classified among trained and new class names (* never trained)")
+    for file, predictions in zip(files, ranked):
+        table.add_row(Text(file.name), *(Text(f"{p.name}{'' if p.trained else '*'} {p.probability:.0%}") for p in predictions))
     Console().print(table)
-    captions = [[(g.name, g.probability, g.trained) for g in guesses] for guesses in ranked]
+    captions = [[(p.name, p.probability, p.trained) for p in predictions] for predictions in ranked]
     predictions_plot(files, captions, [dataset.classes[item.label] for item in chosen], out / "predictions.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,49 +45,50 @@ def evaluate(
 
     from mmrl import api
     from mmrl.cli.output import print_json, quiet_warnings, scores_table
-    from mmrl.data import dataset_names, describe_broken, load_dataset, usual_workers
-    from mmrl.engine import evaluate_dataset, seen_classes
+    from mmrl.data import dataset_names, load_dataset, usual_workers
+    from mmrl.engine import Bench, seen_classes
+    from mmrl.engine.run import test as test_of
     from mmrl.errors import UsageError, unknown
-    from mmrl.files import user_path, write_json
-    from mmrl.reports import RECORD_NAME, read_record
+    from mmrl.files import user_path
+    from mmrl.reports.records import RECORD_NAME, SCHEMA, RunRecord, read_record
+    from mmrl.templates import check_template, template_list
 
     if adapter == "zero-shot":
         model = api.zero_shot(backbone or "tiny", device=device)
     else:
         model = api.from_pretrained(adapter, backbone=backbone, device=device)
-    prompt, home = tuple(template) or None, user_path(adapter)
+    home = user_path(adapter)
     if data is None:
-        prompt = prompt or model.template
+        template = template or list(template_list(model.template))
         if not (home / RECORD_NAME).is_file():
             raise UsageError(f"'{adapter}' has no run record that names a dataset; give --data.")
-        data = read_record(home).dataset
+        data = read_record(home).trained.dataset
         if data not in dataset_names():
             raise UsageError(f"'{adapter}' was trained on '{data}', which is no dataset known by name; give its folder with --data.")
     if split not in ("train", "val", "test"):
         raise unknown("split", split, ("train", "val", "test"))
     dataset = _undrawn(load_dataset(data, root=root, test=test), home, bool(model.trained)).restrict(classes)
+    dataset = replace(dataset, template=check_template(template)) if template else dataset
     named = data if data in dataset_names() else None
     seen, rule = seen_classes(dataset.classes, model.trained, dataset=named, trained_on=model.trained_on, classifier=classifier)
-    items = getattr(dataset, split)
     threads = usual_workers(dataset.read) if workers is None else workers
+    bench = Bench(model.method.clip.name, skip_broken=skip_broken, workers=threads, batch_size=batch_size, beside_zero_shot=True)
     with quiet_warnings():
-        pair = evaluate_dataset(
-            model.method, dataset, items, seen=seen, template=prompt,
-            batch_size=batch_size, workers=threads, skip_broken=skip_broken,
-        )  # fmt: skip
-    if pair.skipped:
-        typer.echo(f"warning: {describe_broken(pair.skipped, len(items), of=dataset.name)}", err=True)
-    content = {
-        "adapter": adapter, "dataset": dataset.name, "classes": classes, "split": split, "classifier": rule, "trained": seen.tolist(),
-        "scores": pair.adapted.model_dump(mode="json"), "zero_shot": pair.zero_shot.model_dump(mode="json"),
-        "skipped": [one.key for one in pair.skipped],
-    }  # fmt: skip
+        tested = test_of(model.method, dataset, bench, seen=seen, classes=classes, split=split, rule=rule)  # type: ignore[arg-type]  # checked above
+    for warning in tested.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    described = read_record(home) if (home / RECORD_NAME).is_file() else None
+    clip, method = model.method.clip, model.method
+    record = RunRecord(
+        schema=SCHEMA, key=described.key if described else "", method=method.name, title=method.title, backbone=clip.name,
+        backbone_hash=clip.identity, training=described.training if described else None, tests=(tested,),
+    )  # fmt: skip
     if out is not None:
-        write_json(out, content)
+        record.write(out)
     if as_json:
-        print_json(content)
+        print_json(record.model_dump(mode="json", by_alias=True))
         return
-    Console().print(scores_table([(f"{dataset.name}, {classes}", pair.adapted, pair.zero_shot)], model.method.name))
+    Console().print(scores_table([(f"{dataset.name}, {classes}", tested.scores, tested.zero_shot)], method.name))
     if model.trained:
         typer.echo(f"classifier: {rule}")
 

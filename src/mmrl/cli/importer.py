@@ -20,11 +20,11 @@ def import_checkpoint(
 ) -> None:
     """Turn a checkpoint of the authors' code into an adapter. Nothing in the file is executed."""
     from mmrl.cli.options import parse_classes, parse_settings
-    from mmrl.data import describe
+    from mmrl.data import dataset_info
     from mmrl.engine import import_authors
 
     if data is not None:
-        describe(data)
+        dataset_info(data)
     method, config = import_authors(
         checkpoint, out, classes=parse_classes(classes), template=tuple(template), dataset=data, clip=backbone, options=parse_settings(set_)
     )

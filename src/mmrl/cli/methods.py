@@ -23,7 +23,9 @@ def methods(
     chosen = [name] if name else registry.names()
     about: dict[str, Any] = {
         key: {
+            "title": cls.title,
             "summary": cls.summary,
+            "open_vocabulary": cls.open_vocabulary(cls.Options()),
             "source": cls.source,
             "options": {
                 option: {"default": field.default, "type": str(field.annotation), "description": field.description}
@@ -39,6 +41,8 @@ def methods(
     console = Console()
     for key, entry in about.items():
         console.print(f"[bold]{escape(key)}[/bold]  {escape(entry['summary'])} ({escape(entry['source'])})", highlight=False)
+        if not entry["open_vocabulary"]:
+            console.print("knows only the classes it is trained on", highlight=False)
         if entry["options"]:
             table = Table("option", "default", "meaning", box=None, padding=(0, 2))
             for option, field in entry["options"].items():

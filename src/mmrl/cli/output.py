@@ -1,4 +1,4 @@
-"""What several verbs print."""
+"""Output shared by several commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def quiet_warnings() -> Iterator[None]:
-    """Hold back Python warnings that a verb prints in its own words."""
+    """Hide Python warnings that a command reports itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", category=Notice)
@@ -27,7 +27,7 @@ def quiet_warnings() -> Iterator[None]:
 
 
 def print_json(content: Any) -> None:
-    """In one line, strictly JSON; what the terminal cannot show is escaped as JSON has it."""
+    """Print strict JSON on one line."""
     print(json.dumps(content, ensure_ascii=False, allow_nan=False))
 
 
@@ -36,7 +36,7 @@ def percent(value: float | None) -> str:
 
 
 def scores_table(rows: Sequence[tuple[str, Scores, Scores | None]], method: str) -> Table:
-    """Scores of `method` beside zero-shot, in percent; one line a method and list of classes."""
+    """Scores of `method` and zero-shot, in percent; one line per method and list of classes."""
     from rich.table import Table
     from rich.text import Text
 
@@ -50,7 +50,7 @@ def scores_table(rows: Sequence[tuple[str, Scores, Scores | None]], method: str)
 
 
 def sheet_table(sheet: Sheet) -> Table:
-    """A table of the report for the terminal: the best of each column in bold; below a number those of its seeds, and the paper's."""
+    """A table of the report for the terminal: the best of each column in bold; below a mean, the number of each seed and the paper's."""
     from rich.markup import escape
     from rich.table import Table
 

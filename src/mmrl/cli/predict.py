@@ -17,8 +17,8 @@ def predict(
     backbone: str = typer.Option(None, "--backbone", help="Backbone, if not the one the adapter names."),
     top: int = typer.Option(3, "--top", help="How many classes to show."),
     device: str = DEVICE,
-    skip_broken: bool = typer.Option(False, "--skip-broken", help="Name images that cannot be read, and go on without them."),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON object an image."),
+    skip_broken: bool = typer.Option(False, "--skip-broken", help="Skip images that cannot be read, with a warning."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object per image."),
 ) -> None:
     """Classify images among trained or new class names."""
     from rich.console import Console
@@ -37,15 +37,15 @@ def predict(
     names = parse_classes(classes) if classes is not None else None
     with quiet_warnings():
         ranked = classifier.rank(files, names, top=top, template=tuple(template) or None, skip_broken=skip_broken)
-    for file in (file for file, guesses in zip(files, ranked) if not guesses):
-        typer.echo(f"warning: {file} is broken, and left out", err=True)
+    for file in (file for file, predictions in zip(files, ranked) if not predictions):
+        typer.echo(f"warning: {file} is broken and was left out", err=True)
     if as_json:
-        for file, guesses in zip(files, ranked):
-            print_json({"image": file, "guesses": [guess._asdict() for guess in guesses]})
+        for file, predictions in zip(files, ranked):
+            print_json({"image": file, "predictions": [each._asdict() for each in predictions]})
         return
     table = Table("image", "class", "probability", "trained", box=None, padding=(0, 2))
-    for file, guesses in zip(files, ranked):
-        for i, guess in enumerate(guesses):
-            place = Text(file if i == 0 else "")  # names are text, whatever brackets are in them
-            table.add_row(place, Text(guess.name), f"{guess.probability:.1%}", "yes" if guess.trained else "no")
+    for file, predictions in zip(files, ranked):
+        for i, each in enumerate(predictions):
+            place = Text(file if i == 0 else "")  # as Text, since rich would read brackets in names as markup
+            table.add_row(place, Text(each.name), f"{each.probability:.1%}", "yes" if each.trained else "no")
     Console().print(table)

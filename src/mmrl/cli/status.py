@@ -32,7 +32,7 @@ def status(
     console.print(table if found.studies else "No study is planned here yet.")
     for lock in found.running:
         console.print(
-            f"running: {lock['group']} by process {lock.get('pid', '?')} on {lock.get('host', '?')} since {lock.get('since', '?')}",
+            f"running: {lock['run']} by process {lock.get('pid', '?')} on {lock.get('host', '?')} since {lock.get('since', '?')}",
             markup=False,
         )
     for failure in found.failures:

@@ -51,25 +51,22 @@ def train(
     out = user_path(out)
     if resume and not out.exists() and not process():
         typer.echo(f"note: there is no run in {out} to go on with; starting one", err=True)
+    images = api.Data(
+        data, root=root, shots=shots, classes=classes, allow_fewer=allow_fewer, draw=draw, template=tuple(template) or None, test=test,
+        test_share=test_share, skip_broken=skip_broken,
+    )  # fmt: skip
+    what = api.What(method, backbone, seed, protocol, parse_settings(set_), source="command line")
     with quiet_warnings():
-        result = api.train(
-            data, root=root,
-            method=method, backbone=backbone, shots=shots, classes=classes, seed=seed, out=out, resume=resume, device=device,
-            template=tuple(template) or None, protocol=protocol, overrides=parse_settings(set_), allow_fewer=allow_fewer, draw=draw,
-            progress=not quiet, workers=workers, skip_broken=skip_broken, test=test, test_share=test_share,
-            source="command line",
-        )  # fmt: skip
+        result = api.train(images, what, api.Where(out, resume, device, workers, progress=not quiet))
     leave()
     if process():
         return  # the main one prints
     console = Console()
     record = result.record
-    pairs = [(f"{part} classes", getattr(record.metrics, part), getattr(record.zero_shot, part)) for part in ("base", "novel", "all")]
-    scored = [(name, a, z) for name, a, z in pairs if a is not None]
-    if scored:
-        console.print(scores_table(scored, record.method))
-    if record.metrics.hm is not None and record.zero_shot is not None:
+    if record.tests:
+        console.print(scores_table([(f"{test.classes} classes", test.scores, test.zero_shot) for test in record.tests], record.method))
+    if record.metrics.hm is not None and record.zero_shot.hm is not None:
         console.print(f"harmonic mean {record.metrics.hm:.1%}, zero-shot {record.zero_shot.hm:.1%}", highlight=False)
-    for warning in result.warnings:
+    for warning in record.warnings:
         typer.echo(f"warning: {warning}", err=True)
-    typer.echo(f"written to {out} ({record.seconds:.0f} s of training)")
+    typer.echo(f"written to {out} ({record.trained.seconds:.0f} s of training)")

@@ -1,7 +1,7 @@
 """Frozen CLIP: loading, staged vision and text towers, tokenising, the embedded tiny model. Knows no method."""
 
-from mmrl.clip.backbone import ClassList, Clip
-from mmrl.clip.layers import Edit, Edits
+from mmrl.clip.backbone import ClassList, Clip, Prompts
+from mmrl.clip.layers import NO_EDITS, Edit, Edits
 from mmrl.clip.load import load_clip, random_clip
 
-__all__ = ["ClassList", "Clip", "Edit", "Edits", "load_clip", "random_clip"]
+__all__ = ["NO_EDITS", "ClassList", "Clip", "Edit", "Edits", "Prompts", "load_clip", "random_clip"]

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmrl.clip.layers import Edits
-from mmrl.clip.text import TextHidden, TextTower
+from mmrl.clip.layers import NO_EDITS, Edits, check_edits
+from mmrl.clip.text import TextHidden, TextTower, rows_of
 from mmrl.clip.vision import ImageHidden, VisionTower
 from mmrl.errors import UsageError
 from mmrl.names import check_names
@@ -24,29 +24,50 @@ _ACTIVATIONS = 24  # values a token and layer keeps for the backward pass, in un
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """Prompts of a class list, tokenised and run up to a layer: constant, nothing in it depends on a trained parameter.
+
+    Attributes:
+        texts: T * C, those of the first template first.
+        classes: C.
+        start: the first layer that has not been run.
+        hidden: states that enter layer `start`.
+        end: position of EOT in the body (T * C,).
+        chunk: prompts encoded at a time where gradients are kept, so that their activations fit a given memory; None: all at once.
+    """
+
+    texts: tuple[str, ...]
+    classes: int
+    start: int
+    hidden: TextHidden
+    end: Tensor
+    chunk: int | None = None
+
+
+@dataclass(frozen=True)
 class ClassList:
     """All that is constant about one class list: nothing in it depends on a trained parameter, so it never goes stale.
 
     Attributes:
         names: C.
-        prompts: T * C, those of the first template first.
-        start: the first layer that has not been run.
-        hidden: states of the prompts that enter layer `start`.
-        end: position of EOT in the body (T * C,).
-        zero_shot: the frozen CLIP's class features (C, embed_dim), normalised.
-        chunk: prompts encoded at a time where gradients are kept, so that their activations fit a given memory; None: all at once.
+        zero_shot: the frozen CLIP's class features (C, embed_dim), normalised, of the data set's own prompt, whatever a method feeds.
+        prompts: what the method feeds to its text tower; None where the backbone's layers cannot be run one by one.
+        teacher: frozen class features (C, embed_dim) that a method is held to, where they are not the zero-shot ones.
     """
 
     names: tuple[str, ...]
-    prompts: tuple[str, ...]
-    start: int
-    hidden: TextHidden
-    end: Tensor
     zero_shot: Tensor
-    chunk: int | None = None
+    prompts: Prompts | None = None
+    teacher: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def fed(self) -> Prompts:
+        """The prompts of a method that edits layers, whose backbone allows it."""
+        assert self.prompts is not None
+        return self.prompts
 
 
 def averaged(features: Tensor, classes: int) -> Tensor:
@@ -172,25 +193,26 @@ class Clip:
         return tokens[:, :limit].to(self.device), end.to(self.device)
 
     @torch.no_grad()
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Zero-shot image features (B, embed_dim), normalised, of images (B, 3, H, W)."""
-        if self.not_staged is not None:
-            return F.normalize(self.model.encode_image(images), dim=-1)
-        pooled, _ = self.vision.finish(self.vision.embed(images), 0)
-        return F.normalize(pooled @ self.vision.projection, dim=-1)
+    def encode_image(self, images: Tensor, *, normalise: bool = True) -> Tensor:
+        """Zero-shot image features (B, embed_dim) of images (B, 3, H, W)."""
+        if self.not_staged is None:
+            features = self.vision.finish(self.vision.embed(images), 0).class_token @ self.vision.projection
+        else:
+            features = self.model.encode_image(images)
+        return F.normalize(features, dim=-1) if normalise else features
 
     @torch.no_grad()
-    def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Zero-shot text features of prompts (N, embed_dim), normalised."""
-        tokens, end = self.tokenize(prompts)
-        if self.not_staged is not None:
-            return F.normalize(self.model.encode_text(tokens), dim=-1)
-        return self._frozen(tokens, end, 0)[1]
+    def encode_text(self, texts: Sequence[str], *, normalise: bool = True) -> Tensor:
+        """Zero-shot text features (N, embed_dim) of prompts."""
+        if self.not_staged is None:
+            return self.encode_prompts(self.prompts(texts), normalise=normalise)
+        features = self.model.encode_text(self.tokenize(texts)[0])
+        return F.normalize(features, dim=-1) if normalise else features
 
     def class_list(
         self, names: Sequence[str], template: str | Sequence[str], *, start: int = 0, memory_gib: float | None = None
     ) -> ClassList:
-        """Run the prompts of `names` up to layer `start` and, unedited, to the end.
+        """Names, their prompts run up to layer `start`, and their zero-shot features.
 
         Args:
             template: one, or several, whose features are averaged.
@@ -200,64 +222,93 @@ class Clip:
             UsageError: blank or repeated names, a template without exactly one `{}`, a prompt over the context length, or a memory that
                 is not above 0.
         """
+        checked = check_names(names)
+        texts = fill(template, checked)
+        if self.not_staged is not None:
+            return ClassList(checked, averaged(self.encode_text(texts), len(checked)))
+        prompts = self.prompts(texts, len(checked), start=start, memory_gib=memory_gib)
+        with torch.no_grad():
+            return ClassList(checked, self.encode_prompts(prompts), prompts)
+
+    @torch.no_grad()
+    def prompts(
+        self, texts: Sequence[str], classes: int | None = None, *, start: int = 0, slots: int = 0, memory_gib: float | None = None
+    ) -> Prompts:
+        """Tokenise `texts` and run them, unedited, up to layer `start`.
+
+        Args:
+            texts: T * C, those of the first template first.
+            classes: C; default: one for each text.
+            slots: number of positions behind BOT at which a method puts tokens of its own; the texts have words there that count one
+                token each, such as "X".
+            memory_gib: as in `class_list`.
+
+        Raises:
+            UsageError: a prompt over the context length, or a memory that is not above 0.
+        """
         if memory_gib is not None and not memory_gib > 0:
             raise UsageError(f"memory_gib is {memory_gib}; it must be above 0, or left out for no limit.")
-        checked = check_names(names)
-        prompts = fill(template, checked)
-        if self.not_staged is not None:
-            none = TextHidden(torch.empty(0), torch.empty(0))
-            return ClassList(checked, tuple(prompts), start, none, torch.empty(0), averaged(self.encode_text(prompts), len(checked)))
-        tokens, end = self.tokenize(prompts)
-        with torch.no_grad():
-            hidden, features = self._frozen(tokens, end, start)
-        chunk = None if memory_gib is None else self._prompts_within(memory_gib, hidden.body, start)
-        return ClassList(checked, tuple(prompts), start, hidden, end - 1, averaged(features, len(checked)), chunk)
-
-    def _prompts_within(self, memory_gib: float, body: Tensor, start: int) -> int:
-        """How many prompts of `body` (C, T, d) keep no more than `memory_gib` for the backward pass of layers [start, depth)."""
-        _, length, width = body.shape
-        kept = body.element_size() * _ACTIVATIONS * width * (length + 1) * (self.text.depth - start)
-        return max(1, int(memory_gib * 2**30 / kept))
-
-    def _frozen(self, tokens: Tensor, end: Tensor, start: int) -> tuple[TextHidden, Tensor]:
-        """States that enter layer `start`, and zero-shot features."""
-        embedded = self.text.embed(tokens, end)
-        bodies, features = [], []
-        prefix, below = self.text.run_prefix(embedded.prefix, 0, start)
-        _, above = self.text.run_prefix(prefix, start, self.text.depth)
-        for first in range(0, len(tokens), FROZEN_CHUNK):
-            part = slice(first, first + FROZEN_CHUNK)
-            body = embedded.body[part]
-            for i, shared in enumerate(below):
-                body = self.text.body_layer(i, body, shared)
+        tokens, end = self.tokenize(texts)
+        embedded = self.text.embed(tokens, end, slots=slots)
+        entered, shared = self.text.run_prefix(embedded, 0, start)
+        bodies = []
+        for body in embedded.body.split(FROZEN_CHUNK):
+            for i, keys_values in enumerate(shared):
+                body = self.text.body_layer(i, body, keys_values)
             bodies.append(body)
-            features.append(F.normalize(self.text.finish_body(body, end[part] - 1, start, above), dim=-1))
-        return TextHidden(prefix, torch.cat(bodies)), torch.cat(features)
+        hidden = entered._replace(body=torch.cat(bodies))
+        chunk = None if memory_gib is None else self._prompts_within(memory_gib, hidden, start)
+        return Prompts(tuple(texts), classes or len(texts), start, hidden, end - embedded.prefix.shape[1], chunk)
+
+    def _prompts_within(self, memory_gib: float, hidden: TextHidden, start: int) -> int:
+        """How many prompts keep no more than `memory_gib` for the backward pass of layers [start, depth)."""
+        _, length, width = hidden.body.shape
+        kept = hidden.body.element_size() * _ACTIVATIONS * width * (length + 1) * (self.text.depth - start)
+        return max(1, int(memory_gib * 2**30 / kept))
 
     def enter_image(self, images: Tensor, start: int) -> ImageHidden:
         """States (no gradient) that enter layer `start`: the same for the adapted and the zero-shot pass."""
         with torch.no_grad():
             return self.vision.run(self.vision.embed(images), 0, start)
 
-    def encode_classes(self, classes: ClassList, edits: Edits) -> Tensor:
-        """Adapted class features (C, embed_dim), normalised; differentiable in what the edits hold.
+    def encode_prompts(self, prompts: Prompts, edits: Edits = NO_EDITS, *, normalise: bool = True, share: bool = True) -> Tensor:
+        """Class features (C, embed_dim) of prompts, averaged over templates; differentiable in what edits and hidden states hold.
 
-        With `classes.chunk`, that many prompts are encoded at a time. Their activations are then computed anew in the backward pass, so
+        With `prompts.chunk`, that many prompts are encoded at a time. Their activations are then computed again in the backward pass, so
         memory grows with the chunk and not with C; the numbers stay the same.
+
+        Args:
+            edits: with tokens of S sets of prompts (S, 1 or C, K, d), the features are (S, C, embed_dim); with K readers they are
+                (C, 1 + K, embed_dim).
+            normalise: whether features have length 1; averaging over templates normalises them in any case.
+            share: whether the prefix runs once for all prompts. It must not where an edit is random (dropout) and each has its own.
+
+        Raises:
+            ValueError: an edit of a layer below `prompts.start`.
         """
-        _, shared = self.text.run_prefix(classes.hidden.prefix, classes.start, self.text.depth, edits)
+        check_edits(edits, prompts.start, self.text.depth)
+        sets = max((edit.tokens.shape[0] for edit in edits.values() if edit.tokens is not None and edit.tokens.dim() == 4), default=0)
+        hidden, end = prompts.hidden, prompts.end
+        if not share:
+            hidden = hidden._replace(prefix=hidden.prefix.expand(len(hidden.body), -1, -1))
+        body, end = (hidden.body.repeat(sets, 1, 1), end.repeat(sets)) if sets > 1 else (hidden.body, end)
+        _, shared = self.text.run_prefix(hidden, prompts.start, self.text.depth, edits)
+        count = len(body)
 
-        def part(body: Tensor, end: Tensor) -> Tensor:
-            return F.normalize(self.text.finish_body(body, end, classes.start, shared, edits), dim=-1)
+        def part(body: Tensor, end: Tensor, rows: Tensor | None = None) -> Tensor:
+            features = self.text.finish_body(body, end, prompts.start, rows_of(shared, rows, count), edits)
+            return F.normalize(features, dim=-1) if normalise else features
 
-        body, end, chunk = classes.hidden.body, classes.end, classes.chunk
-        if chunk is None or chunk >= len(body):
-            return averaged(part(body, end), len(classes))
-        from torch.utils.checkpoint import checkpoint
-
-        slices = [slice(first, first + chunk) for first in range(0, len(body), chunk)]
-        if torch.is_grad_enabled():
-            parts = [checkpoint(part, body[s], end[s], use_reentrant=False, preserve_rng_state=False) for s in slices]
+        chunk = prompts.chunk if torch.is_grad_enabled() else FROZEN_CHUNK
+        if chunk is None or chunk >= count:
+            features = part(body, end)
         else:
-            parts = [part(body[s], end[s]) for s in slices]
-        return averaged(torch.cat(parts), len(classes))
+            from torch.utils.checkpoint import checkpoint
+
+            rows = torch.arange(count, device=body.device).split(chunk)
+            if torch.is_grad_enabled():  # the generator's state is kept for edits that are random
+                parts = [checkpoint(part, body[r], end[r], r, use_reentrant=False, preserve_rng_state=not share) for r in rows]
+            else:
+                parts = [part(body[r], end[r], r) for r in rows]
+            features = torch.cat(parts)
+        return features.unflatten(0, (sets, -1)) if sets else averaged(features, prompts.classes)

@@ -1,8 +1,7 @@
 """One transformer layer over open_clip's weights, and what a method may change in it.
 
-The towers (`vision.py`, `text.py`) run layers [a, b) on hidden states. A method hands them an `Edit` per layer;
-MMRL, MMRL++, MaPLe, PromptSRC and MMA differ only in these edits. The layer itself computes outputs for exactly the
-tokens it is given as queries, so a token that serves as key and value only costs neither a query nor an MLP.
+The towers (`vision.py`, `text.py`) run layers [a, b) on hidden states, and a method hands them an `Edit` per layer. A layer computes
+outputs for exactly the tokens it is given as queries, so a token that only serves as key and value costs neither a query nor an MLP.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-KeysValues = tuple[Tensor, Tensor]  # each (B or 1, heads, N, d / heads)
+KeysValues = tuple[Tensor, Tensor]  # each (M, heads, N, d / heads)
 
 
 @dataclass(frozen=True)
@@ -23,15 +22,20 @@ class Edit:
     """What a method changes in one layer.
 
     Attributes:
-        tokens: extra tokens (K, d) for the positions between the first token and the rest. They are inserted if the
-            sequence has none yet; else they take the place of what the previous layer put out there.
+        tokens: the method's own tokens behind the first position, (K, d). They take the place of what the previous layer put out at
+            their positions, or are inserted if there are none yet. In the text tower also (C, K, d), other ones for each class, or
+            (S, 1, K, d) and (S, C, K, d), S sets of prompts at once.
         keep: share of the previous layer's output that stays: `(1 - keep) * tokens + keep * output`. 0 replaces.
-        residual: added to the layer's output; called with the hidden states (..., d) that enter the MLP block.
+        readers: tokens (K, d) that attend to all others from this layer on and that no token attends to, not even themselves.
+        parallel: a module beside the whole layer: of ln_1 of the layer's input (..., d), added to the layer's output.
+        qkv: a change of the attention's projections: of ln_1 of the layer's input (B, N, d) and one of 'q', 'k', 'v', added to that one.
     """
 
     tokens: Tensor | None = None
     keep: float = 0.0
-    residual: Callable[[Tensor], Tensor] | None = None
+    readers: Tensor | None = None
+    parallel: Callable[[Tensor], Tensor] | None = None
+    qkv: Callable[[Tensor, str], Tensor] | None = None
 
 
 Edits = Mapping[int, Edit]  # layer index from 0
@@ -43,20 +47,41 @@ def edit_of(edits: Edits, layer: int) -> Edit:
     return edits.get(layer, _NOTHING)
 
 
+def check_edits(edits: Edits, start: int, depth: int) -> None:
+    """Raises ValueError for an edit of a layer that is not among [start, depth): it would be left out in silence."""
+    outside = [layer for layer in edits if not start <= layer < depth]
+    if outside:
+        raise ValueError(f"layer {outside[0]} is edited, but only layers {start} to {depth - 1} are run; the first {start} are kept as run")
+
+
 def output_is_used(edits: Edits, layer: int) -> bool:
-    """Whether the layer after `layer` reads what `layer` puts out at the extra positions."""
+    """Whether the layer after `layer` reads what `layer` puts out at the positions of the method's tokens."""
     following = edit_of(edits, layer + 1)
     return following.tokens is None or following.keep > 0
 
 
 def place(edit: Edit, extra: Tensor | None) -> Tensor | None:
-    """The extra tokens (B or 1, K, d) that enter a layer, given those the previous one put out."""
+    """The method's tokens (M, K, d) that enter a layer, given those that the previous one put out."""
     if edit.tokens is None:
         return extra
-    tokens = edit.tokens.unsqueeze(0)  # (1, K, d)
+    tokens = edit.tokens.unsqueeze(0) if edit.tokens.dim() == 2 else edit.tokens.flatten(0, -3)  # (M, K, d)
     if extra is None or edit.keep == 0:
         return tokens
     return (1 - edit.keep) * tokens + edit.keep * extra
+
+
+def join(*parts: Tensor | None) -> Tensor:
+    """Parts (M or 1, N_i, d) of one sequence, one behind the other: (M, sum of N_i, d)."""
+    present = [part for part in parts if part is not None and part.shape[1]]
+    batch = max(len(part) for part in present)
+    return present[0] if len(present) == 1 else torch.cat([each_of(part, batch) for part in present], dim=1)
+
+
+def each_of(x: Tensor, batch: int) -> Tensor:
+    """`x` (M, ...) for a batch of B = M * n, each of its M standing n times in a row."""
+    if len(x) == batch:
+        return x
+    return x.expand(batch, *x.shape[1:]) if len(x) == 1 else x.repeat_interleave(batch // len(x), dim=0)
 
 
 class Layer:
@@ -66,45 +91,40 @@ class Layer:
         self.block = block
         self.heads: int = block.attn.num_heads
 
-    def _split(self, x: Tensor, parts: int) -> list[Tensor]:
-        """(B, N, parts * d) -> `parts` of (B, heads, N, d / heads)."""
-        batch, length, _ = x.shape
-        return list(x.view(batch, length, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0))
+    def _project(self, normed: Tensor, parts: str, edit: Edit) -> list[Tensor]:
+        """Projections of ln_1 of the input (B, N, d): for each of `parts`, neighbours among 'qkv', (B, heads, N, d / heads)."""
+        attention, (batch, length, d) = self.block.attn, normed.shape
+        rows = slice("qkv".index(parts[0]) * d, ("qkv".index(parts[-1]) + 1) * d)
+        x = F.linear(normed, attention.in_proj_weight[rows], attention.in_proj_bias[rows])
+        if edit.qkv is not None:
+            x = x + torch.cat([edit.qkv(normed, part) for part in parts], dim=-1)
+        return list(x.view(batch, length, len(parts), self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0))
 
-    def keys_values(self, x: Tensor) -> KeysValues:
+    def keys_values(self, x: Tensor, edit: Edit = _NOTHING) -> KeysValues:
         """Keys and values of tokens (B, N, d) that others attend to."""
-        attention, d = self.block.attn, x.shape[-1]
-        k, v = self._split(F.linear(self.block.ln_1(x), attention.in_proj_weight[d:], attention.in_proj_bias[d:]), 2)
+        k, v = self._project(self.block.ln_1(x), "kv", edit)
         return k, v
 
     def __call__(
-        self,
-        x: Tensor,
-        others: Sequence[KeysValues] = (),
-        *,
-        own: bool = True,
-        mask: Tensor | None = None,
-        residual: Callable[[Tensor], Tensor] | None = None,
+        self, x: Tensor, others: Sequence[KeysValues] = (), *, own: bool = True, mask: Tensor | None = None, edit: Edit = _NOTHING
     ) -> Tensor:
         """Outputs (B, N, d) of tokens `x` (B, N, d), which attend to `others` and, if `own`, to themselves.
 
         Args:
-            others: keys and values that come before `x` in the order of the mask; a batch of 1 is shared by all of B.
+            others: keys and values that come before `x` in the order of the mask, of M tokens sets; each serves B / M of `x` in a row.
             mask: boolean, True where a query may look: broadcastable to (B, heads, N, keys).
         """
-        block, attention, d = self.block, self.block.attn, x.shape[-1]
+        block = self.block
         normed = block.ln_1(x)
         if own:
-            q, k, v = self._split(F.linear(normed, attention.in_proj_weight, attention.in_proj_bias), 3)
+            q, k, v = self._project(normed, "qkv", edit)
             others = (*others, (k, v))
         else:
-            (q,) = self._split(F.linear(normed, attention.in_proj_weight[:d], attention.in_proj_bias[:d]), 1)
-        if len(others) == 1:
-            k, v = others[0]
-        else:
-            k = torch.cat([key.expand(len(x), -1, -1, -1) for key, _ in others], dim=2)
-            v = torch.cat([value.expand(len(x), -1, -1, -1) for _, value in others], dim=2)
+            (q,) = self._project(normed, "q", edit)
+        k, v = (torch.cat([each_of(part, len(x)) for part in parts], dim=2) for parts in zip(*others)) if len(others) > 1 else (
+            each_of(part, len(x)) for part in others[0]
+        )
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, heads, N, d / heads)
-        x = x + block.ls_1(attention.out_proj(mixed.transpose(1, 2).flatten(2)))
-        out = x + block.ls_2(block.mlp(block.ln_2(x)))
-        return out if residual is None else out + residual(x)
+        x = x + block.ls_1(block.attn.out_proj(mixed.transpose(1, 2).flatten(2)))
+        out: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
+        return out if edit.parallel is None else out + edit.parallel(normed)

@@ -1,7 +1,7 @@
 """The text tower in stages, for many prompts that share their beginning.
 
-The encoder is causal. So a prompt needs nothing after its EOT, and BOT with the tokens a method inserts behind it is the
-same for every prompt: this prefix runs once, and the prompts attend to its keys and values.
+The encoder is causal. So a prompt needs nothing after its EOT, and what all prompts begin with (BOT, the tokens of a method behind it,
+words such as "a photo of a") is the same for every class: this prefix runs once, and the prompts attend to its keys and values.
 """
 
 from __future__ import annotations
@@ -11,19 +11,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmrl.clip.layers import NO_EDITS, Edits, KeysValues, Layer, edit_of, output_is_used, place
+from mmrl.clip.layers import NO_EDITS, Edits, KeysValues, Layer, edit_of, join, output_is_used, place
 
 
 class TextHidden(NamedTuple):
-    """Hidden states of C prompts between two layers.
+    """Hidden states of N prompts between two layers.
 
     Attributes:
-        prefix: BOT and, behind it, the tokens a method inserted (1, 1 + K, d).
-        body: the prompts without BOT, up to the longest one's EOT (C, T, d).
+        prefix: what they begin with: BOT, the tokens of a method, words (M, P, d). M is 1 where all prompts share it; else each prefix
+            serves N / M prompts in a row.
+        body: the rest, up to the longest one's EOT (N, T, d).
+        slots: number of positions behind BOT that hold tokens of a method.
     """
 
     prefix: Tensor
     body: Tensor
+    slots: int = 0
 
 
 def causal_mask(queries: int, before: int, device: torch.device) -> Tensor:
@@ -40,6 +43,17 @@ class TextTower:
         self.depth = len(self.layers)
         self.width = int(text.positional_embedding.shape[1])
 
+    @property
+    def positions(self) -> Tensor:
+        """Positional embeddings (context, d), frozen."""
+        positions: Tensor = self.text.positional_embedding
+        return positions
+
+    def words(self, tokens: Tensor) -> Tensor:
+        """Embeddings (..., d) of token ids (...), without positions."""
+        embedded: Tensor = self.text.token_embedding(tokens)
+        return embedded
+
     def project(self, x: Tensor) -> Tensor:
         """P_t: (C, d) after the final norm -> (C, embed_dim)."""
         projection = self.text.text_projection
@@ -48,55 +62,86 @@ class TextTower:
         projected: Tensor = projection(x) if isinstance(projection, nn.Linear) else x @ projection
         return projected
 
-    def embed(self, tokens: Tensor, end: Tensor) -> TextHidden:
-        """Token ids (C, context) whose EOT is at `end` (C,) -> the states that enter layer 0."""
+    def embed(self, tokens: Tensor, end: Tensor, *, slots: int = 0) -> TextHidden:
+        """Token ids (N, context) whose EOT is at `end` (N,) -> the states that enter layer 0.
+
+        Args:
+            slots: number of positions behind BOT that a method puts its own tokens at.
+        """
         tokens = tokens[:, : int(end.max()) + 1]
-        x = self.text.token_embedding(tokens) + self.text.positional_embedding[: tokens.shape[1]]
-        return TextHidden(x[:1, :1], x[:, 1:])
+        differs = (tokens != tokens[:1]).any(0)
+        alike = int(differs.int().argmax()) if bool(differs.any()) else tokens.shape[1]
+        shared = max(1 + slots, min(alike, int(end.min())))  # EOT, at least, is left to the body
+        x = self.words(tokens) + self.positions[: tokens.shape[1]]
+        return TextHidden(x[:1, :shared], x[:, shared:], slots)
 
     def run(self, hidden: TextHidden, start: int, stop: int, edits: Edits = NO_EDITS) -> TextHidden:
-        """Layers [start, stop), from 0, of all prompts."""
-        prefix, shared = self.run_prefix(hidden.prefix, start, stop, edits)
+        """Layers [start, stop), from 0, of all prompts; `stop` at most the last but one."""
+        entered, shared = self.run_prefix(hidden, start, stop, edits)
         body = hidden.body
         for i, keys_values in zip(range(start, stop), shared):
             body = self.body_layer(i, body, keys_values, edits)
-        return TextHidden(prefix, body)
+        return entered._replace(body=body)
 
-    def run_prefix(self, prefix: Tensor, start: int, stop: int, edits: Edits = NO_EDITS) -> tuple[Tensor, list[KeysValues]]:
-        """Layers [start, stop) of the prefix (1, 1 + K, d): its states behind them, and what each layer offers the prompts."""
+    def run_prefix(self, hidden: TextHidden, start: int, stop: int, edits: Edits = NO_EDITS) -> tuple[TextHidden, list[KeysValues]]:
+        """Layers [start, stop) of the prefix: its states behind them, and the keys and values that each layer offers the prompts.
+
+        In the last layer of the tower nobody reads what the prefix puts out: there its states are those that enter the layer.
+        """
+        prefix, body, slots = hidden
+        first, extra, rest = prefix[:, :1], prefix[:, 1 : 1 + slots] if slots else None, prefix[:, 1 + slots :]
         shared: list[KeysValues] = []
-        first, extra = prefix[:, :1], prefix[:, 1:] if prefix.shape[1] > 1 else None
         for i in range(start, stop):
             layer, edit = self.layers[i], edit_of(edits, i)
             extra = place(edit, extra)
-            whole = first if extra is None else torch.cat([first, extra], dim=1)
-            shared.append(layer.keys_values(whole))
-            if extra is None or not output_is_used(edits, i):
-                first = layer(first, residual=edit.residual)
+            whole = join(first, extra, rest)
+            shared.append(layer.keys_values(whole, edit))
+            if i == self.depth - 1:
+                break
+            slots = 0 if extra is None else extra.shape[1]
+            mask = causal_mask(whole.shape[1], 0, whole.device)
+            if extra is None or output_is_used(edits, i):
+                out = layer(whole, [shared[-1]], own=False, mask=mask, edit=edit)
+                first, extra, rest = out[:, :1], out[:, 1 : 1 + slots] if slots else None, out[:, 1 + slots :]
             else:
-                whole = layer(whole, mask=causal_mask(whole.shape[1], 0, whole.device), residual=edit.residual)
-                first, extra = whole[:, :1], whole[:, 1:]
-        return (first if extra is None else torch.cat([first, extra], dim=1)), shared
+                mask = torch.cat([mask[:1], mask[1 + slots :]])
+                out = layer(join(first, rest), [shared[-1]], own=False, mask=mask, edit=edit)
+                first, rest = out[:, :1], out[:, 1:]
+        return TextHidden(join(first, extra, rest), body, 0 if extra is None else extra.shape[1]), shared
 
     def finish_body(self, body: Tensor, end: Tensor, start: int, shared: list[KeysValues], edits: Edits = NO_EDITS) -> Tensor:
-        """Layers [start, depth) of prompts (C, T, d), pooled at EOT and projected: (C, embed_dim).
+        """Layers [start, depth) of prompts (N, T, d), pooled at EOT and projected: (N, embed_dim). With K readers, which see what EOT
+        sees, (N, 1 + K, embed_dim): theirs behind it.
 
         Args:
-            end: position of each prompt's EOT in the body (C,).
+            end: position of each prompt's EOT in the body (N,).
             shared: keys and values of the prefix in these layers, from `run_prefix`.
         """
-        for i, keys_values in zip(range(start, self.depth - 1), shared):
-            body = self.body_layer(i, body, keys_values, edits)
-        layer, last = self.layers[-1], self.depth - 1
         count, length, _ = body.shape
-        at_end = body[torch.arange(count, device=body.device), end].unsqueeze(1)  # (C, 1, d)
-        before = shared[-1][0].shape[2]
-        positions = torch.arange(before + length, device=body.device)
-        mask = (positions <= before + end[:, None])[:, None, None]  # (C, 1, 1, keys)
-        pooled = layer(at_end, [shared[-1], layer.keys_values(body)], own=False, mask=mask, residual=edit_of(edits, last).residual)
-        return self.project(self.text.ln_final(pooled[:, 0]))
+        readers, positions = None, torch.arange(shared[-1][0].shape[2] + length, device=body.device)
+        for i, keys_values in zip(range(start, self.depth), shared):
+            layer, edit = self.layers[i], edit_of(edits, i)
+            readers = readers if edit.readers is None else edit.readers.expand(count, -1, -1)  # (N, K, d)
+            up_to_end = (positions[: keys_values[0].shape[2] + length] <= keys_values[0].shape[2] + end[:, None])[:, None, None]
+            if i == self.depth - 1:
+                at_end = body[torch.arange(count, device=body.device), end].unsqueeze(1)  # (N, 1, d)
+                asked, keys = join(at_end, readers), [keys_values, layer.keys_values(body, edit)]
+                pooled = self.project(self.text.ln_final(layer(asked, keys, own=False, mask=up_to_end, edit=edit)))
+                return pooled[:, 0] if readers is None else pooled
+            if readers is not None:
+                readers = layer(readers, [keys_values, layer.keys_values(body, edit)], own=False, mask=up_to_end, edit=edit)
+            body = self.body_layer(i, body, keys_values, edits)
+        raise ValueError(f"start is {start}, but the tower has {self.depth} layers")
 
     def body_layer(self, i: int, body: Tensor, shared: KeysValues, edits: Edits = NO_EDITS) -> Tensor:
-        """Layer `i` of prompts (C, T, d), given the prefix's keys and values there."""
+        """Layer `i` of prompts (N, T, d), given the prefix's keys and values there."""
         mask = causal_mask(body.shape[1], shared[0].shape[2], body.device)
-        return self.layers[i](body, [shared], mask=mask, residual=edit_of(edits, i).residual)
+        return self.layers[i](body, [shared], mask=mask, edit=edit_of(edits, i))
+
+
+def rows_of(shared: list[KeysValues], rows: Tensor | None, count: int) -> list[KeysValues]:
+    """Keys and values for the prompts `rows` (n,) of `count`; a prefix that all share stays as it is."""
+    if rows is None or len(shared[0][0]) == 1:
+        return shared
+    served = count // len(shared[0][0])  # prompts in a row by one prefix
+    return [(k[rows // served], v[rows // served]) for k, v in shared]

@@ -6,29 +6,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmrl.data.benchmark.entries import Entry
+    from mmrl.data.benchmark.entry import Entry
     from mmrl.data.broken import Broken, BrokenImageWarning, describe_broken, readable, require_every_class, warn_broken
-    from mmrl.data.catalogue import DatasetInfo, Places, dataset_names, describe, load_dataset, register_benchmark, register_dataset
-    from mmrl.data.coop_draws import read_coop_draw
+    from mmrl.data.catalogue import DatasetInfo, Places, dataset_info, dataset_names, load_dataset, register_benchmark, register_dataset
     from mmrl.data.draws import Draw, draw_shots
     from mmrl.data.folder import read_folder
-    from mmrl.data.given_draws import GivenDraws, read_draw
+    from mmrl.data.given_draws import GivenDraws, read_coop_draw, read_draw
     from mmrl.data.images import to_rgb
-    from mmrl.data.loader import TrainBatches, image_batches, test_batches
+    from mmrl.data.loader import TrainBatches, image_batches, test_batches, view_batches
     from mmrl.data.parallel import usual_workers
     from mmrl.data.preprocess import Preprocess
     from mmrl.data.records import Dataset, Item, class_ids
 
 _HOME = {
-    "benchmark.entries": ("Entry",),
+    "benchmark.entry": ("Entry",),
     "broken": ("Broken", "BrokenImageWarning", "describe_broken", "readable", "require_every_class", "warn_broken"),
-    "catalogue": ("DatasetInfo", "Places", "dataset_names", "describe", "load_dataset", "register_benchmark", "register_dataset"),
-    "coop_draws": ("read_coop_draw",),
+    "catalogue": ("DatasetInfo", "Places", "dataset_info", "dataset_names", "load_dataset", "register_benchmark", "register_dataset"),
     "draws": ("Draw", "draw_shots"),
     "folder": ("read_folder",),
-    "given_draws": ("GivenDraws", "read_draw"),
+    "given_draws": ("GivenDraws", "read_coop_draw", "read_draw"),
     "images": ("to_rgb",),
-    "loader": ("TrainBatches", "image_batches", "test_batches"),
+    "loader": ("TrainBatches", "image_batches", "test_batches", "view_batches"),
     "parallel": ("usual_workers",),
     "preprocess": ("Preprocess",),
     "records": ("Dataset", "Item", "class_ids"),
@@ -48,8 +46,8 @@ __all__ = [
     "Preprocess",
     "TrainBatches",
     "class_ids",
+    "dataset_info",
     "dataset_names",
-    "describe",
     "describe_broken",
     "draw_shots",
     "image_batches",
@@ -64,6 +62,7 @@ __all__ = [
     "test_batches",
     "to_rgb",
     "usual_workers",
+    "view_batches",
     "warn_broken",
 ]
 

@@ -1,4 +1,4 @@
-"""Images that are missing or broken: found in a list, or on the way through a test set, and told once."""
+"""Missing and broken images: finding them, leaving them out, one warning for all."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mmrl.data.parallel import ordered
 from mmrl.data.records import Dataset, Item
 from mmrl.errors import UsageError
 
-NAMED = 3  # of the images left out, in a warning
+NAMED = 3  # images that a warning names
 
 
 class BrokenImageWarning(UserWarning):
-    """Images were left out, since they are missing or broken."""
+    """Images were left out because they are missing or broken."""
 
 
 class Broken(NamedTuple):
@@ -26,10 +26,10 @@ class Broken(NamedTuple):
 
 
 def readable(dataset: Dataset, items: Sequence[Item], workers: int = 0) -> tuple[list[Item], list[Broken]]:
-    """Those of `items` whose images can be decoded, and the others; both in order.
+    """Split `items` into those whose images can be decoded and the others, both in order.
 
     Args:
-        workers: threads that decode.
+        workers: number of decoding threads.
     """
 
     def problem(item: Item) -> str | None:
@@ -50,7 +50,7 @@ def readable(dataset: Dataset, items: Sequence[Item], workers: int = 0) -> tuple
 
 
 def require_every_class(dataset: Dataset, before: Sequence[Item], good: Sequence[Item]) -> None:
-    """Raises UsageError, naming the class, where all images of a class that had some are broken."""
+    """Raises UsageError, naming the class, if all images of a class are broken."""
     left = Counter(item.label for item in good)
     for label, count in sorted(Counter(item.label for item in before).items()):
         if not left[label]:
@@ -61,7 +61,7 @@ def require_every_class(dataset: Dataset, before: Sequence[Item], good: Sequence
 
 
 def describe_broken(bad: Sequence[Broken], total: int, *, of: str = "") -> str:
-    """One sentence: how many of `total` images (of the set `of`) are left out, and the first few by name."""
+    """One sentence: how many of `total` images (of the set `of`) were left out, with the first few names."""
     first = "; ".join(one.message.rstrip(".") for one in bad[:NAMED])
     more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
     where = f" of '{of}'" if of else ""
@@ -69,7 +69,7 @@ def describe_broken(bad: Sequence[Broken], total: int, *, of: str = "") -> str:
 
 
 def warn_broken(bad: Sequence[Broken], total: int, *, of: str = "") -> tuple[str, ...]:
-    """Warn where images were left out; the text of the warning, if any.
+    """Warn if images were left out. Returns the text of the warning, if any.
 
     Warns:
         BrokenImageWarning: `bad` is not empty.

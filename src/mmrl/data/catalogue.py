@@ -1,4 +1,4 @@
-"""Data sets by name, and files and folders that are one. Others register theirs without touching this package."""
+"""Loading data sets by name, or from a folder or file, and registering new ones."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmrl.data.benchmark.entries import ENTRIES, Entry
-from mmrl.data.benchmark.read import read_benchmark
+from mmrl.data.benchmark.entries import ENTRIES
+from mmrl.data.benchmark.entry import Entry, read_benchmark
 from mmrl.data.folder import ImagesBelow, read_folder, tested_on
 from mmrl.data.mini.sets import MINI_SETS, MiniSet
 from mmrl.data.mini.store import mini_dataset
@@ -24,22 +24,22 @@ ROOT_VARIABLE, CACHE_VARIABLE = "DATA", "MMRL_CACHE"
 
 @dataclass(frozen=True)
 class Places:
-    """Where a maker finds and keeps files: `root` has the downloaded sets, `cache` may be written to. Either may be None."""
+    """Folders that a maker may use: `root` has the downloaded sets, `cache` may be written to. Either may be None."""
 
     root: Path | None = None
     cache: Path | None = None
 
     def root_for(self, name: str) -> Path:
-        """The data root, for the named set that needs one.
+        """The data root, for a set that is read from it.
 
         Raises:
-            UsageError: none was given, or it is no folder.
+            UsageError: none was given, or it is not a folder.
         """
         if self.root is None:
             here = f" For the folder '{name}' here, write ./{name}." if Path(name).exists() else ""
             raise UsageError(
                 f"data set '{name}' is read from the folder with your data sets, and none was given. "
-                f"Give it with --root (root= in Python), or set the environment variable {ROOT_VARIABLE}.{here}"
+                f"Pass it with --root (root= in Python), or set the environment variable {ROOT_VARIABLE}.{here}"
             )
         if not self.root.is_dir():
             what = "is a file" if self.root.exists() else "does not exist"
@@ -52,14 +52,14 @@ Maker = Callable[[Places], Dataset]
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known about a set before anything of it is read or drawn.
+    """Metadata of a data set, available without reading it.
 
     Attributes:
-        classes: names, by label; empty where they are known only from the set's files.
-        train, val, test: how many images; None where that is not known.
-        same_classes_as: for a shifted variant, the set whose classes (or some of them) it has.
-        n_classes: how many classes there are; by default as many as names.
-        needs_root: whether it is read from below the data root.
+        classes: names, by label; empty if only the set's files have them.
+        train, val, test: number of images; None if unknown.
+        same_classes_as: for a shifted variant, the set with whose classes (or some of them) it is labelled.
+        n_classes: number of classes; by default the number of names.
+        needs_root: whether it is read from the data root.
     """
 
     name: str
@@ -97,7 +97,7 @@ def register_dataset(name: str, maker: Maker, info: DatasetInfo) -> None:
 
 
 def register_benchmark(entry: Entry) -> None:
-    """Make `load_dataset(entry.name)` read that set from below the data root. Raises UsageError as `register_dataset`."""
+    """Make `load_dataset(entry.name)` read that set from the data root. Raises UsageError as `register_dataset`."""
     info = DatasetInfo(
         entry.name, entry.summary, (), entry.template, entry.train, entry.val, entry.test, entry.same_classes_as,
         n_classes=entry.classes, needs_root=True,
@@ -106,12 +106,12 @@ def register_benchmark(entry: Entry) -> None:
 
 
 def dataset_names() -> list[str]:
-    """Names that `load_dataset` knows, in order of registration."""
+    """Names of all registered data sets, in order of registration."""
     return list(_REGISTRY)
 
 
-def describe(name: str) -> DatasetInfo:
-    """What is known about the named set. Raises UsageError, with the nearest name, where there is none."""
+def dataset_info(name: str) -> DatasetInfo:
+    """Metadata of the named data set. Raises UsageError, with the nearest name, if it is unknown."""
     if name not in _REGISTRY:
         raise unknown("data set", name, _REGISTRY)
     return _REGISTRY[name][1]
@@ -126,31 +126,31 @@ def load_dataset(
     test: Path | str | None = None,
     test_share: float | None = None,
 ) -> Dataset:
-    """The data set of that name, or the one that a folder or file is.
+    """Load a data set by name, or from a folder or file.
 
     Args:
-        spec: one of `dataset_names()`; a folder with one subfolder a class; a CSV or JSONL file of paths and labels; a
-            split file (JSON); or a folder that the library `datasets` has saved to.
+        spec: one of `dataset_names()`; a folder with one subfolder per class; a CSV or JSONL file of paths and labels; a
+            split file (JSON); or a folder written by `save_to_disk` of the library `datasets`.
         root: folder with the downloaded sets, each in its own subfolder; default: the environment variable DATA.
         cache: folder for generated images and for listings of large sets; default: the environment variable MMRL_CACHE,
-            and without it they are kept in the process only.
+            without either they are kept in memory only.
         images: for a CSV, JSONL or split file, the folder that its paths are relative to, if not the file's own.
-        test: for a folder or list without test images, a folder of such, one subfolder a class.
-        test_share: for the same, the share of each class's images that are set apart to test, such as 0.3. Without either, the
-            images that a training does not draw test it.
+        test: for a folder or list without test images, a folder with test images, one subfolder per class.
+        test_share: for the same, the share of each class's images to hold out for testing, such as 0.3. Without either, a run is
+            tested on the images that it does not train on.
 
     Raises:
-        UsageError: neither a name nor a path (the nearest name is suggested), a set that needs a `root` and has none,
+        UsageError: neither a name nor a path (the nearest name is suggested), no `root` for a set that needs one,
             files that are not laid out as expected, or `test` or `test_share` for a set that has test images.
     """
     spec = str(spec)
     if test is not None and test_share is not None:
-        raise UsageError("test and test_share are both given; the test images are either a folder's or a share of the others.")
+        raise UsageError("test and test_share are both given; use one of them.")
     if spec in _REGISTRY:
         if images is not None:
             raise UsageError(f"images= is for files that list images, and '{spec}' is the name of a data set; give root= instead.")
         if test is not None or test_share is not None:
-            raise UsageError(f"'{spec}' has test images of its own; test and test_share are for folders and lists without.")
+            raise UsageError(f"'{spec}' has its own test images; test and test_share are for folders and lists without test images.")
         return _REGISTRY[spec][0](Places(_folder(root, ROOT_VARIABLE), _folder(cache, CACHE_VARIABLE)))
     if spec.strip() and (_like_path(spec) or user_path(spec).exists()):
         found = _read_path(user_path(spec), user_path(images) if images is not None else None)
@@ -158,7 +158,7 @@ def load_dataset(
             return tested_on(found, user_path(test), _images_of(found, user_path(spec)))
         return found if test_share is None else found.divided(test_share)
     error = unknown("data set", spec, _REGISTRY)
-    raise UsageError(f"{error} A folder with one subfolder a class works too, but '{spec}' is none.")
+    raise UsageError(f"{error} A folder with one subfolder per class works too, but '{spec}' is not a folder.")
 
 
 def _folder(given: Path | str | None, variable: str) -> Path | None:
@@ -171,14 +171,14 @@ def _read_path(path: Path, images: Path | None) -> Dataset:
     if path.suffix.lower() in LIST_ENDINGS and not path.is_dir():
         return read_list(path, images=images)
     if images is not None:
-        raise UsageError(f"images= is for files that list images; {path} is none.")
+        raise UsageError(f"images= is for files that list images; {path} is not one.")
     return read_saved(path) if is_saved(path) else read_folder(path)
 
 
 def _images_of(dataset: Dataset, path: Path) -> Path:
     """The folder that the keys of `dataset`, read from `path`, are relative to."""
     if not isinstance(dataset.read, ImagesBelow):
-        raise UsageError(f"{path} holds its images inside; give it a test split, or a share with test_share.")
+        raise UsageError(f"{path} has its images inside its files; save it with a test split, or pass test_share.")
     return dataset.read.root
 
 

@@ -1,4 +1,4 @@
-"""Few-shot draws: which training images a run sees. Equal to those of the CoOp family for equal lists and seeds."""
+"""Few-shot draws: the training images of a run. The same as CoOp's for the same lists and seeds."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mmrl.errors import MmrlError, UsageError
 from mmrl.files import write_json
 
 T = TypeVar("T")
-VAL_SHOTS = 4  # at most this many a class for validation
+VAL_SHOTS = 4  # at most, per class, for validation
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Items drawn for a run, labels from 0 within the drawn classes. `hash` identifies the picks, in order."""
+    """The items of a run, with labels from 0 within its classes. `hash` identifies them, in order."""
 
     dataset: str
     shots: int
@@ -32,12 +32,12 @@ class Draw:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the picked keys and labels, hex."""
+        """SHA-256 of keys and labels, in hex."""
         picks = {part: [[item.key, item.label] for item in items] for part, items in (("train", self.train), ("val", self.val))}
         return hashlib.sha256(json.dumps(picks, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` takes back."""
+        """Plain data for `from_json`."""
         return {
             "dataset": self.dataset,
             "shots": self.shots,
@@ -53,7 +53,7 @@ class Draw:
         """The draw in `content`.
 
         Raises:
-            MmrlError: it is not what `to_json` writes, or was edited: the hash is another.
+            MmrlError: it is not what `to_json` writes, or was edited, so that the hash differs.
         """
         try:
             train, val = ([Item(_as(str, key), _as(int, label)) for key, label in content[part]] for part in ("train", "val"))
@@ -71,19 +71,19 @@ class Draw:
 
     @classmethod
     def load(cls, path: Path) -> Draw:
-        """The draw saved at `path`. Raises UsageError where there is none or it is no JSON, MmrlError where it is damaged or edited."""
+        """The draw saved at `path`. Raises UsageError if the file is missing or not JSON, MmrlError if it is damaged or edited."""
         return cls.from_json(json_of_user(path, "few-shot draw"), where=str(path))
 
 
 def _as(kind: type[T], value: Any) -> T:
-    """`value`, which must be of this very type (true is no number)."""
+    """`value`, if its type is exactly `kind` (a bool is no int)."""
     if type(value) is not kind:
         raise TypeError(f"{value!r:.80} is no {kind.__name__}")
     return value
 
 
 def _by_class(items: list[Item]) -> dict[int, list[Item]]:
-    """Items by label; the labels in order of first appearance, which decides what the generator gives to whom."""
+    """Items by label, the labels in order of first appearance: the order in which the generator is used."""
     groups: dict[int, list[Item]] = {}
     for item in items:
         groups.setdefault(item.label, []).append(item)
@@ -100,15 +100,15 @@ def _check_enough(dataset: Dataset, groups: Mapping[int, list[Item]], ids: list[
     if have < shots:
         raise UsageError(
             f"shots is {shots}, but class '{dataset.classes[label]}' of '{dataset.name}' has {have} training images. "
-            f"Ask for at most {have}, or take all of a class that has not enough (allow_fewer=True, or --allow-fewer on the command line)."
+            f"Use at most {have}, or take all images of smaller classes (allow_fewer=True, or --allow-fewer on the command line)."
         )
 
 
 def labels_drawn(dataset: Dataset, classes: Which | str) -> tuple[Dataset, str, list[int]]:
-    """The whole set, which classes of it are drawn ("all", "base" or "novel"), and their labels there.
+    """The whole set, which of its classes are drawn ("all", "base" or "novel"), and their labels in it.
 
     Raises:
-        UsageError: `dataset` is restricted already, and `classes` asks for another part.
+        UsageError: `dataset` is already restricted, and `classes` names a part.
     """
     if dataset.source is None or dataset.kept is None:
         return dataset, classes, class_ids(len(dataset.classes), classes)
@@ -120,21 +120,21 @@ def labels_drawn(dataset: Dataset, classes: Which | str) -> tuple[Dataset, str, 
 def draw_shots(dataset: Dataset, shots: int, seed: int, classes: Which | str = "all", *, allow_fewer: bool = False) -> Draw:
     """`shots` training images of every class, and min(shots, 4) for validation.
 
-    As in CoOp the draw is made from all classes and then cut to `classes`, so the base draw is part of the whole one.
-    A `dataset` that is already restricted is drawn from its whole set for the same reason. Equal lists give the CoOp family's
-    images; of ImageNet, whose files that family takes in the order of the disk, the lists here are sorted.
+    As in CoOp, images are drawn for all classes and then cut to `classes`, so the base draw is part of the whole one. For the same
+    reason, a `dataset` that is already restricted is drawn from its whole set. The same lists give CoOp's images; for ImageNet CoOp
+    lists the files in the order of the disk, while the lists here are sorted.
 
     Args:
-        shots: images a class; 0 takes the whole training and validation lists.
-        seed: of Python's generator.
+        shots: images per class; 0 takes the whole training and validation lists.
+        seed: of Python's random generator.
         classes: "all", "base" or "novel".
-        allow_fewer: take all images of a class that has fewer than `shots` (CoOp does) instead of refusing.
+        allow_fewer: take all images of a class that has fewer than `shots`, as CoOp does, instead of raising an error.
 
     Raises:
         UsageError: negative `shots`, or a class among those drawn has fewer than `shots` training images; the class is named.
     """
     if shots < 0:
-        raise UsageError(f"shots is {shots}; give 1 or more images a class, or 0 for all.")
+        raise UsageError(f"shots is {shots}; use 1 or more images per class, or 0 for all.")
     whole, classes, ids = labels_drawn(dataset, classes)
     train, val = whole.train, whole.val
     if shots > 0:

@@ -1,4 +1,4 @@
-"""A folder of photos as a data set: one subfolder a class, with or without train/, val/ and test/ above them."""
+"""Image folders as data sets: one subfolder per class, either directly or below train/, val/ and test/."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from mmrl.templates import DEFAULT_TEMPLATE, Template
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"})
 SPLIT_OF = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
-_LAYOUT = "Expected one subfolder a class with its images in it, e.g. {root}/cat/1.jpg, or the same below {root}/train and {root}/test."
+_LAYOUT = "Expected one subfolder per class with its images in it, e.g. {root}/cat/1.jpg, or the same below {root}/train and {root}/test."
 
 
 def read_folder(root: Path | str, *, template: Template = DEFAULT_TEMPLATE) -> Dataset:
-    """The images below `root`, one class a subfolder; underscores in folder names become spaces.
+    """The images below `root`, one subfolder per class; underscores in folder names become spaces.
 
-    Below `train`, `val` and `test` subfolders the split is theirs (where there is no `test`, `val` is the test set, as in
-    ImageNet). Without a part to test on, the images that a training does not draw test it (`Dataset.rest_tests`). Listings
-    are sorted, hidden files and files that are no images by name are passed over, subfolders of a class belong to it.
+    With subfolders `train`, `val` and `test` the split follows them (without `test`, `val` is the test set, as in ImageNet).
+    Without either, a run is tested on the images that it does not train on (`Dataset.rest_tests`). Listings are sorted, hidden
+    files and files without an image extension are skipped, and subfolders of a class belong to it.
 
     Raises:
-        UsageError: the folder is missing or empty, a class has no image, two classes have one name, a test class is not
-            among the training classes, a name is not UTF-8, or nothing looks like images; with a hint at the fix.
+        UsageError: the folder is missing or empty, a class has no image, two classes have the same name, a test class is not
+            among the training classes, a name is not UTF-8, or no file is an image; the message suggests a fix.
     """
     root = Path(root)
     if not _exists(root):
         raise UsageError(f"data folder {root} does not exist. Check the path.")
     if not root.is_dir():
         raise UsageError(
-            f"{root} is a file, not a folder, and no .csv, .jsonl or .json that lists images. {_LAYOUT.format(root=root.parent)}"
+            f"{root} is a file, not a folder, nor a .csv, .jsonl or .json that lists images. {_LAYOUT.format(root=root.parent)}"
         )
     folders = subfolders(root)
     if not folders:
@@ -55,7 +55,7 @@ def dataset_of(
     contents: Contents, name: str, images: Path, *, template: Template = DEFAULT_TEMPLATE, flip: bool = True, own_split: bool = False,
     decode: Callable[[Path], Image.Image] = to_rgb,
 ) -> Dataset:  # fmt: skip
-    """`contents`, whose keys are paths below the folder `images`, as a data set; `decode` makes an image file an RGB image."""
+    """A data set of `contents`, whose keys are paths below the folder `images`; `decode` reads an image file as RGB."""
     return Dataset(
         name, contents.classes, template, contents.train, contents.val, contents.test, read=ImagesBelow(images, decode), flip=flip,
         own_split=own_split, rest_tests=contents.rest_tests,
@@ -63,19 +63,21 @@ def dataset_of(
 
 
 def tested_on(dataset: Dataset, folder: Path, images: Path) -> Dataset:
-    """`dataset`, a folder or list without test images whose keys are relative to `images`, with those of another folder.
+    """`dataset`, a folder or list without test images, with the test images of another folder; its keys are relative to `images`.
 
     Args:
-        folder: one subfolder a class, with names that `dataset` has; not every class must be there.
+        folder: one subfolder per class, named as in `dataset`; classes may be missing.
 
     Raises:
-        UsageError: the data set has test images of its own, the folder is missing or has no class or no image, or one of its classes is
-            none of the data set's.
+        UsageError: the data set has its own test images, the folder is missing or has no class or no image, or `dataset` does not
+            have one of its classes.
     """
     if not dataset.rest_tests:
-        raise UsageError(f"'{dataset.name}' has test images of its own; {folder} cannot test it as well. Leave one of them out.")
+        raise UsageError(f"'{dataset.name}' has its own test images and cannot be tested on {folder} as well. Leave one of them out.")
     if not folder.is_dir():
-        raise UsageError(f"test folder {folder} {'is no folder' if _exists(folder) else 'does not exist'}. {_LAYOUT.format(root=images)}")
+        raise UsageError(
+            f"test folder {folder} {'is not a folder' if _exists(folder) else 'does not exist'}. {_LAYOUT.format(root=images)}"
+        )
     labels = {name_key(name): label for label, name in enumerate(dataset.classes)}
     folders = subfolders(folder)
     if not folders:
@@ -83,26 +85,26 @@ def tested_on(dataset: Dataset, folder: Path, images: Path) -> Dataset:
     strange = [name for name in folders if name_key(class_name(name)) not in labels]
     if strange:
         known = ", ".join(dataset.classes[:10]) + (", ..." if len(dataset.classes) > 10 else "")
-        raise UsageError(f"test folder {folder} has the class '{strange[0]}', which '{dataset.name}' has not. Its classes: {known}.")
+        raise UsageError(f"test folder {folder} has the class '{strange[0]}', which '{dataset.name}' does not have. Its classes: {known}.")
     test = []
     for name in folders:
         keys = (os.path.relpath(folder / key, images) for key in images_below(folder, folder / name))
         test += [Item(Path(key).as_posix(), labels[name_key(class_name(name))]) for key in keys]
     both = {item.key for item in dataset.train} & {item.key for item in test}
     if both:
-        raise UsageError(f"'{min(both)}' is both in {images} and in the test folder {folder}: give a folder of other images.")
+        raise UsageError(f"'{min(both)}' is both in {images} and in the test folder {folder}. Use a folder of other images.")
     return replace(dataset, test=test, rest_tests=False)
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError as error:  # a loop of links, a folder that may not be entered
-        raise UsageError(f"cannot look at {path}: {error.strerror or error}. Check the path and its permissions.") from error
+    except OSError as error:  # a loop of links, or no permission
+        raise UsageError(f"cannot access {path}: {error.strerror or error}. Check the path and its permissions.") from error
 
 
 class ImagesBelow:
-    """Reads the images of keys below `root`, by `decode`."""
+    """Reads the image of a key, a path below `root`, with `decode`."""
 
     def __init__(self, root: Path, decode: Callable[[Path], Image.Image] = to_rgb) -> None:
         self.root, self.decode = root, decode
@@ -112,11 +114,11 @@ class ImagesBelow:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in `folder`, sorted; hidden ones are passed over. Raises UsageError for one that is not UTF-8."""
+    """Sorted names of the subfolders, without hidden ones. Raises UsageError for one that is not UTF-8."""
     try:
         found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     except OSError as error:
-        raise UsageError(f"cannot look into folder {folder}: {error.strerror or error}. Check its permissions.") from error
+        raise UsageError(f"cannot list folder {folder}: {error.strerror or error}. Check its permissions.") from error
     return [check_utf8(name, f"the name of a folder in {folder}") for name in found]
 
 
@@ -128,7 +130,7 @@ def _no_classes(root: Path) -> str:
 
 
 def _split_folders(root: Path, folders: list[str]) -> dict[str, str] | None:
-    """Folder of each split, when that is what the subfolders are: all have a split's name and "train" has subfolders."""
+    """The folder of each split if the subfolders are splits: all have a split's name, and "train" has subfolders. None otherwise."""
     named = {SPLIT_OF[folder.lower()]: folder for folder in folders if folder.lower() in SPLIT_OF}
     if len(named) < len(folders) or "train" not in named or not subfolders(root / named["train"]):
         return None
@@ -138,7 +140,7 @@ def _split_folders(root: Path, folders: list[str]) -> dict[str, str] | None:
 
 
 def images_below(root: Path, folder: Path) -> list[str]:
-    """Keys of the images anywhere below `folder`, sorted; the error names a folder that has none, or a key that is not UTF-8."""
+    """Sorted keys of all images below `folder`. Raises UsageError if there are none, or a key is not UTF-8."""
     keys, other = [], 0
     for path, below, files in os.walk(folder, followlinks=True, onerror=_refuse):
         above = {place.resolve() for place in (Path(path), *Path(path).parents)}
@@ -157,11 +159,11 @@ def images_below(root: Path, folder: Path) -> list[str]:
 
 
 def _refuse(error: OSError) -> None:
-    raise UsageError(f"cannot look into folder {error.filename}: {error.strerror}. Check its permissions.") from error
+    raise UsageError(f"cannot list folder {error.filename}: {error.strerror}. Check its permissions.") from error
 
 
 def class_names(folders: Iterable[str], root: Path) -> tuple[str, ...]:
-    """Names of the classes whose folders are in `root`. Raises UsageError where two folders name one class."""
+    """Names of the classes whose folders are in `root`. Raises UsageError if two folders name the same class."""
     names: dict[str, str] = {}  # folder by key of its name
     for folder in folders:
         key = name_key(class_name(folder))
@@ -181,9 +183,11 @@ def _read_splits(root: Path, splits: dict[str, str]) -> Contents:
         strange = sorted(set(here) - set(folders))
         if strange:
             names = ", ".join(strange[:5])
-            raise UsageError(f"{root / place} has classes that {root / splits['train']} has not: {names}. Rename, move or remove them.")
+            raise UsageError(
+                f"{root / place} has classes that {root / splits['train']} does not have: {names}. Rename, move or remove them."
+            )
         if not here:
-            raise UsageError(f"{root / place} has no class in it. {_LAYOUT.format(root=root)}")
+            raise UsageError(f"{root / place} has no class folder. {_LAYOUT.format(root=root)}")
         for folder in here:
             parts[split].extend(Item(key, folders.index(folder)) for key in images_below(root, root / place / folder))
     return Contents(classes, parts["train"], parts["val"], parts["test"], rest_tests="test" not in splits)

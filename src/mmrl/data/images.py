@@ -1,4 +1,4 @@
-"""Any picture someone hands over, as an RGB image."""
+"""Conversion of image files, PIL images, arrays and tensors to RGB."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _PROGRAMS = ("EPS",)  # formats for which Pillow would start another program on 
 
 
 def to_rgb(source: ImageSource) -> Image.Image:
-    """`source` as an 8-bit RGB image, turned as its EXIF says, transparency laid over white, 16 bits scaled to 8.
+    """`source` as an 8-bit RGB image: rotated as its EXIF says, transparency over white, 16 bits scaled to 8.
 
     Args:
         source: a path, the bytes of an image file, a PIL image, or an array or tensor: (H, W), (H, W, C) or
             (C, H, W) with 1 to 4 channels; bytes 0 to 255, uint16, or floats 0 to 1.
 
     Raises:
-        UsageError: the file is missing, no image, broken or truncated, or the array is none of the above.
+        UsageError: the file is missing, not an image, broken or truncated, or the array has another shape or other values.
     """
     if isinstance(source, (str, Path)):
         return _open(Path(source), str(source), _decoded)
@@ -49,12 +49,12 @@ def to_rgb(source: ImageSource) -> Image.Image:
 
 
 def as_published(path: Path) -> Image.Image:
-    """The picture as the authors' code decodes it, for published data sets: what Pillow's `convert("RGB")` makes of the file, no more.
+    """The image as the authors' code decodes it, for published data sets: Pillow's `convert("RGB")` and nothing else.
 
-    EXIF turns nothing, transparency is dropped without a background, and 16-bit grey is clipped to 255.
+    EXIF rotation is ignored, transparency is dropped without a background, and 16-bit grey is clipped to 255.
 
     Raises:
-        UsageError: the file is missing, no image, broken or truncated.
+        UsageError: the file is missing, not an image, broken or truncated.
     """
 
     def plain(image: Image.Image, name: str) -> Image.Image:
@@ -68,7 +68,7 @@ def _open(file: Path | io.BytesIO, name: str, decode: Callable[[Image.Image, str
     try:
         if isinstance(file, Path) and not file.is_file():
             what = "is a folder" if file.is_dir() else "does not exist"
-            raise UsageError(f"image {name} {what}. Give the path of an image file.")
+            raise UsageError(f"image {name} {what}. Pass the path of an image file.")
         with Image.open(file) as image:
             return decode(image, name)
     except UnidentifiedImageError as error:

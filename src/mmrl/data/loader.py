@@ -1,4 +1,4 @@
-"""Batches of tensors, equal for equal (seed, epoch, position) whatever came before and however many threads help."""
+"""Batches of tensors. They depend on (seed, epoch, position) alone, not on earlier batches or the number of worker threads."""
 
 from __future__ import annotations
 
@@ -22,24 +22,22 @@ from mmrl.errors import UsageError
 Batch = tuple[Tensor, Tensor]  # images (B, 3, H, W), labels (B,) int64
 A = TypeVar("A")
 
-AHEAD = 2  # batches prepared before they are asked for
+AHEAD = 2  # batches prepared in advance
 PIXEL = 4  # bytes that Pillow keeps for an RGB pixel
 
 
 class TrainBatches:
     """Shuffled, augmented training batches.
 
-    Each image is decoded once and kept as bytes as long as all kept ones fit into `memory_gib`; the others are read
-    anew each time, with the same result.
-
     Args:
-        items: what to train on; labels are those of `dataset`.
-        seed: decides order and augmentation.
-        drop_last: leave out the last batch when it is not full.
-        workers: threads that decode and transform ahead; 0 does it when asked.
+        items: the training images; labels are those of `dataset`.
+        seed: of the order and the augmentation.
+        drop_last: drop the last batch of an epoch if it is incomplete.
+        workers: threads that decode and transform in the background; 0 does it in the calling thread.
+        memory_gib: decoded images are cached up to this size; further ones are decoded in every epoch, with the same result.
 
     Raises:
-        UsageError: nothing to train on, or less than one batch.
+        UsageError: no training images, or with `drop_last` fewer than one batch.
     """
 
     def __init__(
@@ -52,33 +50,30 @@ class TrainBatches:
             raise UsageError(f"batch size {batch_size} is larger than the {n} training images of '{dataset.name}'. Use at most {n}.")
         self.dataset, self.items, self.preprocess = dataset, list(items), preprocess
         self.batch_size, self.seed, self.drop_last, self.workers = batch_size, seed, drop_last, workers
-        self._room = int(memory_gib * 2**30)
-        self._kept: dict[str, Image.Image] = {}
-        self._lock = threading.Lock()
+        self._image = _Decoded(dataset, memory_gib)
         self._shard = (0, 1)  # which part of every batch, of how many
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Number of batches per epoch."""
         full, rest = divmod(len(self.items), self.batch_size)
         return full + (1 if rest and not self.drop_last else 0)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """Batches `start`, `start` + 1, ... of epoch `number` (both from 0); going on at `start` gives what a whole pass would."""
+        """Batches `start`, `start` + 1, ... of epoch `number` (both from 0), the same as in a pass from the beginning."""
         order = np.random.default_rng([_word(self.seed), number]).permutation(len(self.items)).tolist()
         rank, of = self._shard
         part = self.batch_size // of
 
         def sample(position: int) -> tuple[Planes, int]:
             item = self.items[order[position]]
-            seed = np.random.SeedSequence([_word(self.seed), number, position]).generate_state(2, np.uint32)
-            return self.preprocess.varied(self._image(item), int(seed[0]) << 32 | int(seed[1])), item.label
+            return self.preprocess.varied(self._image(item), _seed_of(self.seed, number, position)), item.label
 
         end = min(len(self) * self.batch_size, len(self.items))
         taken = [p for p in range(start * self.batch_size, end) if p % self.batch_size // part == rank]
         yield from _batches(sample, taken, self.preprocess, part, self.workers)
 
     def shard(self, rank: int, of: int) -> TrainBatches:
-        """The same batches, each with the images that process `rank` (from 0) of `of` takes; only those are decoded.
+        """The same batches, each cut to the images of process `rank` (from 0) out of `of`; only those are decoded.
 
         Raises:
             UsageError: `of` processes cannot take equal parts of every batch.
@@ -92,28 +87,49 @@ class TrainBatches:
         part._shard = (rank, of)
         return part
 
-    def _image(self, item: Item) -> Image.Image:
-        image = self._kept.get(item.key)
-        if image is None:
-            image = self.dataset.image(item)
-            with self._lock:
-                size = image.width * image.height * PIXEL
-                if item.key not in self._kept and size <= self._room:
-                    self._room -= size
-                    self._kept[item.key] = image
-        return image
+
+def view_batches(
+    dataset: Dataset, items: Sequence[Item], preprocess: Preprocess, batch_size: int, seed: int, views: int, workers: int = 0,
+    *, device: torch.device | str = "cpu", memory_gib: float = 1.0,
+) -> Iterator[Batch]:  # fmt: skip
+    """Augmented views of all `items`: one pass in order for each view, no image dropped. For features of a training set.
+
+    The augmentation of an image depends on `seed`, the view and the image's position in `items` alone. No batch spans two views, so
+    the last batch of each may be smaller.
+
+    Args:
+        views: number of passes, each with other crops and flips.
+        workers: threads that decode and transform in the background; 0 does it in the calling thread.
+        device: where the images are normalised and returned.
+        memory_gib: decoded images are cached up to this size; further ones are decoded in every view, with the same result.
+
+    Raises:
+        UsageError: no items, a batch size or a number of views below 1, or an image that cannot be read.
+    """
+    _check(dataset, items, batch_size)
+    if views < 1:
+        raise UsageError(f"views is {views}; it must be at least 1.")
+    image = _Decoded(dataset, memory_gib)
+
+    def one_pass(view: int) -> Iterator[Batch]:
+        def sample(position: int) -> tuple[Planes, int]:
+            return preprocess.varied(image(items[position]), _seed_of(seed, view, position)), items[position].label
+
+        return _batches(sample, range(len(items)), preprocess, batch_size, workers, device=device)
+
+    return (batch for view in range(views) for batch in one_pass(view))
 
 
 def test_batches(
     dataset: Dataset, items: Sequence[Item], preprocess: Preprocess, batch_size: int, workers: int = 0,
     *, device: torch.device | str = "cpu", skipped: list[Broken] | None = None,
 ) -> Iterator[Batch]:  # fmt: skip
-    """All `items` in order, the last batch as large as what is left.
+    """All `items` in order, with the central crop; the last batch may be smaller.
 
     Args:
-        workers: threads that decode and transform ahead; at most two batches more than asked for are in memory, as bytes.
-        device: where the images are normalised and given out.
-        skipped: takes the images that are missing or broken, which are left out; None refuses them.
+        workers: threads that decode and transform in the background, at most two batches ahead; 0 does it in the calling thread.
+        device: where the images are normalised and returned.
+        skipped: missing or broken images are left out and appended to this list; with None they raise an error.
 
     Raises:
         UsageError: no items, a batch size below 1, an image that cannot be read and is not left out, or none that can be read.
@@ -126,7 +142,7 @@ def image_batches(
     read: Callable[[Item], Image.Image], items: Iterable[Item], preprocess: Preprocess, batch_size: int, workers: int = 0,
     *, device: torch.device | str = "cpu", skipped: list[Broken] | None = None,
 ) -> Iterator[Batch]:  # fmt: skip
-    """As `test_batches`, of pictures that `read` gives."""
+    """As `test_batches`, with the images that `read` returns."""
 
     def load(item: Item) -> tuple[Planes, int] | Broken:
         try:
@@ -139,19 +155,46 @@ def image_batches(
     return _batches(load, items, preprocess, batch_size, workers, device=device, skipped=skipped)
 
 
-test_batches.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever pytest makes of its name
+test_batches.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it by its name
+
+
+class _Decoded:
+    """Images of a data set, cached as long as all cached ones fit into `memory_gib`."""
+
+    def __init__(self, dataset: Dataset, memory_gib: float) -> None:
+        self._dataset = dataset
+        self._room = int(memory_gib * 2**30)
+        self._kept: dict[str, Image.Image] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, item: Item) -> Image.Image:
+        image = self._kept.get(item.key)
+        if image is None:
+            image = self._dataset.image(item)
+            with self._lock:
+                size = image.width * image.height * PIXEL
+                if item.key not in self._kept and size <= self._room:
+                    self._room -= size
+                    self._kept[item.key] = image
+        return image
 
 
 def _check(dataset: Dataset, items: Sequence[Item], batch_size: int) -> None:
     if batch_size < 1:
         raise UsageError(f"batch size must be at least 1, not {batch_size}.")
     if not items:
-        raise UsageError(f"there are no images of '{dataset.name}' to go through. Check the split and the classes asked for.")
+        raise UsageError(f"there are no images of '{dataset.name}' to load. Check the split and the classes.")
 
 
 def _word(seed: int) -> int:
-    """Any integer as one that numpy's seeding takes; equal integers stay equal, different ones within 64 bits different."""
+    """`seed` modulo 2**64, as numpy's generators take no negative one."""
     return seed % 2**64
+
+
+def _seed_of(seed: int, epoch: int, position: int) -> int:
+    """The 64-bit seed of one augmentation."""
+    high, low = np.random.SeedSequence([_word(seed), epoch, position]).generate_state(2, np.uint32)
+    return int(high) << 32 | int(low)
 
 
 def _batches(

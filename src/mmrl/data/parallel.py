@@ -1,4 +1,4 @@
-"""Work done ahead by threads: Pillow decodes and resizes without Python's lock, so they scale with the cores."""
+"""Background work in threads. Pillow decodes and resizes without holding Python's lock, so threads scale with the cores."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import TypeVar
 A = TypeVar("A")
 B = TypeVar("B")
 
-MOST = 8  # beyond this, one test pass on a GPU waits for the GPU
+MOST = 8  # with more, a test pass on a GPU waits for the GPU
 
 
 def usual_workers(read: object = None) -> int:
-    """A sensible number of threads for images that `read` gives: one a core this process may use, at most 8.
+    """A default number of threads to read images with `read`: one per core that this process may use, at most 8.
 
-    Where pictures are drawn in memory (`read.in_memory`), none: that is Python's work, which threads only hinder.
+    It is 0 if `read` draws images in memory (`read.in_memory`): threads do not speed up Python code.
     """
     if getattr(read, "in_memory", False):
         return 0
@@ -26,7 +26,7 @@ def usual_workers(read: object = None) -> int:
 
 
 def ordered(function: Callable[[A], B], tasks: Iterable[A], workers: int, ahead: int) -> Iterator[B]:
-    """`function` of each task, in order; with `workers`, up to `ahead` of them are computed before they are taken."""
+    """`function` of each task, in order; with `workers` threads, up to `ahead` results are computed in advance."""
     if workers <= 0:
         yield from map(function, tasks)
         return

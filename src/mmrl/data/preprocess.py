@@ -1,6 +1,6 @@
-"""From a picture to the tensor that the image tower takes: the transforms of the CoOp family, seeded per picture.
+"""From a picture to the tensor that the image tower takes: the transforms of the CoOp family, with a seed per picture.
 
-A picture stays bytes until its batch is full; then the batch is normalised at once, on the device where it is used.
+Pictures stay uint8 until a batch is complete. The batch is then normalised at once, on the device where it is used.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from mmrl.errors import UsageError, unknown
 Planes = NDArray[np.uint8]  # (3, size, size)
 
 RESAMPLING = {mode.name.lower(): mode for mode in (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR, Image.Resampling.NEAREST)}
-CROP_SCALE = (0.5, 1.0)  # of the area
-CROP_RATIO = (3 / 4, 4 / 3)
+CROP_RATIO = (3 / 4, 4 / 3)  # width to height
 
 
 class Preprocess:
@@ -32,9 +31,10 @@ class Preprocess:
         mean, std: per channel, for values in [0, 1].
         interpolation: "bicubic", "bilinear" or "nearest"; antialiased.
         flip: whether training images may be mirrored (not for digits and letters).
+        crop_scale: smallest and largest share of the area that a training crop covers, as `scale` of torchvision's RandomResizedCrop.
 
     Raises:
-        UsageError: a size below 1, an unknown interpolation, or a std that is not above 0.
+        UsageError: a size below 1, an unknown interpolation, a std that is not above 0, or a crop scale outside (0, 1].
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Preprocess:
         interpolation: str = "bicubic",
         *,
         flip: bool = True,
+        crop_scale: tuple[float, float] = (0.5, 1.0),
     ) -> None:
         if interpolation not in RESAMPLING:
             raise unknown("interpolation", interpolation, RESAMPLING)
@@ -52,21 +53,24 @@ class Preprocess:
             raise UsageError(f"image size must be at least 1, not {size}.")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise UsageError(f"mean and std need three values, std above 0; got mean {mean}, std {std}.")
+        if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+            raise UsageError(f"crop_scale is {crop_scale}; it must be (low, high) with 0 < low <= high <= 1.")
         self.size = size
         self.flip = flip
+        self.crop_scale = crop_scale
         self._mode = RESAMPLING[interpolation]
         self._full, self._mean, self._std = (torch.tensor(values).view(-1, 1, 1) for values in ([255.0], mean, std))
 
     def train(self, image: Image.Image, seed: int) -> Tensor:
-        """Random resized crop (half to all of the area), mirror, normalise. Decided by `image` and `seed` alone."""
+        """Random resized crop, random horizontal flip, normalise. Depends on `image` and `seed` alone."""
         return self.batch([self.varied(image, seed)])[0]
 
     def test(self, image: Image.Image) -> Tensor:
-        """Resize the shorter side to `size`, crop the centre, normalise. An image of that size stays as it is."""
+        """Resize the shorter side to `size`, crop the centre, normalise. An image of that size is not resampled."""
         return self.batch([self.central(image)])[0]
 
     def varied(self, image: Image.Image, seed: int) -> Planes:
-        """`train` before it is normalised: bytes (3, size, size)."""
+        """As `train`, but not yet normalised: uint8 (3, size, size)."""
         generator = random.Random(seed)
         top, left, height, width = self._crop(image.height, image.width, generator)
         out = self._resized(image.crop((left, top, left + width, top + height)), self.size, self.size)
@@ -75,31 +79,30 @@ class Preprocess:
         return _planes(out)
 
     def central(self, image: Image.Image) -> Planes:
-        """`test` before it is normalised: bytes (3, size, size)."""
+        """As `test`, but not yet normalised: uint8 (3, size, size)."""
         shorter = min(image.size)
         out = self._resized(image, *(self.size if side == shorter else int(self.size * side / shorter) for side in image.size))
         left, top = (round((side - self.size) / 2) for side in out.size)
         return _planes(out.crop((left, top, left + self.size, top + self.size)))
 
     def batch(self, planes: Sequence[Planes], device: torch.device | str = "cpu") -> Tensor:
-        """Normalised images (B, 3, size, size), float32, of bytes; the same numbers on every device."""
-        pixels = torch.from_numpy(np.stack(planes)).to(device).float()  # as bytes a quarter of the way to the device
+        """A normalised float32 batch (B, 3, size, size) of uint8 images; the same numbers on every device."""
+        pixels = torch.from_numpy(np.stack(planes)).to(device).float()  # uint8 until then: a quarter of the bytes to copy
         full, mean, std = (values.to(device) for values in (self._full, self._mean, self._std))
-        return pixels.div_(full).sub_(mean).div_(std)  # 255 as a tensor: by a number, a GPU multiplies with the inverse
+        return pixels.div_(full).sub_(mean).div_(std)  # 255 as a tensor: a GPU divides by a Python number by multiplying with its inverse
 
     def _resized(self, image: Image.Image, width: int, height: int) -> Image.Image:
         return image if image.size == (width, height) else image.resize((width, height), self._mode)
 
-    @staticmethod
-    def _crop(height: int, width: int, generator: random.Random) -> tuple[int, int, int, int]:
-        """Top, left, height and width of a crop, as torchvision's RandomResizedCrop chooses it but from `generator`."""
+    def _crop(self, height: int, width: int, generator: random.Random) -> tuple[int, int, int, int]:
+        """Top, left, height and width of a crop, chosen as torchvision's RandomResizedCrop does, but from `generator`."""
         for _ in range(10):
-            area = height * width * generator.uniform(*CROP_SCALE)
+            area = height * width * generator.uniform(*self.crop_scale)
             ratio = math.exp(generator.uniform(math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
                 return generator.randint(0, height - h), generator.randint(0, width - w), h, w
-        ratio = min(max(width / height, CROP_RATIO[0]), CROP_RATIO[1])  # too long or too tall: the middle of it
+        ratio = min(max(width / height, CROP_RATIO[0]), CROP_RATIO[1])  # too wide or too tall: a central crop
         w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
         return (height - h) // 2, (width - w) // 2, max(h, 1), max(w, 1)
 

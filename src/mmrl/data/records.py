@@ -1,4 +1,4 @@
-"""What a data set is: class names, a prompt, three lists of items, and a way to get an item's image."""
+"""The data set type: class names, a prompt template, three lists of items, and a function that reads an image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SUBSETS: tuple[Which, ...] = ("all", "base", "novel")
 
 @dataclass(frozen=True, order=True, slots=True)
 class Item:
-    """One image of a data set: its key there (a path relative to the set's folder, or a generated name) and its label."""
+    """One image of a data set: its key (a path relative to the set's folder, or a generated name) and its label."""
 
     key: str
     label: int
@@ -33,7 +33,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a reader finds: class names by label, and the items of each part, in a fixed order; `rest_tests` as in `Dataset`."""
+    """The result of a reader: class names by label, and the items of each split in a fixed order; `rest_tests` as in `Dataset`."""
 
     classes: tuple[str, ...]
     train: list[Item]
@@ -51,16 +51,16 @@ class Dataset:
         classes: names, by label.
         template: prompt with one `{}` for the class name, or several, which are averaged.
         train, val, test: items, in a fixed order.
-        read: the image of a key; safe to call from several threads.
-        flip: whether a mirror image still shows its class (not so for digits and letters).
-        kept: for each label its label in `source`, when this set is a part of another.
+        read: returns the image of a key; must be thread-safe.
+        flip: whether a mirrored image still shows its class (not so for digits and letters).
+        kept: if this set is a part of another, for each label its label in `source`.
         source: the whole set that this one is a part of, or None.
-        own_split: whether a split is published for it and this is another: results do not stand beside published ones.
-        rest_tests: whether nobody said which images test: `train` has all of them, and those that a training does not draw are its test
-            images (`held_out`); `divided` sets a share of them apart beforehand.
+        own_split: whether a split is published and this is another one, so that results do not compare with published ones.
+        rest_tests: whether there is no test split: `train` has all images, and a run is tested on those that it does not train on
+            (`held_out`). `divided` holds out a share of them beforehand.
 
     Raises:
-        UsageError: a template without exactly one `{}`, no class, a name twice or not UTF-8, or a label outside the classes.
+        UsageError: a template without exactly one `{}`, no class, a name that is repeated or not UTF-8, or a label out of range.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of a SHA-256 over name, classes, template and the three lists of the whole set; not over the pixels."""
+        """16 hex digits of the SHA-256 of name, classes, template and the three lists of the whole set, without the pixels."""
         if self.source is not None:
             return self.source.fingerprint
         digest = hashlib.sha256(json.dumps([self.name, self.classes, self.template]).encode())
@@ -107,24 +107,24 @@ class Dataset:
         return self.read(item.key)
 
     def held_out(self, drawn: Iterable[Item]) -> Dataset:
-        """The set with the images that are not `drawn` (by key) as its test images; itself where it has test images of its own."""
+        """The set with all images but the `drawn` ones (by key) as its test images; unchanged if it has its own test images."""
         if not self.rest_tests:
             return self
         taken = {item.key for item in drawn}
         return dataclasses.replace(self, test=[item for item in self.train if item.key not in taken], rest_tests=False)
 
     def divided(self, share: float) -> Dataset:
-        """The set with `share` of each class's images set apart to test, in an order that the class's name decides.
+        """The set with `share` of each class's images held out for testing, chosen by a generator seeded with the class's name.
 
-        At least one image of a class tests, where it has two, and one stays to train on.
+        Of a class with two or more images at least one is held out, and at least one is left for training.
 
         Raises:
-            UsageError: a share that is not between 0 and 1, or the set has test images of its own.
+            UsageError: a share that is not between 0 and 1, or the set has its own test images.
         """
         if not 0 < share < 1:
             raise UsageError(f"test_share is {share}; it must be above 0 and below 1, such as 0.3.")
         if not self.rest_tests:
-            raise UsageError(f"'{self.name}' has test images of its own, so no share of the others can be set apart for that.")
+            raise UsageError(f"'{self.name}' has its own test images, so no share of the others can be held out.")
         groups: dict[int, list[Item]] = {}
         for item in self.train:
             groups.setdefault(item.label, []).append(item)
@@ -137,10 +137,10 @@ class Dataset:
         return dataclasses.replace(self, train=train, test=[item for item in self.train if item in test], rest_tests=False)
 
     def restrict(self, which: Which | str) -> Dataset:
-        """The part with the base or the novel classes, labels from 0; "all" is the set itself.
+        """The part with the base or the novel classes, with labels from 0; "all" returns the set itself.
 
         Raises:
-            UsageError: `which` is none of these, this set is already a part, or the part would have no class.
+            UsageError: another `which`, this set is already a part, or the part would have no class.
         """
         if which == "all":
             return self
@@ -156,10 +156,10 @@ class Dataset:
 
 
 def check_utf8(name: str, what: str) -> str:
-    """`name`, which must be UTF-8, as the files that will hold it are.
+    """`name`, if it can be written as UTF-8.
 
     Raises:
-        UsageError: it is not; `what` starts the message, in which other bytes stand escaped, as \\xe9.
+        UsageError: it cannot. `what` starts the message, which shows other bytes escaped, as \\xe9.
     """
     try:
         name.encode()
@@ -170,10 +170,10 @@ def check_utf8(name: str, what: str) -> str:
 
 
 def class_ids(n: int, which: Which | str) -> list[int]:
-    """Labels of all, the base or the novel ones of `n` classes: base are the first ceil(n / 2), as in CoOp.
+    """Labels of all, the base or the novel classes out of `n`; base are the first ceil(n / 2), as in CoOp.
 
     Raises:
-        UsageError: `which` is none of `SUBSETS`.
+        UsageError: `which` is not in `SUBSETS`.
     """
     if which not in SUBSETS:
         raise unknown("classes", which, SUBSETS)
@@ -182,6 +182,6 @@ def class_ids(n: int, which: Which | str) -> list[int]:
 
 
 def relabel(items: list[Item], ids: list[int] | tuple[int, ...]) -> list[Item]:
-    """Those of `items` whose label is in `ids`, with its position there as the new label."""
+    """The items whose label is in `ids`, with the position in `ids` as the new label."""
     new = {old: at for at, old in enumerate(ids)}
     return [Item(item.key, new[item.label]) for item in items if item.label in new]

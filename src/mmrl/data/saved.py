@@ -1,4 +1,4 @@
-"""Folders that the library `datasets` wrote with `save_to_disk`: images and labels in Arrow files."""
+"""Data sets written by `save_to_disk` of the library `datasets`: images and labels in Arrow files."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from mmrl.templates import DEFAULT_TEMPLATE
 
 
 def is_saved(path: Path) -> bool:
-    """Whether `path` is such a folder, of one table or of several splits."""
+    """Whether `path` is such a folder, with or without splits."""
     return (path / "dataset_dict.json").is_file() or ((path / "dataset_info.json").is_file() and (path / "state.json").is_file())
 
 
 def read_saved(path: Path) -> Dataset:
-    """The data set in such a folder. The columns are found by their type: one `Image`, one `ClassLabel`.
+    """The data set in such a folder. Columns are found by type: one `Image` and one `ClassLabel`.
 
-    Splits are taken by their names (where there is no test, validation is the test set); of a table without splits, the
-    images that a training does not draw test it (`Dataset.rest_tests`). Keys are "split/number".
+    Splits are recognised by name (without test, validation is the test set). Without splits, a run is tested on the images that it
+    does not train on (`Dataset.rest_tests`). Keys are "split/number".
 
     Raises:
-        UsageError: `datasets` is not installed, the folder is damaged, or there is not one column of either type.
+        UsageError: `datasets` is not installed, the folder is damaged, or it does not have exactly one column of either type.
     """
     try:
         import datasets
@@ -39,18 +39,18 @@ def read_saved(path: Path) -> Dataset:
         return _dataset(path, dict(loaded) if isinstance(loaded, Mapping) else {"": loaded}, datasets.Image, datasets.ClassLabel)
     except UsageError:
         raise
-    except Exception as error:  # whatever damaged files make that library stumble on, also later, as it reads when asked
+    except Exception as error:  # damaged files raise errors of any kind
         raise UsageError(f"{path} cannot be read as a folder saved by 'datasets': {error}. Save it again.") from error
 
 
 def _dataset(path: Path, tables: dict[str, Any], image_kind: type, label_kind: type) -> Dataset:
     if not tables:
-        raise UsageError(f"{path} has no split in it. Save the data set again.")
+        raise UsageError(f"{path} has no split. Save the data set again.")
     first = next(iter(tables.values()))
     image, label = _column(first, image_kind, path), _column(first, label_kind, path)
     names = first.features[label].names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UsageError(f"{path} does not name its classes: the names of '{label}' are no texts. Save the data set again.")
+        raise UsageError(f"{path} does not name its classes: the names of '{label}' are not strings. Save the data set again.")
     tables = {_part(split, path): table for split, table in tables.items()}
     read = _Reader({part: table.cast_column(image, image_kind(decode=False)) for part, table in tables.items()}, image, path)
     rows = {part: _rows(part, table[label], names, path) for part, table in tables.items()}
@@ -103,7 +103,7 @@ class _Reader:
         part, _, number = key.partition("/")
         try:
             content = (self.tables[part][int(number)][self.column] or {}).get("bytes")
-        except Exception as error:  # the file is read now, and damaged
+        except Exception as error:  # the file is damaged; it is read only now
             raise UsageError(f"{self.path}: image {key} cannot be read: {error}. Save the data set again.") from error
         if content is None:
             raise UsageError(f"{self.path}: image {key} is not in the saved files. Save the data set again, with its images.")

@@ -1,6 +1,6 @@
-"""Which images train, validate and test: as a split file says, or divided here where nobody says it.
+"""Train, validation and test lists: read from a split file, or divided here if there is none.
 
-A split file is the CoOp family's: JSON that lists [path, label, class name] under train, val and test.
+Split files are those of CoOp: JSON with lists of [path, label, class name] under train, val and test.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _SHAPE = 'Expected {"train": [["forest/1.jpg", 0, "forest"], ...], "val": [...],
 
 
 def class_name(written: str) -> str:
-    """A class's name from how a folder or file has it: underscores become spaces."""
+    """The class name of a folder or list entry: underscores become spaces."""
     return written.replace("_", " ").strip()
 
 
 def check_key(key: str, where: str) -> str:
-    """`key`, which must be a relative path with forward slashes that stays inside the folder it is relative to.
+    """`key`, if it is a relative path with forward slashes that stays inside the folder it is relative to.
 
-    Only the text is judged: a link on the way is the doing of whoever laid out the data, and is followed.
+    Only the text is checked; symbolic links are followed.
 
     Raises:
-        UsageError: it is blank, absolute, goes up with '..', has a backslash, or is not UTF-8; `where` starts the message.
+        UsageError: it is blank, absolute, contains '..' or a backslash, or is not UTF-8; `where` starts the message.
     """
     if not key.strip(" ./"):
         raise UsageError(f"{where}: the path of the image is '{key}'. Give a path relative to the image folder.")
@@ -43,11 +43,11 @@ def check_key(key: str, where: str) -> str:
 
 
 def contents_of(rows: Mapping[str, Iterable[Row]], where: str) -> Contents:
-    """The contents that `rows` of "train", "test" and perhaps "val" make.
+    """The contents with the given rows of "train", "test" and optionally "val".
 
     Raises:
-        UsageError: what `check_key` refuses, a label with two names or a name with two labels, labels with a gap, a class
-            that has no training image, or no test image at all; `where` says whose rows they are.
+        UsageError: `check_key` fails, a label has two names or a name two labels, labels have a gap, a class has no training
+            image, or there is no test image at all; `where` starts the message.
     """
     names: dict[int, str] = {}
     labels: dict[str, int] = {}
@@ -75,7 +75,7 @@ def read_split(path: Path) -> Contents:
     """The contents of a split file. "val" may be missing.
 
     Raises:
-        UsageError: it is missing, no JSON or cut short, has another shape, or what `contents_of` refuses.
+        UsageError: it is missing, not valid JSON, has another structure, or `contents_of` fails.
     """
     content = json_of_user(path, "split file")
     if not isinstance(content, dict) or not {"train", "test"} <= set(content) or not set(content) <= set(PARTS):
@@ -85,12 +85,12 @@ def read_split(path: Path) -> Contents:
 
 
 def json_of_user(path: Path, what: str) -> Any:
-    """Content of a JSON file that the user gave. Raises UsageError where it is missing, no JSON or cut short."""
+    """Content of a JSON file given by the user. Raises UsageError if it is missing or not valid JSON."""
     content = read_regular(path, what=what)
     try:
         return parse_json(content)
     except ValueError as error:
-        raise UsageError(f"{what} {path} is no valid JSON, or was cut short: {error}. Get it again.") from error
+        raise UsageError(f"{what} {path} is not valid JSON, or was cut short: {error}. Replace the file.") from error
 
 
 def _rows(path: Path, part: str, rows: Any) -> list[Row]:
@@ -104,16 +104,16 @@ def _row(row: Any, where: str) -> Row:
         raise UsageError(f"{where} is {row!r:.80}; expected [path, label, class name].")
     key, label, name = row
     if not isinstance(key, str) or type(label) is not int or not isinstance(name, str) or label < 0 or not name.strip():
-        raise UsageError(f"{where} is {row!r:.80}; expected a path, a label from 0 on, and a class name.")
+        raise UsageError(f"{where} is {row!r:.80}; expected a path, a label of 0 or more, and a class name.")
     return key, label, name
 
 
 def divide(groups: Mapping[str, Sequence[str]], sizes: Callable[[int], tuple[int, int]]) -> Contents:
-    """Each class's keys shuffled, in an order decided by the class's name alone, and cut into train, val and test.
+    """Shuffle each class's keys with a generator seeded by the class's name, and cut them into train, val and test.
 
     Args:
         groups: keys by class name, in the order of the labels.
-        sizes: from the number of a class's keys to how many train and how many validate; the rest tests.
+        sizes: from the number of a class's keys to the sizes of train and val; the rest is test.
     """
     parts: dict[str, list[Item]] = {part: [] for part in PARTS}
     for label, (name, keys) in enumerate(groups.items()):
@@ -127,13 +127,13 @@ def divide(groups: Mapping[str, Sequence[str]], sizes: Callable[[int], tuple[int
 
 
 def family_sizes(n: int) -> tuple[int, int]:
-    """50/20/30 rounded as the CoOp family does (train, then val), but a class of two or three also tests."""
+    """Sizes of train and val for 50/20/30, rounded as CoOp does, but a class of two or three also has a test image."""
     train = max(1, round(n * 0.5))
     return train, max(0, min(round(n * 0.2), n - train - 1))
 
 
 def undivided(groups: Mapping[str, Iterable[str]]) -> Contents:
-    """Images of which nobody says which train and which test: keys by class name, in the order of the labels."""
+    """Contents without a test split (`rest_tests`), from keys by class name, in the order of the labels."""
     train = [Item(key, label) for label, keys in enumerate(groups.values()) for key in sorted(keys)]
     return Contents(tuple(groups), train, [], [], rest_tests=True)
 
@@ -145,11 +145,11 @@ def test_of_val(parts: Mapping[str, list[Row]]) -> dict[str, list[Row]]:
     return {"train": parts.get("train", []), "test": parts.get("val", [])}
 
 
-test_of_val.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever pytest makes of its name
+test_of_val.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it by its name
 
 
 def hold_out(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """A fifth of each class's training rows becomes "val"; at least one row of a class stays in "train"."""
+    """Move a fifth of each class's training rows to "val"; at least one row per class stays in "train"."""
     groups: dict[tuple[int, str], list[Row]] = {}
     for row in sorted(rows):
         groups.setdefault(row[1:], []).append(row)

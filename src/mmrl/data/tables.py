@@ -19,18 +19,18 @@ _NEEDED = ("path", "label")
 
 
 def read_list(path: Path, *, images: Path | None = None) -> Dataset:
-    """The data set that a CSV, JSONL or split file lists; paths in it are relative to the folder `images`, and stay inside it.
+    """The data set listed in a CSV, JSONL or split file, with paths relative to the folder `images`.
 
-    By default that is the file's own folder; for a split file (JSON) it may also be the one folder beside it that has the
-    first training image, as in the CoOp family's layout.
+    The default of `images` is the file's own folder; for a split file (JSON) it may also be the one folder beside it that has
+    the first training image, as in CoOp's layout.
 
-    CSV and JSONL have an image a line: its `path`, its `label` (the class's name) and, if they like, its `split`. Classes
-    are sorted by name; underscores in names become spaces. The split is train, val or test (where there is no test, val is
-    the test set); without that column the images that a training does not draw test it (`Dataset.rest_tests`).
+    CSV and JSONL have one image per line: its `path`, its `label` (the class name) and optionally its `split`. Classes are
+    sorted by name; underscores in names become spaces. The split is train, val or test (without test, val is the test set);
+    without that column a run is tested on the images that it does not train on (`Dataset.rest_tests`).
 
     Raises:
-        UsageError: the file is missing, empty or damaged, lacks a column, or a line of it is blank where it must not be,
-            names an image twice or one outside the folder, or a split that is none; the line is named.
+        UsageError: the file is missing, empty or damaged, lacks a column, or a line has an empty field, a repeated path, a path
+            outside the folder or an unknown split; the message names the line.
     """
     if images is not None and not images.is_dir():
         raise UsageError(f"image folder {images} does not exist. Check images=.")
@@ -41,22 +41,22 @@ def read_list(path: Path, *, images: Path | None = None) -> Dataset:
 
 
 def _image_folder(path: Path, key: str) -> Path:
-    """The folder that has the image of `key`: that of the split file, or one in it."""
+    """The folder that has the image of `key`: the split file's own folder, or one beside the file."""
     home = path.parent
     try:
         found = [folder for folder in (home, *(home / name for name in subfolders(home))) if (folder / key).is_file()]
     except OSError as error:  # a name that no file can have
-        raise UsageError(f"{path}: the first image, '{key}', cannot be looked for: {error.strerror or error}. Correct it.") from error
+        raise UsageError(f"{path}: the first image, '{key}', is not a valid path: {error.strerror or error}. Correct it.") from error
     if len(found) > 1 and found[0] != home:
         names = ", ".join(str(folder) for folder in found)
-        raise UsageError(f"image '{key}' of {path} is in more than one folder: {names}. Say which one with images=.")
+        raise UsageError(f"image '{key}' of {path} is in more than one folder: {names}. Choose one with images=.")
     return found[0] if found else home
 
 
 def _read_table(path: Path) -> Contents:
     rows = list(_checked(path))
     if not rows:
-        raise UsageError(f"{path} lists no image. Expected a line an image, with {' and '.join(_NEEDED)}.")
+        raise UsageError(f"{path} lists no image. Expected one line per image, with {' and '.join(_NEEDED)}.")
     names = sorted({name for _, name, _ in rows})
     if all(split in (None, "train") for _, _, split in rows):
         groups: dict[str, list[str]] = {name: [] for name in names}
@@ -71,7 +71,7 @@ def _read_table(path: Path) -> Contents:
 
 
 def _checked(path: Path) -> Iterator[tuple[str, str, str | None]]:
-    """Key, class name and split of every line; the split is None in all or in none."""
+    """Key, class name and split of every line; the split is None in all lines or in none."""
     lines: dict[str, int] = {}
     splits = None
     for number, record in _csv(path) if path.suffix.lower() == ".csv" else _jsonl(path):
@@ -81,7 +81,7 @@ def _checked(path: Path) -> Iterator[tuple[str, str, str | None]]:
                 raise UsageError(f"{where}: '{column}' is missing or blank. Every line needs {' and '.join(_NEEDED)}.")
         key = check_key(str(record["path"]).strip(), where)
         if lines.setdefault(key, number) != number:
-            raise UsageError(f"{where}: image '{key}' stands in line {lines[key]} already. Keep one of the two.")
+            raise UsageError(f"{where}: image '{key}' is already in line {lines[key]}. Keep one of the two.")
         splits = "split" in record if splits is None else splits
         yield key, class_name(str(record["label"])), _split(record.get("split"), where) if splits else None
 
@@ -108,11 +108,11 @@ def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if missing:
             raise UsageError(
                 f"{path} has no column {' and no column '.join(map(repr, missing))}. Its first line must be a header with "
-                f"{', '.join(_NEEDED)} and perhaps split; it is '{','.join(header):.80}'."
+                f"{', '.join(_NEEDED)} and optionally split; it is '{','.join(header):.80}'."
             )
         for record in reader:
             if None in record:
-                raise UsageError(f"{path}, line {reader.line_num}: more fields than the header has. Put names with a comma in quotes.")
+                raise UsageError(f"{path}, line {reader.line_num}: more fields than the header has. Quote names that contain a comma.")
             yield reader.line_num, record
     except csv.Error as error:
         raise UsageError(f"cannot read {path}: {error}. It must be CSV.") from error
@@ -125,7 +125,7 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             record = parse_json(line)
         except ValueError as error:
-            raise UsageError(f"{path}, line {number} is no JSON, or was cut short: {error}.") from error
+            raise UsageError(f"{path}, line {number} is not valid JSON, or was cut short: {error}.") from error
         if not isinstance(record, dict) or any(not isinstance(record.get(name, ""), (str, int)) for name in _NEEDED):
             raise UsageError(f'{path}, line {number} is {line:.80}; expected {{"path": "cat/1.jpg", "label": "cat"}}.')
         yield number, record

@@ -1,241 +1,141 @@
-"""Adapters: a folder with the trained tensors, what is needed to use them, and a model card.
-
-`adapter_model.safetensors` holds the method's parameters alone, `adapter_config.json` an `AdapterConfig`, `README.md` the card. The
-configuration names the SHA-256 of the tensor file, so that a file edited, cut or exchanged is noticed, and is written last.
-"""
+"""The output folder of a training: whose it is, that one process alone writes to it, and the state to resume from."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
 
-from mmrl.clip import Clip, load_clip
-from mmrl.clip.device import AUTO
-from mmrl.errors import MmrlError, UsageError
-from mmrl.files import encoded, json_text, read_json, read_regular, sweep, user_path, write_text, write_together
-from mmrl.methods import Method, MethodOptions, build, get, make_options
-from mmrl.methods.base import describe_problem
-from mmrl.names import check_names
-from mmrl.reports.card import model_card
-from mmrl.reports.records import RunRecord
-from mmrl.templates import Template, check_template
-from mmrl.version import __version__
+from mmrl.clip.archive import NAMES, Archive
+from mmrl.engine.adapter import CARD, CONFIG, TENSORS, same
+from mmrl.errors import DamagedError, MmrlError, UsageError, first_line
+from mmrl.files import lock, read_regular, sweep, unlock, user_path, write_bytes
+from mmrl.reports.records import RECORD_NAME
 
-FORMAT = 2
-LARGEST_ADAPTER = 16 * 2**30  # bytes
-TENSORS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-CARD = "README.md"
+STATE = "training_state.bin"
+LOCK = ".lock"
+TAKEN = (STATE, CONFIG, TENSORS, CARD, RECORD_NAME)
+STATE_FORMAT = 3
+LARGEST_STATE = 64 * 2**30  # bytes
+MAGIC = b"mmrl training state, SHA-256 "
 
 
-class AdapterConfig(BaseModel):
-    """All that is needed to use an adapter besides its tensors and the backbone."""
+class RunFolder:
+    """An output folder, held by this process between `with` and its end.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: int = FORMAT
-    method: str
-    options: dict[str, Any] = Field(description="of the method")
-    backbone: str = Field(description="name for load_clip")
-    backbone_hash: str = Field(description="`Clip.identity`: of all that decides a feature of the backbone")
-    class_names: tuple[str, ...] = Field(fail_fast=True, description="classes trained on")
-    dataset: str | None = Field(None, description="name of the data set trained on; null where it is not known")
-    template: Template = Field(description="prompt, with one {} for the class name; several are averaged")
-    version: str = Field(description="of mmrl that wrote it")
-    sha256: str = Field(description=f"of {TENSORS}, hex")
-
-
-def save_adapter(
-    folder: Path | str,
-    method: Method,
-    *,
-    classes: Sequence[str],
-    template: Template,
-    dataset: str | None = None,
-    record: RunRecord | None = None,
-) -> Path:
-    """Write the adapter into `folder`, over an adapter that is there.
+    One file, `training_state.bin`, has everything to go on from, and is replaced as a whole, so that a kill at any moment leaves a
+    consistent one. Its first line has the hash of the rest, which torch wrote: a bit that flipped on the disk is found before it trains
+    on. When training ended the file shrinks to the history, after the adapter was written.
 
     Args:
-        classes: names of the classes trained on; may be empty for zero-shot.
-        dataset: name of the data set trained on, where it is known: on others, the class token alone is scored.
-        record: the run that trained it, for the card.
-
-    Returns:
-        the folder.
-
-    Raises:
-        UsageError: bad class names or template, or `folder` holds a README.md of something else.
-        MmrlError: it cannot be written.
+        run: what identifies the run (plain data): the same again must be given to resume.
+        resume: go on with the run in the folder; start it where there is none.
     """
-    from safetensors.torch import save
 
-    folder = user_path(folder)
-    if (folder / CARD).exists() and not ((folder / CONFIG).exists() or (folder / TENSORS).exists()):
-        raise UsageError(f"{folder} has a {CARD} that no adapter belongs to, and the model card would replace it; choose another folder.")
-    names = check_names(classes) if classes or method.trainable else ()
-    template = check_template(template)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in method.state_dict().items()}
-    _require_finite(tensors, where="the method")
-    sweep(folder)
-    content = save(tensors)
-    config = AdapterConfig(
-        method=method.name,
-        options=method.options.model_dump(mode="json"),
-        backbone=method.clip.name,
-        backbone_hash=method.clip.identity,
-        class_names=names,
-        dataset=dataset,
-        template=template,
-        version=__version__,
-        sha256=hashlib.sha256(content).hexdigest(),
-    )
-    plain = config.model_dump(mode="json")
-    files = {TENSORS: content, CARD: encoded(model_card(plain, record)), CONFIG: encoded(json_text(plain))}
-    write_together({folder / name: each for name, each in files.items()})  # the configuration last: it vouches for the tensors
-    return folder
+    def __init__(self, path: Path, run: Mapping[str, Any], *, resume: bool) -> None:
+        self.path = user_path(path)
+        self.run = dict(run)
+        self.resume = resume
+        self._lock: int | None = None
 
-
-def write_card(folder: Path, config: AdapterConfig, record: RunRecord | None = None) -> None:
-    write_text(folder / CARD, model_card(config.model_dump(mode="json"), record))
-
-
-def read_config(folder: Path | str) -> AdapterConfig:
-    """The configuration of the adapter in `folder`.
-
-    Raises:
-        UsageError: there is no such folder, or no adapter in it.
-        MmrlError: the file is damaged, or of a later format.
-    """
-    folder = user_path(folder)
-    path = folder / CONFIG
-    if not path.is_file():
-        kind = "has no adapter: it lacks" if folder.is_dir() else "is no folder with an adapter: there is no"
-        unfinished = " Its training has not finished; resume it." if (folder / "training_state.bin").exists() else ""
-        raise UsageError(f"{folder} {kind} {CONFIG}.{unfinished}")
-    content = read_json(path, what="adapter configuration")
-    version = content.get("format") if isinstance(content, dict) else None
-    if isinstance(version, int) and version > FORMAT:
-        writer = f"mmrl {content.get('version')}, format {version}; this one reads format {FORMAT}"
-        raise MmrlError(f"the adapter in {folder} was written by a later version ({writer}): upgrade mmrl.")
-    try:
-        config = AdapterConfig.model_validate(content)
-        if config.class_names:
-            check_names(config.class_names)
-        check_template(config.template)
-    except ValidationError as error:
-        problems = " ".join(describe_problem(problem) for problem in error.errors())
-        raise MmrlError(f"adapter configuration is damaged: {path}: {problems}") from error
-    except UsageError as error:
-        raise MmrlError(f"adapter configuration is damaged: {path}: {error}") from error
-    return config
-
-
-def load_adapter(folder: Path | str, clip: Clip | None = None, *, device: str | torch.device = AUTO) -> tuple[Method, AdapterConfig]:
-    """The adapter in `folder`, ready for evaluation, and its configuration.
-
-    Args:
-        clip: the backbone it was trained on; default: loaded by the name in the configuration.
-        device: for the backbone where it is loaded here.
-
-    Raises:
-        UsageError: no adapter in `folder`, an unknown method, or another backbone than it was trained on.
-        MmrlError: a file is missing, edited, cut, or of a later format, or the backbone cannot be loaded.
-    """
-    folder = user_path(folder)
-    config = read_config(folder)
-    get(config.method)
-    tensors = _read_tensors(folder, config)
-    if clip is None:
+    def __enter__(self) -> RunFolder:
+        """Raises UsageError if the folder holds another run or another process trains into it, MmrlError if it cannot be written."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"{self.path} is a file; the output must be a folder.")
         try:
-            clip = load_clip(config.backbone, device=device)
-        except MmrlError as error:
-            raise type(error)(f"the backbone of {folder} cannot be loaded: {error}") from error
-    if clip.identity != config.backbone_hash:
-        raise UsageError(
-            f"the adapter in {folder} was made for the backbone '{config.backbone}' (hash {config.backbone_hash}); '{clip.name}' is "
-            f"another one (hash {clip.identity}): other weights, layers or preprocessing. Use the one it was made for."
-        )
-    try:
-        made = make_options(get(config.method), config.options)
-        _require_fit(_shapes(get(config.method), clip, made), tensors, method=config.method, where=str(folder))
-        method = build(config.method, clip, made)
-    except UsageError as error:
-        raise MmrlError(f"adapter configuration is damaged: {folder / CONFIG}: {error}") from error
-    load_tensors(method, tensors, where=str(folder))
-    return method.eval(), config
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = lock(self.path / LOCK)
+        except BlockingIOError as error:
+            raise UsageError(f"another process trains into {self.path} at this moment; choose another folder, or wait.") from error
+        except OSError as error:
+            raise MmrlError(f"cannot write into {self.path}: {error.strerror or error}. Choose another folder.") from error
+        try:
+            self._check()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            unlock(self.path / LOCK, self._lock)
+            self._lock = None
+
+    def _check(self) -> None:
+        sweep(self.path, age=0)  # this process alone writes here now
+        found = [name for name in TAKEN if (self.path / name).exists()]
+        if not self.resume:
+            if found:
+                raise UsageError(f"{self.path} holds another run already ({found[0]}); choose another folder, or resume that run.")
+            return
+        if found and STATE not in found:
+            raise UsageError(f"{self.path} has {found[0]} but no {STATE}, so there is no training to resume; choose another folder.")
+
+    def load(self) -> dict[str, Any] | None:
+        """The state last saved, or None where there is none.
+
+        Raises:
+            UsageError: it is of a run with another configuration; the differences are named.
+            MmrlError: the file is damaged.
+        """
+        path = self.path / STATE
+        if not path.exists():
+            return None
+        try:
+            state = read_state(path)
+            version, run = state["format"], state["run"]
+            different = differences(run, self.run) if version == STATE_FORMAT else []
+        except Exception as error:
+            raise DamagedError(f"training state is damaged: {path} ({first_line(error)}). Start again in another folder.") from error
+        if version != STATE_FORMAT:
+            raise MmrlError(f"{path} was written by another mmrl (format {version}; this one reads {STATE_FORMAT}): resume with that one.")
+        if different:
+            raise UsageError(f"{self.path} holds a run with other settings, which cannot be resumed with these: {'; '.join(different)}.")
+        return state
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Replace the state; it was saved by this process or another, whole, if this fails. Raises MmrlError if it does."""
+        buffer = io.BytesIO()  # written at once: torch reports a full disk as an internal error
+        torch.save({**state, "format": STATE_FORMAT, "run": self.run}, buffer)
+        content = buffer.getvalue()
+        write_bytes(self.path / STATE, _seal(content) + content)
 
 
-def _read_tensors(folder: Path, config: AdapterConfig) -> dict[str, Tensor]:
-    from safetensors.torch import load
-
-    path = folder / TENSORS
-    try:
-        content = read_regular(path, what="adapter", most=LARGEST_ADAPTER)
-    except UsageError as error:
-        raise MmrlError(f"{folder} lacks {TENSORS}, or it cannot be read: {error} Copy the adapter whole again.") from error
-    if hashlib.sha256(content).hexdigest() != config.sha256:
-        raise MmrlError(f"{path} is not the file that {CONFIG} describes: it was edited, cut or exchanged. Copy the adapter again.")
-    try:
-        tensors = load(content)
-    except Exception as error:
-        raise MmrlError(f"{path} is no safetensors file: {error}") from error
-    _require_finite(tensors, where=str(path))
-    return tensors
+def read_state(path: Path) -> dict[str, Any]:
+    """What `RunFolder.save` wrote, on the CPU; nothing in it is run. Raises an exception of some kind where a bit of it is another."""
+    content = io.BytesIO(read_regular(path, what="training state", most=LARGEST_STATE))
+    first, rest = content.readline(), content.read()
+    if first != _seal(rest):
+        raise ValueError("it is cut short or altered, or was not written by this mmrl")
+    archive = Archive(io.BytesIO(rest))
+    state: dict[str, Any] = archive.plain(archive.notes(most=len(rest), allowed=NAMES))
+    return state
 
 
-def _require_finite(tensors: Mapping[str, Tensor], *, where: str) -> None:
-    odd = [name for name, value in tensors.items() if value.is_complex() or (value.is_floating_point() and value.dtype.itemsize < 2)]
-    if odd:
-        raise MmrlError(f"the tensor '{odd[0]}' of {where} has {tensors[odd[0]].dtype} values, as no adapter's has. Train or import again.")
-    bad = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
-    if bad:
-        raise MmrlError(f"the tensor '{bad[0]}' of {where} has values that are not finite, so it can classify nothing. Train again.")
+def _seal(content: bytes) -> bytes:
+    return MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n"
 
 
-def _shapes(cls: type[Method], clip: Clip, options: MethodOptions) -> dict[str, tuple[int, ...]] | None:
-    """The tensors that a method with these options has, without memory for them: a damaged file may ask for any. None if that fails."""
-    try:
-        with torch.device("meta"):
-            return {name: tuple(value.shape) for name, value in cls(clip, options).state_dict().items()}
-    except UsageError:
-        raise
-    except Exception:  # a method from outside that calculates with its initial values
-        return None
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two nested mappings of plain data, one line each: 'fit.lr was 0.001, is 0.002'."""
+    out: list[str] = []
+    for key in dict.fromkeys([*old, *new]):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            out += differences(before, after, f"{prefix}{key}.")
+        elif not same(before, after):
+            out.append(f"{prefix}{key} was {_short(before)}, is {_short(after)}")
+    return out
 
 
-def _require_fit(own: Mapping[str, tuple[int, ...]] | None, tensors: Mapping[str, Tensor], *, method: str, where: str) -> None:
-    if own is None:
-        return
-    problems = [f"no tensor '{name}'" for name in own if name not in tensors][:1]
-    problems += [f"an unknown tensor '{name}'" for name in tensors if name not in own][:1]
-    problems += [
-        f"'{name}' of shape {tuple(value.shape)} where the options give {own[name]}"
-        for name, value in tensors.items()
-        if name in own and own[name] != tuple(value.shape)
-    ][:1]
-    if problems:
-        raise MmrlError(f"the tensors in {where} do not fit method '{method}' with its options: {'; '.join(problems)}.")
-
-
-def load_tensors(method: Method, tensors: Mapping[str, Tensor], *, where: str) -> None:
-    """Put `tensors` into `method`: the same names and shapes, or nothing.
-
-    Raises:
-        MmrlError: they do not fit; the first of each kind is named.
-    """
-    own = {name: tuple(value.shape) for name, value in method.state_dict().items()}
-    _require_fit(own, tensors, method=method.name, where=where)
-    method.load_state_dict(dict(tensors), strict=True)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two pieces of plain data are equal once written as JSON (tuples are lists there)."""
-    return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_v
 from pydantic_core import PydanticCustomError
 
 from mmrl.errors import UsageError, unknown
-from mmrl.methods.base import Options, describe_problem
+from mmrl.methods.options import Options, option_problem
 
 WITHOUT_EFFECT = ("checkpoint_every", "log", "memory_gib")  # on what comes out, so a resumed run may change them
 
@@ -24,13 +24,22 @@ class FitConfig(Options):
     model_config = ConfigDict(validate_default=True)
 
     epochs: int = Field(10, ge=1, le=100_000, description="passes over the training images")
-    batch_size: int = Field(4, ge=1, le=1_000_000, description="images a batch; the last incomplete batch of an epoch is left out")
-    lr: float = Field(1e-3, gt=0, description="learning rate of AdamW after warm-up; falls along a cosine, once an epoch")
-    weight_decay: float = Field(5e-4, ge=0, description="weight decay of AdamW")
+    iterations: int | None = Field(None, ge=1, le=10**9, description="steps in all, instead of epochs; the last epoch may end early")
+    batch_size: int = Field(4, ge=1, le=1_000_000, description="images a batch")
+    drop_last: bool = Field(True, description="leave out the last incomplete batch of an epoch")
+    optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="adam has weight decay as an L2 penalty, adamw decoupled")
+    lr: float = Field(1e-3, gt=0, description="learning rate after warm-up")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    eps: float = Field(1e-8, gt=0, le=1, description="of adam and adamw: added to the root of the second moment")
+    weight_decay: float = Field(5e-4, ge=0, description="weight decay")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="how the learning rate goes on after warm-up")
+    schedule_step: Literal["epoch", "step"] = Field("epoch", description="when the learning rate changes")
+    final_lr: float = Field(0.0, ge=0, description="what the cosine falls to")
     warmup_epochs: int = Field(1, ge=0, description="first epochs, at the constant rate warmup_lr; fewer than epochs")
     warmup_lr: float = Field(1e-5, gt=0, description="learning rate of the warm-up epochs")
+    crop_scale: tuple[float, float] = Field((0.5, 1.0), description="share of an image's area that a random crop of it has, from and to")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="of the frozen CLIP's arithmetic; trained tensors are float32 always. fp16 needs a CUDA device"
+        "fp32", description="of the frozen CLIP's arithmetic in training; trained tensors, and tests, are float32. fp16 needs a CUDA device"
     )
     accumulate: int = Field(1, ge=1, le=1_000_000, description="batches whose gradients are averaged before each step")
     seed: int = Field(1, ge=0, lt=2**63, description="decides initial values, order and augmentation")
@@ -43,7 +52,7 @@ class FitConfig(Options):
         try:
             super().__init__(**{key: value for key, value in values.items() if key in type(self).model_fields})
         except ValidationError as error:
-            problems += [describe_problem(problem) for problem in error.errors()]
+            problems += [option_problem(problem) for problem in error.errors()]
         if problems:
             raise UsageError("\n".join(problems))
 
@@ -57,6 +66,13 @@ class FitConfig(Options):
                 "Input should be less than epochs ({epochs}), or all of the training is warm-up; give warmup_epochs={below} or more epochs",
                 {"epochs": epochs, "below": epochs - 1},
             )
+        return value
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _is_a_share(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1] <= 1:
+            raise PydanticCustomError("crop", "Input should be two shares, 0 < from <= to <= 1, such as [0.08, 1.0]")
         return value
 
     def identity(self) -> dict[str, Any]:

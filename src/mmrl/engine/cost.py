@@ -16,19 +16,18 @@ import torch
 
 from mmrl import methods
 from mmrl.clip import ClassList, Clip, load_clip
-from mmrl.data import Dataset, TrainBatches, test_batches
+from mmrl.data import Dataset, test_batches
 from mmrl.engine.config import FitConfig
-from mmrl.engine.evaluate import Batch, evaluate, preprocess_of
-from mmrl.engine.grid import Bench, Context
-from mmrl.engine.loop import Trainer
+from mmrl.engine.context import Bench, Context
+from mmrl.engine.fit import TrainingData
+from mmrl.engine.loop import Trainer, length_of
 from mmrl.engine.memory import forget_peak, peak_resident, resident
-from mmrl.engine.precision import accelerator
-from mmrl.engine.run_record import environment
-from mmrl.engine.setup import Prepared
+from mmrl.engine.record import environment
+from mmrl.engine.score import Batch, evaluate, preprocess_of
 from mmrl.errors import MmrlError
-from mmrl.methods import Method
+from mmrl.methods import Method, Task
 from mmrl.protocols import Training
-from mmrl.protocols.plan import ZERO_SHOT, describe
+from mmrl.protocols.plan import ZERO_SHOT, variant_of
 from mmrl.reports.cost import CostRow
 
 WARM_UP = 2  # steps and test batches that are not timed
@@ -85,22 +84,31 @@ def measure(what: Measurement) -> CostRow:
     context = Context(what.bench, load_clip(what.bench.backbone, device=what.device))
     clip, dataset = context.clip, context.dataset(what.dataset).restrict("base")
     ready = context.prepare(what.training) if what.training else None
-    drawn = _drawn(dataset, ready, clip) if ready else []
+    data = TrainingData.of(clip, dataset, ready.draw, ready.config) if ready else None
+    drawn = list(islice(data.batches.epoch(0), DISTINCT)) if data else []
     tested = _tested(dataset, clip, what.bench.batch_size)
     memory = _Memory(clip)
     method = methods.build(what.method, clip, ready.resolved.method if ready else None, seed=1)
+    began = time.perf_counter()
+    if data:
+        method.setup(Task(data.classes, data.template, data.images, data.validation, features=data.features))
+        method.to(clip.device)
+    minutes = (time.perf_counter() - began) / 60
     limit = ready.config.memory_gib if ready else None
     classes = method.class_list(dataset.classes, dataset.template, memory_gib=limit)
-    step = _step(method, classes, drawn, ready, what.steps) if ready else None
-    test = _test(method, classes, tested, min(what.steps, MOST_TESTED), what.bench.precision)
+    step = _step(method, classes, drawn, ready.config, what.steps) if ready and method.trainable else None
+    test = _test(method, classes, tested, min(what.steps, MOST_TESTED))
     batch = ready.config.batch_size * ready.config.accumulate if ready else 1
+    if step is not None and ready and data:
+        minutes += step * length_of(ready.config, len(data.batches))[0] / 60
     return CostRow(
         method=what.method,
-        variant=describe(what.training.overrides) if what.training else "",
-        modality=modality(method),
+        title=method.title,
+        variant=variant_of(what.training.overrides) if what.training else "",
+        modality=method.modality if method.trainable else "-",
         trained_parameters=sum(parameter.numel() for parameter in method.parameters()),
         train_ms_per_image=None if step is None else 1e3 * step / batch,
-        train_minutes=None if step is None or ready is None else step * _steps(ready) / 60,
+        train_minutes=minutes if ready else None,
         images_per_second=what.bench.batch_size / test,
         batch=what.bench.batch_size,
         peak_memory_gib=memory.peak() / GIB,
@@ -108,19 +116,10 @@ def measure(what: Measurement) -> CostRow:
         dataset=what.dataset,
         backbone=clip.name,
         shots=what.training.shots if what.training else None,
-        precision=FitConfig(precision=what.bench.precision).precision,
+        precision=ready.config.precision if ready else "fp32",
         steps=what.steps,
         environment=environment(clip.device, started),
     )
-
-
-def modality(method: Method) -> str:
-    """Towers it trains, as in Table 6: 'V-L' from what they share, 'V, L' apart, 'V' or 'L' alone, '-' none; '' if it does not say."""
-    if not method.trainable:
-        return "-"
-    options = method.options.model_dump()
-    towers = [letter for letter, option in (("V", "visual"), ("L", "textual")) if options.get(option)]
-    return (", " if options.get("space") == "free" else "-").join(towers)
 
 
 class _Memory:
@@ -138,22 +137,9 @@ class _Memory:
         return self.weights + max(0, peak_resident() - self.before)
 
 
-def _drawn(dataset: Dataset, ready: Prepared, clip: Clip) -> list[Batch]:
-    """A few training batches."""
-    preprocess = preprocess_of(clip, flip=dataset.flip)
-    batches = TrainBatches(dataset, ready.draw.train, preprocess, ready.config.batch_size, ready.config.seed)
-    return list(islice(batches.epoch(0), DISTINCT))
-
-
 def _tested(dataset: Dataset, clip: Clip, size: int) -> Batch:
     """One test batch; images come again where there are fewer than `size`."""
     return next(test_batches(dataset, list(islice(cycle(dataset.test), size)), preprocess_of(clip), size))
-
-
-def _steps(ready: Prepared) -> int:
-    """Steps of the whole training."""
-    batches = len(ready.draw.train) // ready.config.batch_size
-    return ready.config.epochs * -(-batches // ready.config.accumulate)
 
 
 class _Repeated:
@@ -169,17 +155,17 @@ class _Repeated:
         return islice(cycle(self.batches), start, self.count)
 
 
-def _step(method: Method, classes: ClassList, batches: Sequence[Batch], ready: Prepared, steps: int) -> float:
+def _step(method: Method, classes: ClassList, batches: Sequence[Batch], config: FitConfig, steps: int) -> float:
     """Seconds of a training step, median."""
     clock = _Clock(method.clip)
-    config = ready.config.model_copy(update={"epochs": 1, "warmup_epochs": 0, "checkpoint_every": None, "log": None})
-    repeated = _Repeated(batches, (WARM_UP + steps) * config.accumulate)
-    with accelerator(config, method.clip.device, None) as tools:
-        Trainer(method, repeated, classes, config, tools, watch=lambda row: clock.tick()).run()
+    count = WARM_UP + steps
+    short = {"iterations": count, "warmup_epochs": 0, "checkpoint_every": None, "log": None}
+    repeated = _Repeated(batches, count * config.accumulate)
+    Trainer(method, repeated, classes, config.model_copy(update=short), watch=lambda row: clock.tick()).run()
     return clock.median(steps)
 
 
-def _test(method: Method, classes: ClassList, batch: Batch, count: int, precision: str) -> float:
+def _test(method: Method, classes: ClassList, batch: Batch, count: int) -> float:
     """Seconds of a test batch, median; class features are computed before the first."""
     clock = _Clock(method.clip)
 
@@ -188,7 +174,7 @@ def _test(method: Method, classes: ClassList, batch: Batch, count: int, precisio
             yield batch
             clock.tick()  # asked for the next: this one is done
 
-    evaluate(method, classes, repeated(), seen=method.trainable, precision=precision)
+    evaluate(method, classes, repeated(), seen=True)
     return clock.median(count)
 
 

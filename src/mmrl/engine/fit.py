@@ -1,34 +1,129 @@
-"""Training a method on a few images: `fit` from a data set, `train` from batches."""
+"""Training a method on a few images."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmrl.clip import ClassList
-from mmrl.data import Dataset, Draw, Item, TrainBatches, readable, require_every_class, warn_broken
-from mmrl.engine.checkpoint import load_adapter, load_tensors, save_adapter
+from mmrl.clip import Clip
+from mmrl.data import Dataset, Draw, Item, TrainBatches, image_batches, readable, require_every_class, view_batches, warn_broken
+from mmrl.engine.adapter import load_adapter, load_tensors, save_adapter
+from mmrl.engine.checkpoint import RunFolder
 from mmrl.engine.config import FitConfig, make_config
-from mmrl.engine.evaluate import preprocess_of
-from mmrl.engine.folder import RunFolder
-from mmrl.engine.loop import Batches, NonFiniteError, Row, Shareable, State, Trainer
+from mmrl.engine.loop import Batches, NonFiniteError, Row, Shareable, State, Trainer, length_of
 from mmrl.engine.parallel import Peers, joined
-from mmrl.engine.precision import accelerator, check_device, check_surroundings, start_log
-from mmrl.engine.progress import training_progress
+from mmrl.engine.precision import check_surroundings, seeded
+from mmrl.engine.progress import training_log, training_progress
+from mmrl.engine.score import BATCH, preprocess_of
 from mmrl.errors import DamagedError, MmrlError, UsageError
 from mmrl.files import user_path
-from mmrl.methods import Method
+from mmrl.methods import FeatureSource, Method, Task
 from mmrl.templates import Template, check_template
 
 LAST_GOOD = "last_good"  # folder of the adapter that a training stopped by a non-finite number leaves
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a training leaves what it makes, and how it works.
+
+    Attributes:
+        out: folder for adapter and checkpoints; None keeps nothing.
+        resume: go on with the run that `out` holds, to the same result as without the interruption (bit for bit on a CPU).
+        progress: whether a bar is shown on a terminal.
+        workers: threads that prepare images; `mmrl.data.usual_workers(dataset.read)` is a good number.
+        skip_broken: leave out images that are missing or broken; those to train on are found before the first step.
+    """
+
+    out: Path | str | None = None
+    resume: bool = False
+    progress: bool = True
+    workers: int = 0
+    skip_broken: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a method is trained on.
+
+    Attributes:
+        batches: with labels that are positions in `classes`.
+        classes: names, C.
+        template: prompt, or several to average.
+        images, validation: numbers of images.
+        features: passes of the frozen image tower over them, for methods that work on features.
+        about: plain data that identifies the images; a run is resumed only with the same.
+        warnings: such as images that were left out.
+    """
+
+    batches: Batches
+    classes: tuple[str, ...]
+    template: Template
+    images: int = 0
+    validation: int = 0
+    features: FeatureSource | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, clip: Clip, dataset: Dataset, items: Draw | Sequence[Item], config: FitConfig | None = None, place: Place | None = None
+    ) -> TrainingData:
+        """Images of `dataset`, restricted to the classes to train on, as `clip` takes them; labels of `items` are its.
+
+        Warns:
+            BrokenImageWarning: images were left out.
+
+        Raises:
+            UsageError: nothing to train on, or a class without an image that can be read.
+        """
+        config, place = config or FitConfig(), place or Place()
+        val: Sequence[Item] = ()
+        if isinstance(items, Draw):
+            dataset = dataset.restrict(items.classes) if items.classes != "all" and dataset.source is None else dataset
+            val, items = items.val, items.train
+        found: tuple[str, ...] = ()
+        if place.skip_broken:
+            everything, (items, broken) = items, readable(dataset, items, place.workers)
+            require_every_class(dataset, everything, items)
+            found, val = warn_broken(broken, len(everything), of=dataset.name), readable(dataset, val, place.workers)[0]
+        batches = TrainBatches(
+            dataset, items, preprocess_of(clip, flip=dataset.flip, crop_scale=config.crop_scale), config.batch_size, config.seed,
+            config.drop_last, workers=place.workers,
+        )  # fmt: skip
+        features = _Features(clip, dataset, {"train": items, "val": val}, config, place.workers)
+        about = {"dataset": dataset.name, "images": len(items), "hash": items_hash(items), "val": items_hash(val), "flip": dataset.flip}
+        return cls(batches, dataset.classes, dataset.template, len(items), len(val), features, about, found)
+
+
+@dataclass(frozen=True)
+class _Features:
+    """Passes of the frozen image tower over the images of a training; a `FeatureSource`."""
+
+    clip: Clip
+    dataset: Dataset
+    items: Mapping[str, Sequence[Item]]
+    config: FitConfig
+    workers: int
+
+    def __call__(self, part: str, views: int = 0) -> tuple[Tensor, Tensor]:
+        items, device = self.items[part], self.clip.device
+        preprocess = preprocess_of(self.clip, flip=self.dataset.flip, crop_scale=self.config.crop_scale)
+        if views:
+            batches = view_batches(self.dataset, items, preprocess, BATCH, self.config.seed, views, self.workers, device=device)
+        else:
+            batches = image_batches(self.dataset.image, items, preprocess, BATCH, self.workers, device=device)
+        features = torch.cat([self.clip.encode_image(images, normalise=False) for images, _ in batches])
+        return features.unflatten(0, (max(1, views), -1)), torch.tensor([item.label for item in items], device=device)
 
 
 @dataclass(frozen=True)
@@ -37,75 +132,20 @@ class FitResult:
 
     Attributes:
         method: the one given, trained in place.
-        classes: names trained on.
-        history: one row a step: step and epoch (from 1), lr, loss, accuracy, and the loss terms.
+        data: what it was trained on.
+        history: one row a step: step and epoch (from 1), lr, loss, accuracy, and the loss terms; none for a closed form.
         seconds: spent training, over all processes that took part one after another.
         folder: where the adapter is, if anywhere.
-        processes: that trained it together.
-        warnings: what the user should know: the images left out.
         loaded: whether the folder had the finished training, so that nothing was trained now.
     """
 
     method: Method
-    classes: tuple[str, ...]
-    template: Template
+    data: TrainingData
     config: FitConfig
     history: list[Row]
     seconds: float
     folder: Path | None
-    processes: int = 1
-    warnings: tuple[str, ...] = ()
     loaded: bool = False
-
-
-def fit(
-    method: Method,
-    dataset: Dataset,
-    items: Sequence[Item] | Draw,
-    config: FitConfig | Mapping[str, Any] | None = None,
-    *,
-    out: Path | str | None = None,
-    resume: bool = False,
-    progress: bool = True,
-    template: Template | None = None,
-    workers: int = 0,
-    skip_broken: bool = False,
-) -> FitResult:
-    """Train `method` in place on images of `dataset`, and write the adapter into `out`.
-
-    Args:
-        dataset: restricted to the classes to train on; labels of `items` are its.
-        items: training images, or a draw of them.
-        out: folder for adapter and checkpoints; None keeps nothing.
-        resume: go on with the run that `out` holds, to the same result as without the interruption (bit for bit on a CPU).
-        template: prompt, or several to average; default: the data set's.
-        workers: threads that prepare images; `mmrl.data.usual_workers(dataset.read)` is a good number.
-        skip_broken: train without images that are missing or broken; they are found before the first step.
-
-    Warns:
-        BrokenImageWarning: images were left out.
-
-    Raises:
-        UsageError: bad options, an image that cannot be read, a method without anything to train, a folder with another run.
-        NonFiniteError: the numbers went wrong; `out` keeps the last checkpoint, and `out/last_good` the latest adapter that scores.
-        MmrlError: `out` cannot be written.
-    """
-    config = make_config(config)
-    if isinstance(items, Draw):
-        if items.classes != "all" and dataset.source is None:
-            dataset = dataset.restrict(items.classes)
-        items = items.train
-    found: tuple[str, ...] = ()
-    if skip_broken:
-        everything, (items, broken) = items, readable(dataset, items, workers)
-        require_every_class(dataset, everything, items)
-        found = warn_broken(broken, len(everything), of=dataset.name)
-    preprocess = preprocess_of(method.clip, flip=dataset.flip)
-    batches = TrainBatches(dataset, items, preprocess, config.batch_size, config.seed, workers=workers)
-    used = template or dataset.template
-    data = {"dataset": dataset.name, "images": len(items), "hash": items_hash(items), "flip": dataset.flip}
-    fitted = train(method, batches, dataset.classes, config, template=used, data=data, out=out, resume=resume, progress=progress)
-    return replace(fitted, warnings=found)
 
 
 def items_hash(items: Sequence[Item]) -> str:
@@ -113,74 +153,98 @@ def items_hash(items: Sequence[Item]) -> str:
     return hashlib.sha256(json.dumps([[item.key, item.label] for item in items]).encode()).hexdigest()
 
 
-def train(
+def fit(
     method: Method,
-    batches: Batches,
-    classes: Sequence[str],
-    config: FitConfig,
+    data: TrainingData,
+    config: FitConfig | Mapping[str, Any] | None = None,
+    place: Place | None = None,
     *,
-    template: Template,
-    data: Mapping[str, Any] | None = None,
-    out: Path | str | None = None,
-    resume: bool = False,
-    progress: bool = True,
+    peers: Peers | None = None,
 ) -> FitResult:
-    """Train `method` in place on `batches`, whose labels are positions in `classes`.
+    """Train `method` in place, and write the adapter into `place.out`.
 
     Started by `torchrun` or `accelerate launch`, all processes train this one run: each takes its part of every batch, and the main one
     alone writes. The result, the same in all, is that of one process but for rounding.
 
     Args:
-        data: plain data that identifies the batches; a run is resumed only with the same.
+        peers: the processes, where the caller has joined them.
 
     Raises:
-        as `fit`; a folder that cannot be used, or an image that cannot be read, in one process is an error in all.
+        UsageError: bad options, an image that cannot be read, a method without anything to train, a folder with another run.
+        NonFiniteError: the numbers went wrong; the folder keeps the last checkpoint, and `last_good` in it the latest adapter that scores.
+        MmrlError: the folder cannot be written. A folder that cannot be used, or an image that cannot be read, in one process is an
+            error in all.
     """
-    _check(method, batches)
-    template = check_template(template)
-    folder = None if out is None else user_path(out)
-    device = method.clip.device
+    config, place, device = make_config(config), place or Place(), method.clip.device
+    data = replace(data, template=check_template(data.template))
+    folder = None if place.out is None else user_path(place.out)
+    task = Task(data.classes, data.template, data.images, data.validation, config.seed, data.features)
     check_surroundings(config, device, folder)
-    prompts = method.class_list(classes, template, memory_gib=config.memory_gib)
-    held = None if folder is None else RunFolder(folder, _identity(method, prompts, template, config, data), resume=resume)
     with ExitStack() as stack:
-        tools = stack.enter_context(accelerator(config, device, folder))
-        peers = stack.enter_context(joined(tools.num_processes))
-        check_device(tools, device, peers)
-        batches = _share(batches, peers)
+        peers = peers or stack.enter_context(joined(device))
+        peers.check_devices(device)
+        held = None if folder is None else RunFolder(folder, _identity(method, data, config), resume=place.resume)
         before = peers.on_main(lambda: stack.enter_context(held).load() if held else None)
+        stack.enter_context(seeded(config.seed, device))
+        method.setup(replace(task, features=None) if before else task)
+        method.to(device)
         if held and before and before["finished"]:
             load_tensors(method, peers.on_main(lambda: _trained(held.path, method)), where=str(held.path))
-            history, seconds = before["history"], before["seconds"]
-            return FitResult(method, prompts.names, template, config, history, seconds, folder, peers.count, loaded=True)
-        step = before["step"] if before else 0
-        peers.on_main(lambda: start_log(tools, first_step=step))
-        stack.enter_context(_seeded(config.seed, device))
-        steps = config.epochs * -(-len(batches) // config.accumulate)
-        title = f"training {method.name}"
-        show = stack.enter_context(training_progress(title, epochs=config.epochs, steps=steps, done=step, show=progress and peers.main))
+            return FitResult(method, data, config, before["history"], before["seconds"], folder, loaded=True)
+        _check(method, data.batches)
+
+        def keep(path: Path) -> None:
+            peers.on_main(
+                lambda: save_adapter(path, method, classes=data.classes, template=data.template, dataset=data.about.get("dataset"))
+            )
+
+        history, seconds, began = [], 0.0, time.monotonic()
+        if method.trainable:
+            trainer = stack.enter_context(_trainer(method, data, config, place, peers, held, before))
+            try:
+                trainer.run()
+            except NonFiniteError as error:
+                if folder is None or not error.scores:
+                    raise
+                keep(folder / LAST_GOOD)  # the latest parameters whose loss was finite, and which score
+                raise NonFiniteError(f"{error} They are kept in {folder / LAST_GOOD}.") from error
+            history, seconds, began = trainer.history, trainer.seconds, time.monotonic()
+        method.finish(task)
+        seconds += time.monotonic() - began
+        if held:
+            keep(held.path)
+            peers.on_main(lambda: held.save({"finished": True, "history": history, "seconds": seconds}))
+        return FitResult(method, data, config, history, seconds, folder)
+
+
+@contextmanager
+def _trainer(
+    method: Method, data: TrainingData, config: FitConfig, place: Place, peers: Peers, held: RunFolder | None, before: State | None
+) -> Iterator[Trainer]:
+    """A trainer that shows and logs its steps and saves checkpoints in the folder `held`, set to the state `before` of it."""
+    steps, epochs = length_of(config, len(data.batches))
+    done, title = before["step"] if before else 0, f"training {method.name}"
+    with ExitStack() as stack:
+        bar = training_progress(title, epochs=epochs, steps=steps, done=done, show=place.progress and peers.main)
+        shown = [stack.enter_context(bar)]
+        if config.log and held and peers.main:
+            shown.append(stack.enter_context(training_log(held.path, first_step=done)))
 
         def watch(row: Row) -> None:
-            show(row)
-            if config.log:
-                tools.log({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
+            for show in shown:
+                show(row)
 
         def save(state: State) -> None:
             if held:
                 peers.on_main(lambda: held.save(state))
 
-        trainer = Trainer(method, batches, prompts, config, tools, peers=peers, save=save if held else None, watch=watch)
+        classes = method.class_list(data.classes, data.template, memory_gib=config.memory_gib)
+        trainer = Trainer(method, _share(data.batches, peers), classes, config, peers=peers, save=save if held else None, watch=watch)
         if before:
             trainer.restore(before)
         elif held:
             save(trainer.state())  # from here on the folder is this run's, and its initial values are kept
-        trained_on = (data or {}).get("dataset")
-        _run(trainer, folder, classes=prompts.names, template=template, dataset=trained_on)
-        seconds = trainer.seconds
-        if held:
-            peers.on_main(lambda: save_adapter(held.path, method, classes=prompts.names, template=template, dataset=trained_on))
-            save({"finished": True, "history": trainer.history, "seconds": seconds})
-        return FitResult(method, prompts.names, template, config, trainer.history, seconds, folder, peers.count)
+        yield trainer
 
 
 def _share(batches: Batches, peers: Peers) -> Batches:
@@ -201,20 +265,8 @@ def _trained(folder: Path, method: Method) -> dict[str, Tensor]:
     return {name: value.cpu() for name, value in trained.state_dict().items()}
 
 
-def _run(trainer: Trainer, folder: Path | None, **adapter: Any) -> None:
-    """Train; where numbers go wrong, leave the latest parameters whose loss was finite, and which score, as an adapter of their own."""
-    try:
-        trainer.run()
-    except NonFiniteError as error:
-        if folder is None or not error.scores:
-            raise
-        place, method = folder / LAST_GOOD, trainer.method
-        trainer.peers.on_main(lambda: save_adapter(place, method, **adapter))
-        raise NonFiniteError(f"{error} They are kept in {place}.") from error
-
-
 def _check(method: Method, batches: Batches) -> None:
-    if not method.trainable:
+    if not method.state_dict():
         raise UsageError(f"method '{method.name}' has nothing to train; evaluate it, or train another method.")
     other = [name for name, parameter in method.named_parameters() if parameter.dtype != torch.float32]
     if other:
@@ -223,22 +275,14 @@ def _check(method: Method, batches: Batches) -> None:
         raise UsageError("there is not one full batch to train on; lower batch_size or give more images.")
 
 
-def _identity(method: Method, classes: ClassList, template: Template, config: FitConfig, data: Mapping[str, Any] | None) -> dict[str, Any]:
+def _identity(method: Method, data: TrainingData, config: FitConfig) -> dict[str, Any]:
     """What a resumed run must share with the interrupted one, as plain data."""
     return {
         "method": method.name,
         "options": method.options.model_dump(mode="json"),
         "backbone": method.clip.identity,  # not its name: the same weights may lie elsewhere
-        "classes": list(classes.names),
-        "template": template,
+        "classes": list(data.classes),
+        "template": data.template,
         "fit": config.identity(),
-        "data": dict(data or {}),
+        "data": dict(data.about),
     }
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch for a while; the generators are given back as they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

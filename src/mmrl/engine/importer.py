@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from mmrl.clip import Clip, load_clip
-from mmrl.engine.checkpoint import CARD, TENSORS, AdapterConfig, load_tensors, read_config, save_adapter
-from mmrl.engine.folder import TAKEN
+from mmrl.engine.adapter import CARD, TENSORS, AdapterConfig, load_tensors, read_config, save_adapter
+from mmrl.engine.checkpoint import TAKEN
 from mmrl.engine.untrusted import TensorFile
 from mmrl.errors import Notice, UsageError, first_line, unknown
 from mmrl.files import user_path
-from mmrl.methods import Method, build
+from mmrl.methods import Method, build, registered
 from mmrl.methods.authors import from_authors, guess_method
-from mmrl.methods.base import registered
 from mmrl.names import distinct_names
 from mmrl.templates import DEFAULT_TEMPLATE, Template
 
@@ -30,7 +29,6 @@ _FROZEN = {  # of the whole CLIP in the file, what tells backbones of one shape 
     "text_encoder.ln_final.weight": "ln_final.weight",
     "text_encoder.text_projection": "text_projection",
 }
-_DIMENSIONS = {"rep_space": 2, "visual.bias": 2, "text.bias": 2, "visual.a": 3, "projection_a": 2}  # of what options follow from
 _HALF = 2e-3  # relative error that rounding to half precision may make, and more
 
 
@@ -73,12 +71,13 @@ def import_authors(
     if again:
         warnings.warn(f"{len(again)} names stand again, and are told apart by a number that is not spoken: {', '.join(again)}", Notice, 2)
     tensors = TensorFile(path)
-    cls = guess_method(tensors, registered())
+    cls = guess_method(tensors, {name: method for name, method in registered().items() if method.importable})
     state = _stacked(path, cls, tensors)
     model = load_clip(clip) if isinstance(clip, str) else clip
     model.require_staged(cls.name)
-    _check_backbone(path, tensors, state, model)
-    method = build(cls.name, model, _options(cls, state, model, options or {}))
+    chosen = _options(cls, cls.options_of(state, model, where=str(path)), options or {})
+    _check_backbone(path, tensors, model)
+    method = build(cls.name, model, chosen)
     load_tensors(method, state, where=str(path))
     method.eval()
     save_adapter(out, method, classes=names, template=template, dataset=dataset)
@@ -86,29 +85,15 @@ def import_authors(
 
 
 def _stacked(path: Path, cls: type[Method], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict of `cls` from the authors' tensors, of as many dimensions as it has. Raises UsageError where they have others."""
+    """Our state dict of `cls` from the authors' tensors. Raises UsageError where its layers do not fit together."""
     try:
-        state = from_authors(cls, tensors)
+        return from_authors(cls, tensors)
     except RuntimeError as error:  # torch cannot stack layers of different shapes
         raise UsageError(f"the layers of {path}, no checkpoint of the authors' code, do not fit together: {first_line(error)}") from error
-    other = next((name for name, n in _DIMENSIONS.items() if name in state and state[name].dim() != n), None)
-    if other is not None:
-        shape, n = tuple(state[other].shape), _DIMENSIONS[other]
-        raise UsageError(f"'{other}' of {path} has the shape {shape}, not {n} sizes. It is no checkpoint of the authors' code.")
-    return state
 
 
-def _options(cls: type[Method], state: Mapping[str, Tensor], clip: Clip, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that the shapes decide, joined with the `given` ones."""
-    k, d_r = state["rep_space"].shape
-    found = {
-        "rep_tokens": k,
-        "rep_dim": d_r,
-        "first_layer": clip.vision.depth - len(state["visual.bias"]) + 1,
-        "first_text_layer": clip.text.depth - len(state["text.bias"]) + 1,
-    }
-    if "visual.a" in state:
-        found |= {"layer_rank": state["visual.a"].shape[-1], "projection_rank": state["projection_a"].shape[-1]}
+def _options(cls: type[Method], found: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that the sizes decide, joined with the `given` ones."""
     for key, value in given.items():
         if key not in cls.Options.model_fields:
             raise unknown(f"option of {cls.name}", key, cls.Options.model_fields)
@@ -117,15 +102,8 @@ def _options(cls: type[Method], state: Mapping[str, Tensor], clip: Clip, given: 
     return {**given, **found}
 
 
-def _check_backbone(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], clip: Clip) -> None:
-    """Raises UsageError if the checkpoint was made with another CLIP, as far as it can tell."""
-    for side, tower in (("visual", clip.vision), ("text", clip.text)):
-        layers, width = state[f"{side}.bias"].shape
-        if width != tower.width or layers > tower.depth:
-            raise UsageError(
-                f"{path} was made with another backbone: its {side} tower has width {width} and at least {layers} layers, "
-                f"that of '{clip.name}' width {tower.width} and {tower.depth} layers. Give the one it was made with."
-            )
+def _check_backbone(path: Path, tensors: Mapping[str, Tensor], clip: Clip) -> None:
+    """Raises UsageError if the checkpoint was made with another CLIP, as far as the frozen tensors in it tell."""
     own = clip.model.state_dict()
     for theirs_name, ours_name in _FROZEN.items():
         if theirs_name in tensors and ours_name in own:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from itertools import islice
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
@@ -14,13 +13,15 @@ from torch import Tensor, nn
 from mmrl.clip import ClassList
 from mmrl.engine.config import FitConfig
 from mmrl.engine.parallel import Peers
+from mmrl.engine.precision import autocast
 from mmrl.engine.schedule import learning_rates
 from mmrl.errors import MmrlError
-from mmrl.methods import Loss, Method
+from mmrl.methods import Differentiate, Gradients, Method
 
 BETAS = (0.9, 0.999)
 MOST_SKIPPED = 50  # steps in a row that fp16 may skip while its scale adapts
 GROWTH = 1e3  # a trained tensor that grows as much in one step has blown up
+Batch = tuple[Tensor, Tensor]  # images (B, 3, H, W), labels (B,)
 Row = dict[str, float]  # one step of the history
 State = dict[str, Any]
 
@@ -30,7 +31,7 @@ class Batches(Protocol):
 
     def __len__(self) -> int: ...
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]: ...
 
 
 @runtime_checkable
@@ -51,26 +52,13 @@ class NonFiniteError(MmrlError):
     scores = True
 
 
-class _Step(nn.Module):
-    """A forward pass that accelerate can wrap; what it trains is the method's parameters."""
-
-    def __init__(self, method: Method, classes: ClassList) -> None:
-        super().__init__()
-        self.method = method
-        self.classes = classes
-
-    def forward(self, images: Tensor, labels: Tensor) -> Loss:
-        return self.method.loss(images, labels, self.classes)
-
-
 class Trainer:
-    """Trains the parameters of `method` in place: AdamW, a learning rate for every epoch, gradients averaged over `accumulate` batches.
+    """Trains the parameters of `method` in place, with gradients averaged over `accumulate` batches.
 
     Several processes train as one: each computes on its part of every batch, and gradients and history are means over all.
 
     Args:
         batches: with the images of this process.
-        accelerator: from `mmrl.engine.precision.accelerator`.
         peers: the processes; by default this one alone.
         save: called with the state at checkpoints.
         watch: called after every step with its row of the history.
@@ -82,20 +70,20 @@ class Trainer:
         batches: Batches,
         classes: ClassList,
         config: FitConfig,
-        accelerator: Any,
         *,
         peers: Peers | None = None,
         save: Callable[[State], None] | None = None,
         watch: Callable[[Row], None] | None = None,
     ) -> None:
-        self.method, self.batches, self.config, self.accelerator = method, batches, config, accelerator
+        self.method, self.batches, self.classes, self.config = method, batches, classes, config
         self.device = method.clip.device
         self.peers = peers or Peers()
         self._save, self._watch = save, watch
-        optimizer = torch.optim.AdamW(method.parameters(), lr=config.lr, betas=BETAS, weight_decay=config.weight_decay)
-        self._alone = _Step(method, classes)  # without the exchange between processes that accelerate puts around it
-        self.forward, self.optimizer = accelerator.prepare(self._alone, optimizer)
-        self.rates = learning_rates(config.epochs, config.lr, warmup_epochs=config.warmup_epochs, warmup_lr=config.warmup_lr)
+        self._parameters = list(method.parameters())
+        self.optimizer = make_optimizer(self._parameters, config)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.steps, self.epochs = length_of(config, len(batches))
+        self.rates = rates_of(config, len(batches))
         self.epoch, self.position, self.step = 0, 0, 0  # position: batches of this epoch behind us
         self.history: list[Row] = []
         self._before, self._start = 0.0, time.monotonic()
@@ -109,15 +97,14 @@ class Trainer:
 
     def state(self) -> State:
         """Everything to go on from, as plain data and tensors."""
-        scaler = self.accelerator.scaler
         return {
             "finished": False,
             "epoch": self.epoch,
             "position": self.position,
             "step": self.step,
-            "parameters": {name: value.detach().cpu() for name, value in self.method.state_dict().items()},
+            "parameters": {name: value.detach().cpu() for name, value in self._tensors().items()},
             "optimizer": self.optimizer.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "rng": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "history": self.history,
@@ -126,10 +113,9 @@ class Trainer:
 
     def restore(self, state: State) -> None:
         """Go on where `state` was taken."""
-        self.method.load_state_dict(state["parameters"], strict=True)
+        self._put(state["parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler is not None and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and state["rng_cuda"] is not None:
             torch.cuda.set_rng_state(state["rng_cuda"], self.device)
@@ -138,8 +124,17 @@ class Trainer:
         self.history = list(state["history"])
         self._before = state["seconds"]
 
+    def _tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers, also those that no adapter keeps."""
+        return {**dict(self.method.named_parameters()), **dict(self.method.named_buffers())}
+
+    def _put(self, tensors: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, value in self._tensors().items():
+                value.copy_(tensors[name])
+
     def _copied(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.method.state_dict().items()}
+        return {name: value.detach().clone() for name, value in self._tensors().items()}
 
     def run(self) -> None:
         """Train to the end.
@@ -150,77 +145,94 @@ class Trainer:
         was_training = self.method.training
         self.method.train()
         try:
-            while self.epoch < self.config.epochs:
-                self._run_epoch()
+            while self.step < self.steps:
+                for group in self._groups(self.batches.epoch(self.epoch, self.position)):
+                    self._step(group)
+                    if self.step == self.steps:
+                        break
+                self.epoch, self.position = self.epoch + 1, 0
+                self.method.epoch_ended(self.epoch, self.epochs)
+                self._checkpoint()
         finally:
             self.method.train(was_training)
 
-    def _run_epoch(self) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rates[self.epoch]
-        total, every = len(self.batches), self.config.checkpoint_every
-        source = self.batches.epoch(self.epoch, self.position)
-        while group := self.peers.together(lambda: list(islice(source, self.config.accumulate))):
-            row = self._update(group)
-            self.step += 1
-            self.position += len(group)
-            self.history.append({"step": self.step, "epoch": self.epoch + 1, "lr": self.rates[self.epoch], **row})
-            if self._watch is not None:
-                self._watch(self.history[-1])
-            if every and self.step % every == 0 and self.position < total:
-                self._checkpoint()
-        self.epoch, self.position = self.epoch + 1, 0
-        self._checkpoint()
+    def _groups(self, batches: Iterator[Batch]) -> Iterator[list[Batch]]:
+        """The batches of each step; an image that cannot be read in one process is an error in all."""
+        while group := self.peers.together(lambda: list(islice(batches, self.config.accumulate))):
+            yield group
+
+    def _step(self, group: list[Batch]) -> None:
+        """One step on the mean loss of a few batches; its row has loss, accuracy and terms, averaged over them and all processes."""
+        self.optimizer.zero_grad()
+        names, rows = ["loss", "accuracy"], []
+        for images, labels in group:
+            images, labels = images.to(self.device), labels.to(self.device)
+            with autocast(self.config.precision, self.device):
+                loss, gradients = self.method.gradients(images, labels, self.classes, self._differentiate(1 / len(group)))
+            for parameter, gradient in zip(self._parameters, gradients, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+            accuracy = (loss.logits.argmax(-1) == labels).float().mean()
+            rows.append(torch.stack([loss.total.detach().float(), accuracy, *(t.detach().float() for t in loss.terms.values())]))
+            names[2:] = loss.terms
+        means = self._update(group, torch.stack(rows).mean(0))
+        self.history.append({"step": self.step + 1, "epoch": self.epoch + 1, "lr": self._rate(), **dict(zip(names, means, strict=True))})
+        self.step += 1
+        self.position += len(group)
+        if self._watch is not None:
+            self._watch(self.history[-1])
+        every = self.config.checkpoint_every
+        if every and self.step % every == 0 and self.position < len(self.batches) and self.step < self.steps:
+            self._checkpoint()
+
+    def _differentiate(self, share: float) -> Differentiate:
+        """Gradients of a loss that counts as `share` of the step's."""
+
+        def differentiate(total: Tensor, *, retain_graph: bool = False) -> Gradients:
+            with torch.autocast(self.device.type, enabled=False):
+                scaled = self.scaler.scale(total * share if share < 1 else total)
+                found: Gradients = list(torch.autograd.grad(scaled, self._parameters, retain_graph=retain_graph, allow_unused=True))
+            self.peers.mean([gradient for gradient in found if gradient is not None])
+            return found
+
+        return differentiate
+
+    def _rate(self) -> float:
+        """Learning rate of the present step."""
+        return self.rates[self.epoch if self.config.schedule_step == "epoch" else self.step]
+
+    def _update(self, group: list[Batch], row: Tensor) -> list[float]:
+        """Move the parameters, unless a number is not finite. Returns the values of the row."""
+        norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None]).reshape(1)
+        measured = torch.cat([row, norm.float()])
+        self.peers.mean([measured])
+        *means, size = measured.tolist()  # one wait for the device a step
+        if not all(map(_finite, means)):
+            self._stop(group)
+        self._good = self._copied()
+        scaled = self.scaler.is_enabled()  # then large gradients are met by a smaller scale, not by stopping
+        if not (scaled or _finite(size)):
+            self._stop(group)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = self._rate()
+        before = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self._skipped = self._skipped + 1 if self.scaler.get_scale() < before else 0
+        if self._skipped > MOST_SKIPPED:
+            self._stop(group)
+        return means
 
     def _checkpoint(self) -> None:
         if self._save is not None:
             self._save(self.state())
 
-    def _update(self, group: list[tuple[Tensor, Tensor]]) -> Row:
-        """One step on the mean loss of a few batches; the row says loss, accuracy and terms, averaged over them and all processes."""
-        self.optimizer.zero_grad()
-        names, rows = ["loss", "accuracy"], []
-        for number, (images, labels) in enumerate(group, 1):
-            images, labels = images.to(self.device), labels.to(self.device)
-            with nullcontext() if number == len(group) else self.accelerator.no_sync(self.forward):  # gradients travel once a step
-                loss = self.forward(images, labels)
-                self.accelerator.backward(loss.total / len(group))
-            accuracy = (loss.logits.argmax(-1) == labels).float().mean()
-            rows.append(torch.stack([loss.total.detach().float(), accuracy, *(t.detach().float() for t in loss.terms.values())]))
-            names[2:] = loss.terms
-        norm = nn.utils.get_total_norm(self._gradients()).reshape(1)
-        measured = torch.cat([torch.stack(rows).mean(0), norm])
-        if self.peers.count > 1:
-            measured = self.accelerator.reduce(measured, "mean")
-        *means, size = measured.tolist()  # one wait for the device a step
-        scaled = self.accelerator.scaler is not None  # then large gradients are met by a smaller scale, not by stopping
-        if not all(map(_finite, means)):
-            self._stop(group)
-        self._good = self._copied()
-        if not (scaled or _finite(size)):
-            self._stop(group)
-        self.optimizer.step()
-        self._skipped = self._skipped + 1 if self.accelerator.optimizer_step_was_skipped else 0
-        if self._skipped > MOST_SKIPPED:
-            self._stop(group)
-        return dict(zip(names, means, strict=True))
-
-    def _gradients(self) -> list[Tensor]:
-        found = {name: p.grad for name, p in self.method.named_parameters()}
-        unused = [name for name, gradient in found.items() if gradient is None]
-        if unused and self.peers.count > 1:  # torch would wait for its gradient for ever, or fail in the next step
-            raise MmrlError(
-                f"the loss of method '{self.method.name}' does not depend on its parameter '{unused[0]}', which several processes cannot "
-                "train; start one."
-            )
-        return [gradient for gradient in found.values() if gradient is not None]
-
-    def _stop(self, group: list[tuple[Tensor, Tensor]]) -> NoReturn:
+    def _stop(self, group: list[Batch]) -> NoReturn:
         found = self.peers.gather(self._first_bad(group))
         _, name = min(found)  # what goes wrong in one process makes the gradients of all bad
         grown = self._grown()
         self.optimizer.zero_grad()
-        self.method.load_state_dict(self._good, strict=True)
+        self._put(self._good)
         error = NonFiniteError(
             f"training stopped in epoch {self.epoch + 1}, step {self.step + 1}: {name} is not finite{grown}. "
             "The parameters are the latest that gave a finite loss. A lower lr often helps; with fp16 also bf16 or fp32."
@@ -230,19 +242,19 @@ class Trainer:
 
     def _grown(self) -> str:
         """Which trained tensor has grown most since the parameters were good, where one has grown beyond all measure."""
-        sizes = {name: float(value.abs().max()) for name, value in self.method.state_dict().items() if value.numel()}
+        sizes = {name: float(value.abs().max()) for name, value in self._tensors().items() if value.numel()}
         ratios = {name: size / (float(self._good[name].abs().max()) + 1e-6) for name, size in sizes.items() if _finite(size)}
         worst = max(ratios, key=lambda name: ratios[name], default=None)
         return f"; the trained tensor '{worst}' had grown to {sizes[worst]:.3g}" if worst and ratios[worst] > GROWTH else ""
 
-    def _scores(self, group: list[tuple[Tensor, Tensor]]) -> bool:
+    def _scores(self, group: list[Batch]) -> bool:
         """Whether the method, as it is now, gives finite logits for the batch and finite class features."""
         with torch.no_grad():
-            text = self.method.text_features(self._alone.classes)
+            head = self.method.head(self.classes)
             finite = (images.nan_to_num(0, 0, 0).to(self.device) for images, _ in group)  # it may be an image that is not
-            return all(bool(self.method.logits(images, text, True).isfinite().all()) for images in finite)
+            return all(bool(self.method.logits(images, head, True).isfinite().all()) for images in finite)
 
-    def _first_bad(self, group: list[tuple[Tensor, Tensor]]) -> tuple[int, str]:
+    def _first_bad(self, group: list[Batch]) -> tuple[int, str]:
         """Place and name of the first tensor that is not finite, in the order of computation."""
         place = 0
         for place, (name, tensor) in enumerate(self._computed(group)):
@@ -250,15 +262,15 @@ class Trainer:
                 return place, name
         return place + 1, "the loss"  # it was, and is no more: the method is not deterministic
 
-    def _computed(self, group: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    def _computed(self, group: list[Batch]) -> Iterator[tuple[str, Tensor]]:
         """Images, parameters, loss terms, gradients."""
         for images, _ in group:
             yield "an input image", images
         for name, parameter in self.method.named_parameters():
             yield f"parameter '{name}'", parameter
         for images, labels in group:
-            with torch.no_grad():
-                loss = self._alone(images.to(self.device), labels.to(self.device))
+            with torch.no_grad(), autocast(self.config.precision, self.device):
+                loss = self.method.loss(images.to(self.device), labels.to(self.device), self.classes)
             yield from ((f"loss term '{name}'", term) for name, term in loss.terms.items())
             yield "the total loss", loss.total
         yield from ((f"the gradient of '{name}'", p.grad) for name, p in self.method.named_parameters() if p.grad is not None)
@@ -266,3 +278,32 @@ class Trainer:
 
 def _finite(value: float) -> bool:
     return value - value == 0
+
+
+def make_optimizer(parameters: list[nn.Parameter], config: FitConfig) -> torch.optim.Optimizer:
+    """The optimiser that `config` asks for."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=config.lr, betas=BETAS, eps=config.eps, weight_decay=config.weight_decay)
+
+
+def length_of(config: FitConfig, batches: int) -> tuple[int, int]:
+    """Steps and epochs of a training with `batches` batches an epoch; the last epoch may be cut short by `iterations`."""
+    each = -(-batches // config.accumulate)
+    steps = config.iterations or config.epochs * each
+    return steps, -(-steps // each)
+
+
+def rates_of(config: FitConfig, batches: int) -> list[float]:
+    """Learning rate of every epoch, or of every step."""
+    steps, epochs = length_of(config, batches)
+    by_step = config.schedule_step == "step"
+    return learning_rates(
+        steps if by_step else epochs,
+        config.lr,
+        warmup=config.warmup_epochs * (-(-batches // config.accumulate) if by_step else 1),
+        warmup_lr=config.warmup_lr,
+        final_lr=config.final_lr,
+        cosine=config.schedule == "cosine",
+    )

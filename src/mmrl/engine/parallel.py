@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -9,8 +11,9 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from mmrl.errors import MmrlError
+from mmrl.errors import MmrlError, UsageError
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # the others wait while the main process writes or evaluates
@@ -54,6 +57,23 @@ class Peers:
             dist.all_gather_object(values, value, group=self._group)
         return values
 
+    def mean(self, tensors: list[Tensor]) -> None:
+        """Put the mean over the processes into each of `tensors`, which travel as one."""
+        if self.count == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.all_reduce(flat)
+        flat /= self.count
+        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+            tensor.copy_(part.view_as(tensor))
+
+    def check_devices(self, device: torch.device) -> None:
+        """Raises UsageError, in all processes, if two of them have the same GPU."""
+        if self.count > 1 and device.type == "cuda":
+            gpus = set(self.gather((platform.node(), str(torch.cuda.get_device_properties(device).uuid))))
+            if len(gpus) < self.count:
+                raise UsageError(f"{self.count} processes were started for {len(gpus)} GPU(s); start one for each.")
+
     def _agree(self, error: Exception | None) -> None:
         failed = torch.tensor(error is not None, dtype=torch.int)  # first a number: errors are rare, and objects take longer
         dist.all_reduce(failed, group=self._group)
@@ -67,14 +87,22 @@ class Peers:
 
 
 @contextmanager
-def joined(count: int) -> Iterator[Peers]:
-    """All `count` processes of torch's process group, if there are several; they must come here together."""
-    if count == 1:
+def joined(device: torch.device) -> Iterator[Peers]:
+    """All processes that a launcher (torchrun, `accelerate launch`) started; this one alone where there was none.
+
+    Torch's process group is made if there is none, and stays for the next training: a process can join it only once.
+    """
+    if not dist.is_available() or (not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) == 1):
+        yield Peers()
+        return
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    if dist.get_world_size() == 1:
         yield Peers()
         return
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
     try:
-        yield Peers(dist.get_rank(), count, group)
+        yield Peers(dist.get_rank(), dist.get_world_size(), group)
     finally:
         dist.destroy_process_group(group)
 

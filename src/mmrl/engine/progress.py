@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmrl.engine.loop import Row
 
+TENSORBOARD_FOLDER = "tensorboard"
 NOT_SHOWN = ("step", "epoch", "lr")
 
 
-def describe(row: Row) -> str:
+def _numbers(row: Row) -> str:
     """One step in one line: loss, accuracy and the terms."""
     parts = [f"{name} {value:.0%}" if name == "accuracy" else f"{name} {value:.3f}" for name, value in row.items() if name not in NOT_SHOWN]
     return "  ".join(parts)
@@ -36,6 +38,22 @@ def training_progress(title: str, *, epochs: int, steps: int, done: int, show: b
         task = bar.add_task(title, total=steps, completed=done, numbers="")
 
         def show_row(row: Row) -> None:
-            bar.update(task, completed=row["step"], description=f"{title}, epoch {row['epoch']:.0f}/{epochs}", numbers=describe(row))
+            bar.update(task, completed=row["step"], description=f"{title}, epoch {row['epoch']:.0f}/{epochs}", numbers=_numbers(row))
 
         yield show_row
+
+
+@contextmanager
+def training_log(folder: Path, *, first_step: int) -> Iterator[Callable[[Row], None]]:
+    """A function that logs a step for TensorBoard below `folder`; what an interrupted run logged after step `first_step` is dropped."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=first_step + 1 if first_step else None) as writer:
+
+        def log_row(row: Row) -> None:
+            for name, value in row.items():
+                if name != "step":
+                    writer.add_scalar(name, value, int(row["step"]))
+            writer.flush()
+
+        yield log_row

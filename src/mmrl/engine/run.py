@@ -1,26 +1,34 @@
-"""One run: train on a draw, evaluate beside zero-shot CLIP, write the adapter and the record."""
+"""One run: train on a draw, test, and record it. `mmrl train`, `mmrl bench` and `mmrl ablate` all come through here."""
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from mmrl.data import Dataset, Draw, describe_broken
-from mmrl.engine.checkpoint import read_config, write_card
-from mmrl.engine.config import FitConfig
-from mmrl.engine.evaluate import BATCH, Evaluation, evaluate_dataset
-from mmrl.engine.fit import FitResult, fit
+import torch
+from torch import Tensor
+
+from mmrl import methods
+from mmrl.data import Dataset, describe_broken
+from mmrl.engine.context import Bench, Context
+from mmrl.engine.fit import FitResult, Place, TrainingData, fit
+from mmrl.engine.jobs import Job
 from mmrl.engine.parallel import joined
-from mmrl.engine.run_record import make_record
-from mmrl.errors import Notice, UsageError
+from mmrl.engine.record import environment, thin
+from mmrl.engine.score import evaluate_dataset
+from mmrl.errors import MmrlError, Notice, UsageError
 from mmrl.methods import Method
-from mmrl.reports.records import RECORD_NAME, Metrics, Option, RunRecord
-from mmrl.templates import Template
+from mmrl.protocols import Cell, Training
+from mmrl.protocols.plan import ZERO_SHOT, Classes
+from mmrl.reports.records import SCHEMA, Option, RunRecord, TestRecord, TrainingRecord
+
+Save = Callable[[RunRecord], None]
+Split = Literal["train", "val", "test"]
 
 
 class UntestedWarning(UserWarning):
@@ -33,125 +41,182 @@ class BelowZeroShotWarning(UserWarning):
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run; `warnings` says where training ended below zero-shot, and which images were left out."""
+    """A finished run; `fitted` is None for zero-shot CLIP."""
 
-    fitted: FitResult
+    method: Method
+    fitted: FitResult | None
     record: RunRecord
-    warnings: tuple[str, ...]
 
 
-def run(
-    method: Method,
-    dataset: Dataset,
-    draw: Draw,
-    config: FitConfig | Mapping[str, Any] | None = None,
-    *,
-    out: Path | str | None = None,
-    resume: bool = False,
-    progress: bool = True,
-    protocol: str = "base-to-novel",
-    options: Iterable[Option | Mapping[str, Any]] | None = None,
-    template: Template | None = None,
-    batch_size: int = BATCH,
-    workers: int = 0,
-    skip_broken: bool = False,
-) -> RunResult:
-    """Train `method` in place on `draw` and score it, with zero-shot CLIP beside it, on the test images.
+def run(job: Job, context: Context, place: Place, *, before: RunRecord | None = None, save: Save | None = None) -> RunResult:
+    """Train what `job` says, and test it wherever `before` has no score yet.
 
-    A draw of the base classes is tested on base classes (trained on) and novel ones (not), each among themselves, as in the paper; a draw
-    of all classes on all. Where several processes train the run together, the main one evaluates and writes; the others wait for its
-    record.
+    Where several processes train the run together, the main one tests and saves; the others wait for its record.
 
     Args:
-        dataset: the whole set that `draw` comes from.
-        out: folder for adapter, checkpoints, `draw.json` and `run.json`; None writes nothing.
-        options: values and their sources for the record.
-        batch_size: for evaluation.
-        skip_broken: leave out images that are missing or broken; the record says how many, and names the first.
-
-    Warns:
-        BrokenImageWarning: images were left out.
-        BelowZeroShotWarning: an accuracy is below that of zero-shot CLIP. The record says so too.
-        Notice: how many images test, where they are those that were not drawn.
-        UntestedWarning: of some classes none is left to. The record says so too.
+        before: the record that the run has already.
+        save: called with the record, after training and after every test.
 
     Raises:
-        as `mmrl.engine.fit`; and UsageError, before training, if the set's own test part has no images of the classes to test.
+        as `fit` and `evaluate_dataset`; what was saved is kept.
     """
-    started = datetime.now(timezone.utc)
-    whole = dataset.source or dataset
-    parts, untested = _tested(whole, draw)
-    fitted = fit(
-        method, whole.restrict(draw.classes), draw, config, out=out, resume=resume, progress=progress, template=template, workers=workers,
-        skip_broken=skip_broken,
+    training, options, seed = job.training, None, None
+    if training:
+        if context.training_key(training) != job.key:
+            raise MmrlError(f"the data of {training.dataset} changed since the plan was made; start the command again.")
+        options, seed = context.prepare(training).resolved.method, training.seed
+    method = methods.build(training.method if training else ZERO_SHOT, context.clip, options, seed=seed)
+    started, fitted = datetime.now(timezone.utc), None
+    with joined(context.clip.device) as peers:
+        if training:
+            ready, dataset = context.prepare(training), context.dataset(training.dataset).restrict(training.classes)
+            data = TrainingData.of(context.clip, dataset, ready.draw, ready.config, place)
+            fitted = fit(method, data, ready.config, place, peers=peers)
+        record = peers.on_main(lambda: _test(job, context, method, _begun(job, context, fitted, started, before), save))
+    return RunResult(method, fitted, record)
+
+
+def _begun(job: Job, context: Context, fitted: FitResult | None, started: datetime, before: RunRecord | None) -> RunRecord:
+    """The record after training, with the tests of `before`. A training that was only loaded is not described again."""
+    described = before.training if before and fitted and fitted.loaded else None
+    if job.training and fitted:
+        described = described or _training_record(job, job.training, context, fitted, started)
+        if fitted.folder:
+            context.prepare(job.training).draw.save(fitted.folder / "draw.json")
+    name = job.training.method if job.training else ZERO_SHOT
+    clip, tests = context.clip, before.tests if before else ()
+    return RunRecord(
+        schema=SCHEMA, key=job.key, method=name, title=methods.get(name).title, backbone=clip.name, backbone_hash=context.identity,
+        training=described, tests=tests,
     )  # fmt: skip
 
-    def scored() -> tuple[RunRecord, list[str]]:
-        scores: dict[str, Evaluation] = {}
-        for part, tested in parts.items():
-            seen = part == draw.classes
-            scores[part] = evaluate_dataset(
-                method, tested, seen=seen, template=template, batch_size=batch_size, workers=workers, skip_broken=skip_broken
-            )
-        pairs = scores.items()
-        below = [_below(method.name, part, pair) for part, pair in pairs if pair.adapted.top1 < pair.zero_shot.top1]
-        left_out = [describe_broken(pair.skipped, len(parts[part].test), of=whole.name) for part, pair in pairs if pair.skipped]
-        record = make_record(
-            fitted,
-            draw,
-            protocol=protocol,
-            metrics=Metrics.model_validate({part: pair.adapted for part, pair in scores.items()}),
-            zero_shot=Metrics.model_validate({part: pair.zero_shot for part, pair in scores.items()}),
-            started=started,
-            options=options,
-            warnings=[*untested, *fitted.warnings, *left_out, *below],
-        )
-        if fitted.folder is not None:
-            draw.save(fitted.folder / "draw.json")
-            record.write(fitted.folder / RECORD_NAME)
-            write_card(fitted.folder, read_config(fitted.folder), record)
-        return record, below
 
-    with joined(fitted.processes) as peers:
-        record, below = peers.on_main(scored)
-    for text in below if peers.main else ():
-        warnings.warn(text, BelowZeroShotWarning, stacklevel=2)
-    return RunResult(fitted, record, record.warnings)
+def _training_record(job: Job, training: Training, context: Context, fitted: FitResult, started: datetime) -> TrainingRecord:
+    ready, dataset = context.prepare(training), context.dataset(training.dataset)
+    return TrainingRecord(
+        dataset=training.dataset,
+        data=dataset.fingerprint,
+        classes=training.classes,
+        shots=ready.draw.shots,
+        seed=training.seed,
+        draw_hash=ready.draw.hash,
+        images=fitted.data.images,
+        protocol=training.recipe,
+        template=fitted.data.template,
+        options=tuple(Option.model_validate(option) for option in ready.resolved.to_json()),
+        seconds=fitted.seconds,
+        trained_parameters=sum(parameter.numel() for parameter in fitted.method.parameters()),
+        history=thin(fitted.history),
+        environment=environment(context.clip.device, started),
+        warnings=(*job.notes, *fitted.data.warnings),
+    )
 
 
-def _tested(dataset: Dataset, draw: Draw) -> tuple[dict[str, Dataset], list[str]]:
-    """The parts of `dataset` that a run on `draw` is tested on, by name, and a sentence on classes that nothing is left to test of, if any.
+def _test(job: Job, context: Context, method: Method, record: RunRecord, save: Save | None) -> RunRecord:
+    """The record with every test of the job that it lacks."""
+    if save and (record.training or record.tests):
+        save(record)
+    known = {test.key for test in record.tests}
+    for cell, key in job.tests:
+        if key not in known:
+            record = record.model_copy(update={"tests": (*record.tests, _score(cell, key, method, context))})
+            if save:
+                save(record)
+    return record
+
+
+def _score(cell: Cell, key: str, method: Method, context: Context) -> TestRecord:
+    if cell.options:  # the trained tensors in a method that differs at test only
+        other = methods.build(cell.method, context.clip, context.options_at_test(cell), task=method.task)
+        other.load_state_dict(method.state_dict(), strict=True)
+        method = other
+    return test(method, context.tested(cell), context.bench, seen=cell.seen, classes=cell.classes).model_copy(update={"key": key})
+
+
+def test(
+    method: Method, dataset: Dataset, bench: Bench, *, seen: Tensor | bool, classes: Classes, split: Split = "test", rule: str = ""
+) -> TestRecord:
+    """Test `method` on one split of `dataset`, which has the `classes` alone.
+
+    Args:
+        seen, rule: whether the classes were trained on, and why, from `seen_classes`.
+
+    Raises:
+        as `evaluate_dataset`.
+    """
+    started, began = datetime.now(timezone.utc), time.monotonic()
+    items = getattr(dataset, split)
+    found = evaluate_dataset(
+        method, dataset, items, seen=seen, batch_size=bench.batch_size, workers=bench.workers, skip_broken=bench.skip_broken,
+        beside_zero_shot=bench.beside_zero_shot,
+    )  # fmt: skip
+    same = isinstance(seen, bool) or bool(seen.all()) or not bool(seen.any())
+    record = TestRecord(
+        key="",
+        dataset=dataset.name,
+        data=dataset.fingerprint,
+        own_split=dataset.own_split,
+        classes=classes,
+        seen=(seen if isinstance(seen, bool) else bool(seen.any())) if same else tuple(torch.as_tensor(seen).tolist()),
+        classifier=rule,
+        split=split,
+        options=method.options.model_dump(mode="json"),
+        template=dataset.template,
+        scores=found.adapted,
+        zero_shot=found.zero_shot,
+        seconds=time.monotonic() - began,
+        environment=environment(method.clip.device, started),
+        warnings=(),
+    )
+    said = [describe_broken(found.skipped, len(items), of=dataset.name)] if found.skipped else []
+    below = below_zero_shot(method.title, record)
+    return record.model_copy(update={"warnings": (*said, *([below] if below else []))})
+
+
+test.__test__ = False  # type: ignore[attr-defined]  # not a test of ours, whatever pytest makes of its name
+
+
+def below_zero_shot(method: str, test: TestRecord) -> str | None:
+    """A sentence for a user, where `method` did worse than zero-shot CLIP on the same images."""
+    if test.zero_shot is None or test.scores.top1 >= test.zero_shot.top1:
+        return None
+    where = "all" if test.classes == "all" else f"the {test.classes}"
+    return (
+        f"{method} ended below zero-shot CLIP on {where} classes: {test.scores.top1:.1%} against {test.zero_shot.top1:.1%}. "
+        "Use zero-shot there, or train with other values (a lower lr, fewer epochs, more regularisation)."
+    )
+
+
+def own_tests(training: Training, context: Context) -> tuple[list[Cell], list[str]]:
+    """What a single run is tested on, and sentences on classes of which no image is left to test on.
+
+    A draw of the base classes is tested on base classes (trained on) and novel ones (not), each among themselves, as in the paper; a draw
+    of all classes on all.
 
     Warns:
-        Notice, UntestedWarning: as `run`.
+        Notice: how many images test, where they are those that were not drawn.
+        UntestedWarning: of some classes none is left to.
 
     Raises:
         UsageError: the set's own test part has none of the classes of a part.
     """
-    names = ["all"] if draw.classes == "all" else ["base", "novel"] if len(dataset.classes) > 1 else ["base"]
-    held_out = dataset.held_out(draw.train)
-    parts = {name: held_out.restrict(name) for name in names}
+    dataset, drawn = context.dataset(training.dataset), context.prepare(training).draw.train
+    names: list[Classes] = ["all"] if training.classes == "all" else ["base", "novel"] if len(dataset.classes) > 1 else ["base"]
+    cells = [Cell("train", training, training.dataset, name, seen=name == training.classes) for name in names]
+    parts = [(cell, context.tested(cell)) for cell in cells]
     if not dataset.rest_tests:
-        empty = next((name for name, part in parts.items() if not part.test), None)
+        empty = next((cell.classes for cell, part in parts if not part.test), None)
         if empty:
             raise UsageError(f"'{dataset.name}' has no test images of its {empty} classes, so the run could not be scored; add some.")
-        return parts, []
-    said = f"{len(draw.train)} images of '{dataset.name}' train, and the {len(held_out.test)} that were not drawn test."
+        return cells, []
+    held_out = dataset.held_out(drawn)
+    said = f"{len(drawn)} images of '{dataset.name}' train, and the {len(held_out.test)} that were not drawn test."
     warnings.warn(said, Notice, stacklevel=3)
     counts = Counter(item.label for item in held_out.test)
     bare = [name for label, name in enumerate(held_out.classes) if not counts[label]]
-    tested = {name: part for name, part in parts.items() if part.test}
     if not bare:
-        return tested, []
+        return cells, []
     some = ", ".join(bare[:5]) + (f" and {len(bare) - 5} more" if len(bare) > 5 else "")
     text = f"no image of '{dataset.name}' is left to test on of {some}: fewer shots, or a folder of test images, would leave some."
     warnings.warn(text, UntestedWarning, stacklevel=3)
-    return tested, [text]
-
-
-def _below(method: str, part: str, pair: Evaluation) -> str:
-    where = "all" if part == "all" else f"the {part}"
-    return (
-        f"{method} ended below zero-shot CLIP on {where} classes: {pair.adapted.top1:.1%} against {pair.zero_shot.top1:.1%}. "
-        "Use zero-shot there, or train with other values (a lower lr, fewer epochs, a higher lam)."
-    )
+    return [cell for cell, part in parts if part.test], [text]

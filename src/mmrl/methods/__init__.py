@@ -6,8 +6,10 @@ entry-point group `mmrl.methods` of an installed package.
 
 from importlib.metadata import entry_points
 
-from mmrl.methods import mmrl, mmrlpp, zero_shot  # noqa: F401  (registers them)
-from mmrl.methods.base import ImageFeatures, Loss, Method, MethodOptions, build, get, make_options, register, registered
+from mmrl.methods import clip_lora, cocoop, coop, linear_probe, maple, mma, mmrl, mmrlpp, plot, prograd, promptsrc, tip_adapter, zero_shot  # noqa: F401  (registers them)
+from mmrl.methods.base import Differentiate, FeatureSource, Gradients, ImageFeatures, Loss, Method, Task, TwoTower, cosine_logits
+from mmrl.methods.options import MethodOptions
+from mmrl.methods.registry import build, get, make_options, register, registered
 
 for _plugin in entry_points(group="mmrl.methods"):
     _plugin.load()
@@ -18,4 +20,21 @@ def names() -> list[str]:
     return list(registered())
 
 
-__all__ = ["ImageFeatures", "Loss", "Method", "MethodOptions", "build", "get", "make_options", "names", "register", "registered"]
+__all__ = [
+    "Differentiate",
+    "FeatureSource",
+    "Gradients",
+    "ImageFeatures",
+    "Loss",
+    "Method",
+    "MethodOptions",
+    "Task",
+    "TwoTower",
+    "build",
+    "cosine_logits",
+    "get",
+    "make_options",
+    "names",
+    "register",
+    "registered",
+]

@@ -4,39 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmrl.clip import ClassList, Clip
-from mmrl.errors import UsageError, unknown
+from mmrl.errors import UsageError
+from mmrl.methods.options import MethodOptions, NoOptions
+from mmrl.names import name_key
+from mmrl.templates import Template
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-
-class Options(BaseModel):
-    """Frozen, validated values: no unknown names, no NaN or infinity, and no true or false where a number belongs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and info.field_name and cls.model_fields[info.field_name].annotation is not bool:
-            raise PydanticCustomError("truth", "Input should be no true or false")
-        return value
-
-
-class MethodOptions(Options):
-    """Options of a method, each described once (the command line's help is made of the descriptions)."""
-
-
-class NoOptions(MethodOptions):
-    """For a method without options."""
 
 
 class Loss(NamedTuple):
@@ -47,27 +30,86 @@ class Loss(NamedTuple):
     logits: Tensor
 
 
-class ImageFeatures(NamedTuple):
-    """Normalised image features (B, embed_dim): of the class token and, where a method has them, of the representation tokens."""
+Gradients = list[Tensor | None]  # one for each trained parameter, in their order; None where the loss does not depend on it
 
-    class_token: Tensor
-    representation: Tensor | None = None
+
+class Differentiate(Protocol):
+    """Gradients of a scalar in the trained parameters."""
+
+    def __call__(self, total: Tensor, /, *, retain_graph: bool = False) -> Gradients:
+        """Gradients of `total`.
+
+        Args:
+            retain_graph: whether another scalar of the same forward pass is differentiated afterwards.
+        """
+        ...
+
+
+class FeatureSource(Protocol):
+    """Passes of the frozen image tower over the images of a task."""
+
+    def __call__(self, part: Literal["train", "val"], views: int = 0) -> tuple[Tensor, Tensor]:
+        """Features (V, N, embed_dim), not normalised, and labels (N,), of every image of a part, none dropped.
+
+        Args:
+            views: number of augmented views of each image; 0 for one pass with the test transform.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is trained for, known before training. An adapter that is loaded has the same task, without features.
+
+    Attributes:
+        names: of the classes, C.
+        template: prompt, or several.
+        images: number of training images.
+        validation: number of validation images.
+        seed: of the run.
+        features: passes over the images; None where an adapter is loaded.
+    """
+
+    names: tuple[str, ...]
+    template: Template
+    images: int = 0
+    validation: int = 0
+    seed: int = 0
+    features: FeatureSource | None = None
 
 
 class Method(nn.Module, ABC):
     """A way to adapt a frozen CLIP. Its parameters are exactly what is trained; CLIP itself is no part of them.
 
+    The engine calls, in this order: `setup` once, then for every batch `gradients` (which calls `loss`), `epoch_ended` after every epoch,
+    and `finish` once. A method without parameters after `setup` is not trained by steps. At test, `head` is called once for a list of
+    classes, and `logits` for every batch. Parameters and persistent buffers are what an adapter holds.
+
     Args:
         clip: the frozen model; shared, never changed.
         options: validated options of this method.
+
+    Attributes:
+        name: in the registry, set by `register`.
+        title: in tables; default: the name.
+        published: the method's rows in the paper's tables, where it has other ones than its title.
+        summary, source: one line each, for `mmrl methods`.
+        edits_layers: whether it needs a backbone whose layers can be run one by one.
+        recipe: published values of a method from outside the package: a JSON file of the format of `mmrl.recipes`, or its content.
+        authors_names: our names of tensors -> those of the authors' code ({i}: one tensor a layer).
+        importable: whether whole checkpoints of the authors' code can be imported.
     """
 
     name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    published: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     source: ClassVar[str] = ""
     Options: ClassVar[type[MethodOptions]] = NoOptions
     edits_layers: ClassVar[bool] = False
-    authors_names: ClassVar[Mapping[str, str]] = {}  # ours -> the authors' ({i}: one tensor a layer), where a checkpoint can be imported
+    recipe: ClassVar[Path | Mapping[str, Any] | None] = None
+    authors_names: ClassVar[Mapping[str, str]] = {}
+    importable: ClassVar[bool] = False
 
     def __init__(self, clip: Clip, options: MethodOptions) -> None:
         super().__init__()
@@ -75,6 +117,19 @@ class Method(nn.Module, ABC):
             clip.require_staged(self.name)
         self.clip = clip
         self.options = options
+        self.task: Task | None = None  # without features: those are the engine's, for the time of the call
+
+    # ---- what a method says of itself ----
+
+    @classmethod
+    def open_vocabulary(cls, options: MethodOptions) -> bool:
+        """Whether it can classify among classes that it was not trained on."""
+        return True
+
+    @property
+    def modality(self) -> str:
+        """Towers that are trained, as in Table 6: 'V-L' both in one, 'V, L' apart, 'V', 'L', or '-' for none."""
+        return "-"
 
     @property
     def trainable(self) -> bool:
@@ -84,6 +139,22 @@ class Method(nn.Module, ABC):
     def frozen_text_layers(self) -> int:
         """Number of text layers below the first that this method edits: what they put out is constant for a class list."""
         return 0
+
+    @property
+    def logit_scale(self) -> float:
+        """What cosines are multiplied with: the backbone's own, 100 in OpenAI's models."""
+        return self.clip.logit_scale
+
+    @classmethod
+    def options_of(cls, tensors: Mapping[str, Tensor], clip: Clip, *, where: str) -> dict[str, Any]:
+        """Options that the sizes of trained tensors, from a checkpoint of the authors' code, decide. For an `importable` method.
+
+        Raises:
+            UsageError: they are of no such checkpoint, or it was made with another backbone; `where` says whose they are.
+        """
+        return {}
+
+    # ---- where tensors are ----
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """As `nn.Module.to`; a device is also that of the frozen CLIP, which other methods may share."""
@@ -101,6 +172,37 @@ class Method(nn.Module, ABC):
         """As `to`, in main memory."""
         return self.to(torch.device("cpu"))
 
+    # ---- training ----
+
+    def setup(self, task: Task) -> None:
+        """Make what depends on the task: parameters of a size that depends on the classes, closed forms, caches.
+
+        Called once before training, and when an adapter is loaded: then `task.features` is None, and tensors need only have their shapes.
+        A method that overrides it calls `super().setup(task)`.
+        """
+        self.task = replace(task, features=None)
+
+    def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
+        """Training loss of images (B, 3, H, W), normalised, with labels (B,) among `classes`."""
+        raise UsageError(f"method '{self.name}' has nothing to train; evaluate it, or train another method.")
+
+    def gradients(self, images: Tensor, labels: Tensor, classes: ClassList, differentiate: Differentiate) -> tuple[Loss, Gradients]:
+        """Loss and gradients of one batch; one backward pass of `loss`, unless a method overrides it.
+
+        Args:
+            differentiate: gradients of a scalar; averaged over the processes that train together, and in fp16 scaled.
+        """
+        loss = self.loss(images, labels, classes)
+        return loss, differentiate(loss.total)
+
+    def epoch_ended(self, epoch: int, epochs: int) -> None:
+        """After the last step of `epoch` (from 1) of `epochs`."""
+
+    def finish(self, task: Task) -> None:
+        """After training: choose on validation images, never on test ones."""
+
+    # ---- classes ----
+
     def class_list(self, names: Sequence[str], template: str | Sequence[str], *, memory_gib: float | None = None) -> ClassList:
         """Everything constant about a class list. Make a new one to move to other classes. Several templates are averaged.
 
@@ -112,29 +214,70 @@ class Method(nn.Module, ABC):
         """
         return self.clip.class_list(names, template, start=self.frozen_text_layers, memory_gib=memory_gib)
 
-    @abstractmethod
-    def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
-        """Training loss of images (B, 3, H, W), normalised, with labels (B,) among `classes`."""
+    def trained_columns(self, classes: ClassList) -> Tensor:
+        """For a method with a closed vocabulary: position (C,) of each class among those trained on.
+
+        Raises:
+            UsageError: one is not among them.
+        """
+        trained = {} if self.task is None else {name_key(name): i for i, name in enumerate(self.task.names)}
+        new = [name for name in classes.names if name_key(name) not in trained]
+        if new:
+            raise UsageError(
+                f"method '{self.name}' knows only the {len(trained)} classes it was trained on, and '{new[0]}' is not one of them. "
+                "Choose among those, or train a method with an open vocabulary (`mmrl methods` says which are)."
+            )
+        return torch.tensor([trained[name_key(name)] for name in classes.names], device=self.clip.device)
+
+    # ---- test ----
 
     @abstractmethod
-    def text_features(self, classes: ClassList) -> Tensor:
-        """Adapted class features (C, embed_dim), normalised. They hold until the parameters change; the caller owns them."""
+    def head(self, classes: ClassList) -> Any:
+        """What is computed once for a class list, such as class features. It holds until the parameters change; the caller owns it."""
 
     @abstractmethod
-    def image_features(self, images: Tensor) -> ImageFeatures:
-        """Adapted image features of images (B, 3, H, W)."""
-
-    @abstractmethod
-    def combine(self, images: ImageFeatures, text: Tensor, seen: Tensor | bool) -> Tensor:
-        """Logits (B, C), comparable over all classes, from image features and class features (C, embed_dim).
+    def logits(self, images: Tensor, head: Any, seen: Tensor | bool) -> Tensor:
+        """Logits (B, C), comparable over all classes, of images (B, 3, H, W).
 
         Args:
+            head: from `head`.
             seen: whether the classes were trained on: one answer, or one per class (C,), boolean.
         """
 
-    def logits(self, images: Tensor, text: Tensor, seen: Tensor | bool) -> Tensor:
-        """Logits (B, C) of images (B, 3, H, W); `text` from `text_features`, `seen` as in `combine`."""
-        return self.combine(self.image_features(images), text, seen)
+
+class ImageFeatures(NamedTuple):
+    """Normalised image features (B, embed_dim): of the class token and, where a method has them, of the representation tokens."""
+
+    class_token: Tensor
+    representation: Tensor | None = None
+
+
+class TwoTower(Method):
+    """A method with one vector a class and one an image, compared by cosine. Its head are the class features."""
+
+    @abstractmethod
+    def text_features(self, classes: ClassList) -> Tensor:
+        """Adapted class features (C, embed_dim), normalised."""
+
+    def image_features(self, images: Tensor) -> ImageFeatures:
+        """Image features of images (B, 3, H, W): the frozen ones, without gradient, unless a method adapts the image tower."""
+        return ImageFeatures(self.clip.encode_image(images))
+
+    def combine(self, images: ImageFeatures, text: Tensor, seen: Tensor | bool) -> Tensor:
+        """Logits (B, C) from image features and class features (C, embed_dim); `seen` as in `logits`."""
+        return cosine_logits(images.class_token, text, self.logit_scale)
+
+    def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
+        """Cross-entropy, unless a method overrides it."""
+        logits = self.combine(self.image_features(images), self.text_features(classes), seen=True)
+        total = F.cross_entropy(logits, labels)
+        return Loss(total, {"ce": total}, logits.detach())
+
+    def head(self, classes: ClassList) -> Tensor:
+        return self.text_features(classes)
+
+    def logits(self, images: Tensor, head: Tensor, seen: Tensor | bool) -> Tensor:
+        return self.combine(self.image_features(images), head, seen)
 
 
 def cosine_logits(image: Tensor, text: Tensor, scale: float) -> Tensor:
@@ -142,76 +285,3 @@ def cosine_logits(image: Tensor, text: Tensor, scale: float) -> Tensor:
     dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
     with torch.autocast(image.device.type, enabled=False):
         return scale * image.to(dtype) @ text.to(dtype).T
-
-
-_REGISTRY: dict[str, type[Method]] = {}
-
-
-def register(name: str) -> Any:
-    """Class decorator that makes a method known under `name`.
-
-    Raises:
-        ValueError: the name is taken by another class.
-    """
-
-    def add(cls: type[Method]) -> type[Method]:
-        if name in _REGISTRY and _REGISTRY[name] is not cls:
-            raise ValueError(f"method '{name}' is registered already, by {_REGISTRY[name].__module__}.{_REGISTRY[name].__qualname__}")
-        cls.name = name
-        _REGISTRY[name] = cls
-        return cls
-
-    return add
-
-
-def registered() -> dict[str, type[Method]]:
-    return dict(_REGISTRY)
-
-
-def get(name: str) -> type[Method]:
-    """The method class called `name`. Raises UsageError with the nearest name if there is none."""
-    if name not in _REGISTRY:
-        raise unknown("method", name, _REGISTRY)
-    return _REGISTRY[name]
-
-
-def make_options(cls: type[Method], options: Mapping[str, Any] | MethodOptions | None) -> MethodOptions:
-    """Validated options of `cls`; all problems are reported together.
-
-    Raises:
-        UsageError: an unknown option (the nearest is named) or a value out of range.
-    """
-    if isinstance(options, cls.Options):
-        return options
-    given = options.model_dump() if isinstance(options, MethodOptions) else dict(options or {})
-    problems = [
-        str(unknown(f"option of {cls.name}", key, cls.Options.model_fields)) for key in given if key not in cls.Options.model_fields
-    ]
-    try:
-        made = cls.Options(**{k: v for k, v in given.items() if k in cls.Options.model_fields})
-    except ValidationError as error:
-        problems += [describe_problem(p) for p in error.errors()]
-    if problems:
-        raise UsageError("\n".join(problems))
-    return made
-
-
-def describe_problem(problem: Mapping[str, Any]) -> str:
-    """One line for one of pydantic's errors: name, value, what is allowed."""
-    where = ".".join(str(part) for part in problem["loc"]) or "options"
-    return f"{where} is {problem.get('input')!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."
-
-
-def build(name: str, clip: Clip, options: Mapping[str, Any] | MethodOptions | None = None, *, seed: int | None = None) -> Method:
-    """The method called `name` on `clip`, freshly initialised.
-
-    Args:
-        seed: of the initial values; None takes them from torch's generator as it stands.
-    """
-    cls = get(name)
-    made = make_options(cls, options)
-    if seed is None:
-        return cls(clip, made).to(clip.device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return cls(clip, made).to(clip.device)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from mmrl.clip import Clip
-from mmrl.methods.base import register
-from mmrl.methods.mmrl import normal_tokens
-from mmrl.methods.representation import RepresentationMethod, RepresentationOptions
+from mmrl.methods.mmrl import RepresentationMethod, RepresentationOptions, normal_tokens
+from mmrl.methods.registry import register
 
 
 class MMRLPlusPlusOptions(RepresentationOptions):
@@ -50,6 +49,7 @@ class SharedResidualAligner(nn.Module):
 class MMRLPlusPlus(RepresentationMethod):
     """MMRL with far fewer parameters, whose tokens carry what they saw from layer to layer, in both towers (PRC)."""
 
+    title = "MMRL++"
     summary = "MMRL with shared maps, low-rank residuals and tokens that build on the previous layer's"
     source = "Guo and Gu, IJCV 2026"
     Options = MMRLPlusPlusOptions
@@ -77,6 +77,11 @@ class MMRLPlusPlus(RepresentationMethod):
         if options.visual:
             self.projection_a = _down(d_v, options.projection_rank)
             self.projection_b = nn.Parameter(torch.zeros(options.projection_rank, clip.embed_dim))
+
+    @classmethod
+    def options_of(cls, tensors: Mapping[str, Tensor], clip: Clip, *, where: str) -> dict[str, Any]:
+        found = super().options_of(tensors, clip, where=where)
+        return found | {"layer_rank": tensors["visual.a"].shape[-1], "projection_rank": tensors["projection_a"].shape[-1]}
 
     def tokens(self) -> tuple[Tensor | None, Tensor | None]:
         return (

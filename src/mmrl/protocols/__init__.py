@@ -1,6 +1,6 @@
 """The paper's evaluations as pure plans: lists of cells, made from names and numbers alone. Knows no model and reads no image."""
 
-from mmrl.protocols.ablations import ABLATIONS, Ablation, ablate
+from mmrl.protocols.ablations import ABLATIONS, Ablation, Tower, ablate
 from mmrl.protocols.evaluations import EVALUATIONS, base_to_novel, cross_dataset, domain_generalisation, evaluation, few_shot
 from mmrl.protocols.plan import Cell, Training
 from mmrl.protocols.suites import MINI, PAPER, Suite
@@ -13,6 +13,7 @@ __all__ = [
     "Ablation",
     "Cell",
     "Suite",
+    "Tower",
     "Training",
     "ablate",
     "base_to_novel",

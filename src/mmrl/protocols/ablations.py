@@ -8,7 +8,7 @@ from typing import Any
 
 from mmrl.errors import UsageError
 from mmrl.protocols.evaluations import base_to_novel
-from mmrl.protocols.plan import ZERO_SHOT, Cell, describe, values
+from mmrl.protocols.plan import ZERO_SHOT, Cell, values, variant_of
 
 Settings = Mapping[str, Any]
 
@@ -70,14 +70,17 @@ ABLATIONS: dict[str, Ablation] = {
 }
 
 
-def default_layer(depth: int) -> int:
-    """J of the methods where it is not given: half the depth."""
-    return max(1, depth // 2)
+@dataclass(frozen=True)
+class Tower:
+    """The image tower whose layers are ablated: its depth, and J where it is not given."""
 
+    depth: int
+    default_layer: int
 
-def layers_of(depth: int) -> list[int]:
-    """Values of J for a tower of `depth` layers: the first, every second one, and the default."""
-    return sorted({1, *range(2, depth + 1, 2), default_layer(depth)})
+    @property
+    def layers(self) -> list[int]:
+        """Values of J: the first layer, every second one, and the default."""
+        return sorted({1, *range(2, self.depth + 1, 2), self.default_layer})
 
 
 def ablate(
@@ -86,7 +89,7 @@ def ablate(
     seeds: Sequence[int],
     *,
     method: str = "mmrl",
-    depth: int | None = None,
+    tower: Tower | None = None,
     numbers: Sequence[Any] | None = None,
     shots: int = 16,
     overrides: Settings | None = None,
@@ -95,7 +98,7 @@ def ablate(
 
     Args:
         name: of `ABLATIONS`.
-        depth: layers of the image tower, for "layers".
+        tower: for "layers".
         numbers: other values of the option than the paper's.
         overrides: options that every row has.
 
@@ -103,9 +106,9 @@ def ablate(
         UsageError: `numbers` for an ablation that has no single option, or options both overridden and ablated.
     """
     if method == ZERO_SHOT:
-        raise UsageError("zero-shot has nothing to ablate; give --method mmrl or mmrlpp.")
+        raise UsageError("zero-shot has nothing to ablate; give another --method.")
     ablation = ABLATIONS[name]
-    rows = _rows(name, ablation, depth, numbers)
+    rows = _rows(name, ablation, tower, numbers)
     taken = sorted({key for row in (*rows.values(), *ablation.at_test.values()) for key in row} & set(overrides or {}))
     if taken:
         raise UsageError(f"{taken[0]} is what `ablate {name}` changes, so it cannot be set to {(overrides or {})[taken[0]]!r} as well.")
@@ -115,18 +118,18 @@ def ablate(
             kept = {} if dataset in ablation.fixed.get(method, ()) else options
             made = base_to_novel((method,), (dataset,), seeds, shots=(shots,), overrides={**(overrides or {}), **kept})
             at_test = values(ablation.at_test.get(label))
-            variant = ", ".join(filter(None, (label, describe(values(overrides)))))
+            variant = ", ".join(filter(None, (label, variant_of(values(overrides)))))
             cells += [replace(cell, study=name, variant=variant, options=at_test) for cell in made]
     return cells
 
 
-def _rows(name: str, ablation: Ablation, depth: int | None, numbers: Sequence[Any] | None) -> Mapping[str, Settings]:
+def _rows(name: str, ablation: Ablation, tower: Tower | None, numbers: Sequence[Any] | None) -> Mapping[str, Settings]:
     if numbers is not None:
         if not ablation.option:
             raise UsageError(f"`ablate {name}` takes no --values: its rows are {', '.join([*ablation.rows, *ablation.at_test])}.")
         return _sweep(ablation.option, numbers)
     if ablation.rows:
         return ablation.rows
-    if depth is None:
+    if tower is None:
         raise UsageError(f"`ablate {name}` needs the depth of the image tower or --values.")
-    return _sweep(ablation.option, layers_of(depth)) | {str(default_layer(depth)): {}}  # so that it shares the unchanged training
+    return _sweep(ablation.option, tower.layers) | {str(tower.default_layer): {}}  # so that it shares the unchanged training

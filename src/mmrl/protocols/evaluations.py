@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmrl.errors import UsageError, unknown
-from mmrl.protocols.plan import ZERO_SHOT, Cell, Classes, Trained, Training, describe, values
+from mmrl.protocols.plan import ZERO_SHOT, Cell, Classes, Trained, Training, values, variant_of
 from mmrl.protocols.suites import Suite
-from mmrl.recipes import beta_at_test
+from mmrl.recipes import at_test
 
 SHOTS = 16
-TUNED = "beta by target"  # variant of MMRL++ with --paper-compat
+TUNED = "tuned by target"  # variant of a method with --paper-compat
 FEW_SHOTS = (1, 2, 4, 8, 16)
 EVALUATIONS = ("base-to-novel", "cross-dataset", "domain-generalisation", "few-shot")
 
@@ -30,7 +30,7 @@ def base_to_novel(
     cells = []
     for dataset in datasets:
         for method, training in _trainings(methods, dataset, "base", shots, seeds, study, given):
-            variant = describe(given) if training else ""
+            variant = variant_of(given) if training else ""
             for half in halves:
                 cells.append(Cell(study, training, dataset, half, seen=half == "base" and method != ZERO_SHOT, variant=variant))
     return cells
@@ -47,7 +47,7 @@ def few_shot(
     """Trained and tested on all classes, by number of shots (Fig. 4, Tables 10 and 11)."""
     study, given = "few-shot", values(overrides)
     return [
-        Cell(study, training, dataset, "all", seen=training is not None, variant=describe(given) if training else "")
+        Cell(study, training, dataset, "all", seen=training is not None, variant=variant_of(given) if training else "")
         for dataset in datasets
         for _, training in _trainings(methods, dataset, "all", shots, seeds, study, given)
     ]
@@ -66,7 +66,7 @@ def cross_dataset(
     """Trained on all classes of `source`, tested there and on other data sets (Table 2).
 
     Args:
-        paper_compat: test MMRL++ with the authors' beta for each target, which is tuning on the target; default: the trained beta.
+        paper_compat: test with the options that the authors chose for each target, which is tuning on the target; default: as trained.
     """
     return _transfer("cross-dataset", methods, source, targets, seeds, shots, overrides, paper_compat)
 
@@ -98,11 +98,10 @@ def _transfer(
     given = values(overrides)
     cells = []
     for method, training in _trainings(methods, source, "all", shots, seeds, "cross-dataset", given):
-        tuned = paper_compat and method == "mmrlpp"
-        variant = ", ".join(filter(None, (describe(given), TUNED if tuned else ""))) if training else ""
+        tuned = paper_compat and any(at_test(method, target) for target in (source, *targets))
+        variant = ", ".join(filter(None, (variant_of(given), TUNED if tuned else ""))) if training else ""
         for target in (source, *targets):
-            at_test = beta_at_test(target) if tuned else None
-            options = values({"beta": at_test.value} if at_test else None)
+            options = values({setting.key: setting.value for setting in at_test(method, target)} if tuned else None)
             seen = target == source and training is not None
             cells.append(Cell(study, training, target, "all", seen=seen, options=options, variant=variant))
     return cells

@@ -14,10 +14,10 @@ Values = tuple[tuple[str, Any], ...]  # options by name, sorted: hashable
 
 
 def values(options: Mapping[str, Any] | None) -> Values:
-    return tuple(sorted((options or {}).items()))
+    return tuple(sorted((key, tuple(value) if isinstance(value, list) else value) for key, value in (options or {}).items()))
 
 
-def describe(options: Values) -> str:
+def variant_of(options: Values) -> str:
     """'lam=2, rep_tokens=3', as a variant's name."""
     return ", ".join(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options)
 

@@ -1,6 +1,20 @@
-"""The authors' hyper-parameters as data, and how a run's values follow from them: each value knows where it came from."""
+"""The authors' hyper-parameters, one file a method, and how a run's values follow from them: each knows where it came from."""
 
-from mmrl.recipes.resolve import Resolved, Setting, beta_at_test, resolve
-from mmrl.recipes.rules import PROTOCOLS, Rule, rules
+from mmrl.recipes.read import Source, packaged, recipe_of
+from mmrl.recipes.resolve import Resolved, Setting, at_test, publication, resolve
+from mmrl.recipes.rules import PROTOCOLS, Publication, Recipe, Rule
 
-__all__ = ["PROTOCOLS", "Resolved", "Rule", "Setting", "beta_at_test", "resolve", "rules"]
+__all__ = [
+    "PROTOCOLS",
+    "Publication",
+    "Recipe",
+    "Resolved",
+    "Rule",
+    "Setting",
+    "Source",
+    "at_test",
+    "packaged",
+    "publication",
+    "recipe_of",
+    "resolve",
+]

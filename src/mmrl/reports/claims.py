@@ -1,4 +1,4 @@
-"""What the paper claims, held against the results: each claim with the numbers it rests on."""
+"""The paper's claims, checked against the results: each claim with the numbers that decide it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from mmrl.reports import paper
-from mmrl.reports.aggregate import METRICS, Arms, number
-from mmrl.reports.cells import ZERO_SHOT
 from mmrl.reports.measures import Arm, Measure, StudyScores
 from mmrl.reports.paper import AVERAGE
+from mmrl.reports.plans import ZERO_SHOT
 from mmrl.reports.results import Results
 from mmrl.reports.sheets import Sheet, signed
+from mmrl.reports.tables import METRICS, Arms, number
 
 Verdict = Literal["holds", "does not hold", "undecided", "not run"]
 
@@ -70,10 +70,12 @@ class Difference:
 def difference(
     scores: StudyScores, ours: Arm, other: Arm, metric: str, *, shots: int | None = None, other_shots: int | None = None
 ) -> Difference | None:
-    """Between two arms; None where they share no data set yet. 'hm': as in `StudyScores`, of means."""
+    """Between two arms; None where they share no data set yet, or either is not applicable on one. 'hm': as in `StudyScores`, of means."""
     pairs = {}
     for name in scores.targets:
         one, two = scores.measure(ours, name, metric, shots=shots), scores.measure(other, name, metric, shots=other_shots)
+        if one and two and not (one.applicable and two.applicable):
+            return None
         if one and two and one.mean is not None and two.mean is not None:
             pairs[name] = one.mean - two.mean
     if not pairs:
@@ -104,21 +106,19 @@ def claims(results: Results, studies: Mapping[str, StudyScores]) -> list[Claim]:
 
 
 def _above_zero_shot(studies: Mapping[str, StudyScores], study: str, metric: str, text: str, where: str) -> Claim:
-    """Of MMRL; what MMRL++ does is told, and decides nothing: it is not this paper's."""
     scores = studies.get(study)
     evidence, deciding = [], []
-    for arm in _arms(scores, "mmrl", "mmrlpp"):
+    for arm in _arms(scores, "mmrl"):
         for zero in _arms(scores, ZERO_SHOT):
             if scores and zero.backbone == arm.backbone and (found := difference(scores, arm, zero, metric)):
                 evidence.append(found.sentence(Arms(scores).name(arm), "zero-shot", metric))
-                if arm.method == "mmrl":
-                    deciding.append(found)
+                deciding.append(found)
     return Claim(text, where, _verdict(deciding), tuple(evidence))
 
 
-def _arms(scores: StudyScores | None, *methods: str) -> list[Arm]:
-    """Of those methods; with options of the user's where there are none with the recipe's."""
-    arms = [arm for method in methods for arm in (scores.arms if scores else ()) if arm.method == method]
+def _arms(scores: StudyScores | None, method: str) -> list[Arm]:
+    """Of the method; with options of the user's where there are none with the recipe's."""
+    arms = [arm for arm in (scores.arms if scores else ()) if arm.method == method]
     return [arm for arm in arms if not arm.variant] or arms
 
 
@@ -203,8 +203,8 @@ def _usual_layer(results: Results, studies: Mapping[str, StudyScores], arms: Map
     backbone = next(iter(arms.values())).backbone
     for slot in plan.slots if plan else ():
         usual = slot.method == "mmrl" and not slot.variant and slot.backbone == backbone
-        training = results.trainings.get(slot.training or "") if usual else None
-        for option in training.options if training else ():
+        run = results.runs.get(slot.run) if usual else None
+        for option in run.training.options if run and run.training else ():
             if option.key == "first_layer" and option.value in arms:
                 return float(option.value)
     return min(sorted(arms), key=lambda value: abs(value - max(arms) / 2))
@@ -219,8 +219,8 @@ def _rises(scores: StudyScores | None) -> list[Claim]:
         return [Claim(rise, where, "not run"), Claim(gain, where, "not run")]
     steps = [shots for shots in scores.shots if (found := scores.average(arm, "all", shots=shots)) and found.mean is not None]
     pairs = [(a, b, difference(scores, arm, arm, "all", shots=b, other_shots=a)) for a, b in itertools.pairwise(steps)]
-    told = [(found, found.sentence(_shots(b), _shots(a), "all")) for a, b, found in pairs if found]
-    out = [Claim(rise, where, _verdict([found for found, _ in told]), tuple(sentence for _, sentence in told))]
+    steps_up = [(found, found.sentence(_shots(b), _shots(a), "all")) for a, b, found in pairs if found]
+    out = [Claim(rise, where, _verdict([found for found, _ in steps_up]), tuple(sentence for _, sentence in steps_up))]
     zero = next((zero for zero in _arms(scores, ZERO_SHOT) if zero.backbone == arm.backbone), None)
     gains = [(shots, difference(scores, arm, zero, "all", shots=shots)) for shots in steps] if zero else []
     there = [(shots, found) for shots, found in gains if found]

@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from mmrl.reports.cells import COST, Environment
 from mmrl.reports.measures import HM, StudyScores, same_arm
-from mmrl.reports.records import Fraction, Part
+from mmrl.reports.plans import COST
+from mmrl.reports.records import Environment, Fraction, Part
 from mmrl.reports.results import Results
 
 COST_FILE = f"{COST}.json"
@@ -16,9 +16,10 @@ STUDY = "base-to-novel"
 
 
 class CostRow(Part):
-    """One method on one machine. Images lie decoded in main memory: reading them is in no time here."""
+    """One method on one machine. Images are decoded in main memory beforehand: no time here includes reading them."""
 
     method: str
+    title: str = Field("", description="the method's name in tables; empty: `method`")
     variant: str = Field("", description="options that differ from the recipe's, 'rep_dim=32'")
     modality: str = Field(description="towers trained: 'V-L' from one space, 'V, L' each on its own, 'V', 'L', '-' for none, '' unknown")
     trained_parameters: int = Field(ge=0)
@@ -59,7 +60,7 @@ class CostTable(Part):
 def hm_of(results: Results, method: str, *, variant: str, backbone: str, shots: int | None) -> float | None:
     """HM of the base and novel accuracies, each averaged over seeds and the data sets of the folder's base-to-novel plan.
 
-    None if there is no such plan, or it has missing cells.
+    None if there is no such plan, or scores of the method are missing or not applicable.
     """
     plan = results.plans.get(STUDY)
     if plan is None:

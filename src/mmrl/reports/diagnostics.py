@@ -1,4 +1,4 @@
-"""Charts that look into single classifiers: calibration, confusions, training curves."""
+"""Charts of single classifiers: calibration, confusions, training curves."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ WHOLE = ("loss", "total")  # of whose terms the other series are
 POINTS = 120
 
 
-def pooled(cells: Sequence[Scores]) -> tuple[Bin, ...]:
+def pooled(seeds: Sequence[Scores]) -> tuple[Bin, ...]:
     """The bins of several seeds as of one set of predictions; none if a seed lacks them."""
-    if not cells or any(len(scores.bins) != len(cells[0].bins) for scores in cells):
+    if not seeds or any(len(scores.bins) != len(seeds[0].bins) for scores in seeds):
         return ()
     out = []
-    for bins in zip(*(scores.bins for scores in cells)):
+    for bins in zip(*(scores.bins for scores in seeds)):
         count = sum(each.count for each in bins)
         confidence, accuracy = (
             sum(each.count * getattr(each, name) for each in bins) / max(count, 1) for name in ("confidence", "accuracy")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mmrl.reports import paper
-from mmrl.reports.aggregate import METRICS, Arms, few_shot_columns, in_order, number
-from mmrl.reports.cells import ABLATIONS, ZERO_SHOT
 from mmrl.reports.measures import HM, Arm, Measure, StudyScores
 from mmrl.reports.paper import AVERAGE
-from mmrl.reports.svg import MARKERS, Chart, marker, tag, tick_text, whisker, width_of
+from mmrl.reports.plans import ABLATIONS, ZERO_SHOT
+from mmrl.reports.svg import Chart, look, marker, tag, tick_text, whisker, width_of
+from mmrl.reports.tables import METRICS, Arms, few_shot_columns, in_order, number
 
 HALVES = ("base", "novel", HM)
 PANEL = (310.0, 230.0)  # px
@@ -18,7 +17,7 @@ PANEL = (310.0, 230.0)  # px
 
 @dataclass(frozen=True)
 class Drawing:
-    """Charts that share a legend. `series` are the legend's names, in the order of their numbers."""
+    """Charts that share a legend. `series` are the legend's names, in the order of their numbers; '' for one that has no point."""
 
     title: str
     charts: tuple[str, ...]
@@ -27,7 +26,7 @@ class Drawing:
 
 
 def study_drawings(scores: StudyScores) -> list[Drawing]:
-    """The charts of one study; none where nothing is there yet."""
+    """The charts of one study; none where no score is there yet."""
     if scores.study in ABLATIONS:
         found = _ablation(scores)
     elif scores.study == "few-shot":
@@ -47,8 +46,14 @@ def _by_dataset(scores: StudyScores) -> Drawing:
     ordered = [*scores.sources, *scores.targets] if scores.source else scores.datasets
     rows += [(name, [scores.measure(arm, name, metric) for arm in arms]) for name in ordered if name in scores.datasets]
     title = "Harmonic mean by data set" if metric == HM else "Accuracy by data set"
-    names = tuple(named.name(arm) for arm in arms)
-    return Drawing(title, dumbbells(title, f"{METRICS[metric]}, %", rows, names), names, _bars(scores))
+    names = [named.name(arm) for arm in arms]
+    drawn = dumbbells(title, f"{METRICS[metric]}, %", rows, names)
+    return Drawing(title, drawn, _legend(names, zip(*(measures for _, measures in rows))), _bars(scores))
+
+
+def _legend(names: Sequence[str], series: Iterable[Iterable[Measure | None]]) -> tuple[str, ...]:
+    """The names of the series that have a point; '' for the others."""
+    return tuple(name if any(m and m.mean is not None for m in points) else "" for name, points in zip(names, series))
 
 
 def _bars(scores: StudyScores) -> str:
@@ -78,7 +83,8 @@ def dumbbells(title: str, axis: str, rows: Sequence[tuple[str, Sequence[Measure 
             if m and m.mean is not None:
                 std = m.std or 0
                 bar = whisker(chart.x(m.mean - std), y, chart.x(m.mean + std), y) if std else ""
-                chart.add(tag("g", bar + marker(MARKERS[series % len(MARKERS)], chart.x(m.mean), y), class_=f"s{series % len(MARKERS)}"))
+                colour, mark, _ = look(series)
+                chart.add(tag("g", bar + marker(mark, chart.x(m.mean), y), class_=colour))
     return (chart.render(),)
 
 
@@ -89,13 +95,13 @@ def curves(title: str, axis: str, labels: Sequence[str], lines: Sequence[Sequenc
     ends = [m.mean + side * (m.std or 0) for m in there if m.mean is not None for side in (-1, 1)]
     if not ends:
         return ""
-    told = [
+    text = [
         f"{name}: " + ", ".join(f"{label} {m.mean:.2f}" for label, m in zip(labels, line) if m and m.mean is not None)
         for name, line in zip(names, lines)
         if any(m and m.mean is not None for m in line)
     ]
     width = 58 + len(labels) * (max(map(width_of, labels)) + 8)
-    chart = Chart(max(PANEL[0], width), PANEL[1], title, "; ".join(told))
+    chart = Chart(max(PANEL[0], width), PANEL[1], title, "; ".join(text))
     room = max(0.06 * (max(ends) - min(ends)), 0.4)
     chart.y_scale(min(ends) - room, max(ends) + room)
     chart.x_scale(-0.4, len(labels) - 0.6, at=list(enumerate(labels)), name=axis)
@@ -113,14 +119,17 @@ def _few_shot(scores: StudyScores) -> Drawing:
     labels = [str(shots or "all") for shots in scores.shots]
     names = tuple(named.name(arm) for arm in scores.arms)
     charts = []
+    points: list[list[Measure | None]] = [[] for _ in names]
     for dataset in ([AVERAGE] if len(scores.datasets) > 1 else []) + scores.datasets:
         lines, levels = [], []
         for arm in scores.arms:
             found = {shots: _value(scores, arm, dataset, shots) for shots in few_shot_columns(scores)}
             lines.append([None if arm.method == ZERO_SHOT else found[shots] for shots in scores.shots])
             levels.append(found[None] if arm.method == ZERO_SHOT else None)
+        for own, line, level in zip(points, lines, levels):
+            own += [*line, level]
         charts.append(curves(dataset, "shots (images a class)", labels, lines, levels, names))
-    return Drawing("Accuracy in % over shots", tuple(filter(None, charts)), names, _bars(scores))
+    return Drawing("Accuracy in % over shots", tuple(filter(None, charts)), _legend(names, points), _bars(scores))
 
 
 def _value(scores: StudyScores, arm: Arm, dataset: str, shots: int | None) -> Measure | None:
@@ -137,21 +146,21 @@ _AXES = {
 
 def _ablation(scores: StudyScores) -> Drawing:
     """Base, novel and HM over the values (Fig. 5), or a line for each variant where they are no numbers."""
-    arms = in_order([arm for arm in scores.arms if arm.method != ZERO_SHOT])
+    arms = [arm for arm in in_order(scores) if arm.method != ZERO_SHOT]
     names = tuple(METRICS[metric] for metric in HALVES)
     places = ([AVERAGE] if len(scores.datasets) > 1 else []) + scores.datasets
     if all(number(arm.variant) is not None for arm in arms) and len({arm.method for arm in arms}) == 1:
         labels = [tick_text(value) if (value := number(arm.variant)) is not None else arm.variant for arm in arms]
-        charts = []
-        for place in places:
-            lines = [[_half(scores, arm, place, metric) for arm in arms] for metric in HALVES]
-            charts.append(curves(place, _AXES.get(scores.study, scores.study), labels, lines, [None] * len(lines), names))
-        return Drawing("Accuracy in %", tuple(filter(None, charts)), names, _bars(scores))
+        axis = _AXES.get(scores.study, scores.study)
+        lines = {place: [[_half(scores, arm, place, metric) for arm in arms] for metric in HALVES] for place in places}
+        charts = [curves(place, axis, labels, found, [None] * len(found), names) for place, found in lines.items()]
+        series = [[m for found in lines.values() for m in found[at]] for at in range(len(names))]
+        return Drawing("Accuracy in %", tuple(filter(None, charts)), _legend(names, series), _bars(scores))
     named = Arms(scores)
-    full = {arm: "MMRL" if scores.study == "variants" and paper.is_full(arm.variant) else named.name(arm) for arm in arms}
-    rows = [(full[arm], [_half(scores, arm, places[0], metric) for metric in HALVES]) for arm in arms]
+    rows = [(named.name(arm), [_half(scores, arm, places[0], metric) for metric in HALVES]) for arm in arms]
     title = f"Accuracy, {places[0]}" if places else "Accuracy"
-    return Drawing(title, dumbbells(title, "accuracy, %", rows, names), names, _bars(scores))
+    drawn = dumbbells(title, "accuracy, %", rows, names)
+    return Drawing(title, drawn, _legend(names, zip(*(measures for _, measures in rows))), _bars(scores))
 
 
 def _half(scores: StudyScores, arm: Arm, dataset: str, metric: str) -> Measure | None:

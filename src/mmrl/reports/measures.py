@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
 from mmrl.reports import paper
-from mmrl.reports.cells import ABLATIONS, ZERO_SHOT, CellRecord, Plan, Slot
-from mmrl.reports.records import harmonic_mean
+from mmrl.reports.plans import ABLATIONS, ZERO_SHOT, Plan, Slot
+from mmrl.reports.records import TestRecord, harmonic_mean
 from mmrl.reports.results import Results
 
 PAPER_BACKBONE = "ViT-B-16-quickgelu/openai"
@@ -24,12 +24,20 @@ Seed = int | None  # None: zero-shot, which has no seed
 
 @dataclass(frozen=True)
 class Arm:
-    """What a row of a table is about. `shots` is None for zero-shot, and in few-shot tables, whose columns they are."""
+    """What a row of a table is about.
+
+    Attributes:
+        shots: None for zero-shot, and in few-shot tables, whose columns they are.
+        title: the method's name in tables and legends.
+        published: the name of the method's rows in the paper's tables; '' if it has none there.
+    """
 
     method: str
     variant: str
     backbone: str
     shots: int | None
+    title: str = field(compare=False)
+    published: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -38,13 +46,16 @@ class Measure:
 
     Attributes:
         arm, shots, dataset, metric: its place; `dataset` 'average' for one over data sets.
-        mean: None where nothing is there yet. Of 'hm' the harmonic mean of the means of base and novel, not the mean of `by_seed`.
+        mean: None where there is no score yet, or can be none. Of 'hm' the harmonic mean of the means of base and novel, not the mean of
+            `by_seed`.
         by_seed: the same number for each seed alone; of an average, for the seeds that all its data sets have.
         planned: number of seeds asked for.
         datasets: of an average: data sets it is over, and how many it should be over.
         dirty: whether something behind it was computed on a source tree with changes.
         own_splits: data sets behind it that have a published split and were split otherwise.
         paper: the value printed in the paper, where the setting and the splits are the paper's and nothing is missing.
+        applicable: False where the method cannot be tested: among classes it was not trained on, if it knows no others. An average is
+            not applicable if any of its parts is not.
     """
 
     arm: Arm
@@ -58,6 +69,7 @@ class Measure:
     dirty: bool = False
     own_splits: frozenset[str] = frozenset()
     paper: paper.Printed | None = None
+    applicable: bool = True
 
     @property
     def std(self) -> float | None:
@@ -81,26 +93,24 @@ class Measure:
 
 @dataclass
 class _Seeds:
-    """Cells of one arm on one data set among some classes, by seed; None for one that is planned and not there."""
+    """Tests of one arm on one data set among some classes, by seed; None for one that is planned and missing."""
 
-    cells: dict[Seed, CellRecord | None] = field(default_factory=dict)
+    tests: dict[Seed, TestRecord | None] = field(default_factory=dict)
+    applicable: bool = True
+    dirty: bool = False
 
     def values(self, quantity: str) -> dict[Seed, float]:
-        found = ((seed, getattr(cell.scores, quantity)) for seed, cell in self.cells.items() if cell)
+        found = ((seed, getattr(test.scores, quantity)) for seed, test in self.tests.items() if test)
         return {seed: 100 * value for seed, value in found if value is not None}
 
     @property
-    def dirty(self) -> bool:
-        return any(cell is not None and bool(cell.environment.dirty) for cell in self.cells.values())
-
-    @property
     def own_splits(self) -> frozenset[str]:
-        return frozenset(cell.dataset for cell in self.cells.values() if cell and cell.own_split)
+        return frozenset(test.dataset for test in self.tests.values() if test and test.own_split)
 
 
 @dataclass
 class _Halves:
-    """What a number is made of on one data set: the cells of base and novel, or of one list of classes, and their accuracies by seed."""
+    """What a number is made of on one data set: the tests of base and novel, or of one list of classes, and their accuracies by seed."""
 
     parts: Sequence[_Seeds]
     values: Sequence[Mapping[Seed, float]]
@@ -120,7 +130,11 @@ class _Halves:
 
     @property
     def planned(self) -> int:
-        return max(len(part.cells) for part in self.parts)
+        return max(len(part.tests) for part in self.parts)
+
+    @property
+    def applicable(self) -> bool:
+        return all(part.applicable for part in self.parts)
 
     @property
     def dirty(self) -> bool:
@@ -132,7 +146,7 @@ class _Halves:
 
 
 class StudyScores:
-    """One plan with the cells that are there.
+    """One plan with the scores that are there.
 
     Attributes:
         arms: rows, in the plan's order, zero-shot first.
@@ -147,17 +161,27 @@ class StudyScores:
         self._seeds: dict[tuple[Arm, int | None, str, str], _Seeds] = defaultdict(_Seeds)
         for slot in plan.slots:
             key = self._arm(slot), self._column(slot), slot.dataset, slot.classes
-            self._seeds[key].cells[slot.seed] = results.cells.get(slot.key)
+            self._add(self._seeds[key], slot, results)
         arms = dict.fromkeys(arm for arm, *_ in self._seeds)
         self.arms = sorted(arms, key=lambda arm: arm.method != ZERO_SHOT)
         self.datasets = list(dict.fromkeys(slot.dataset for slot in plan.slots))
         self.shots = sorted({slot.shots for slot in plan.slots if slot.shots is not None})
 
+    @staticmethod
+    def _add(seeds: _Seeds, slot: Slot, results: Results) -> None:
+        test = results.tests.get(slot.key) if slot.applicable else None
+        seeds.tests[slot.seed] = test
+        seeds.applicable &= slot.applicable
+        if test:
+            training = results.run_of[test.key].training
+            seeds.dirty |= bool(test.environment.dirty or (training and training.environment.dirty))
+
     def _arm(self, slot: Slot) -> Arm:
         variant = slot.variant
         if self.study in TRANSFER and len(self.sources) > 1 and slot.trained_on:
             variant = ", ".join(filter(None, (variant, f"from {slot.trained_on}")))
-        return Arm(slot.method, variant, slot.backbone, None if self.study == "few-shot" else slot.shots)
+        shots = None if self.study == "few-shot" else slot.shots
+        return Arm(slot.method, variant, slot.backbone, shots, slot.title or slot.method, slot.published)
 
     def _column(self, slot: Slot) -> int | None:
         return slot.shots if self.study == "few-shot" else None
@@ -176,10 +200,10 @@ class StudyScores:
     def metrics(self) -> tuple[str, ...]:
         return ("base", "novel", HM) if any(classes == "base" for *_, classes in self._seeds) else ("all",)
 
-    def cells(self, arm: Arm, dataset: str, classes: str, shots: int | None = None) -> list[CellRecord]:
-        """What is there, by rising seed."""
-        seeds = self._seeds.get((arm, shots, dataset, classes), _Seeds()).cells
-        return [cell for _, cell in sorted(seeds.items(), key=lambda item: item[0] or 0) if cell]
+    def tests(self, arm: Arm, dataset: str, classes: str, shots: int | None = None) -> list[TestRecord]:
+        """Those that are done, by rising seed."""
+        seeds = self._seeds.get((arm, shots, dataset, classes), _Seeds()).tests
+        return [test for _, test in sorted(seeds.items(), key=lambda item: item[0] or 0) if test]
 
     def _halves(self, arm: Arm, dataset: str, metric: str, shots: int | None, quantity: str) -> _Halves | None:
         names = ("base", "novel") if metric in PAIRED else (metric,)
@@ -216,6 +240,8 @@ class StudyScores:
         self, arm: Arm, dataset: str, metric: str, shots: int | None, quantity: str, each: Sequence[_Halves], asked: int | None = None
     ) -> Measure:
         """From one data set, or the average over several of `asked`."""
+        if not all(halves.applicable for halves in each):
+            return Measure(arm, dataset, metric, None, {}, planned=0, shots=shots, applicable=False)
         there = [halves for halves in each if halves.seeds]
         shared = [seed for seed in there[0].seeds if all(seed in halves.seeds for halves in there)] if there else []
         found = Measure(
@@ -240,15 +266,15 @@ class StudyScores:
         if metric.startswith("mean ") or (arm.shots not in (None, PAPER_SHOTS)):
             return None
         if self.study in ABLATIONS:
-            return paper.ablation(self.study, arm.variant, dataset, metric) if arm.method == "mmrl" else None
+            return paper.ablation(arm.published, self.study, arm.variant, dataset, metric)
         if arm.variant:
             return None
         if self.study == "few-shot":
-            return paper.few_shot(arm.method, dataset, measure.shots) if measure.shots else None
+            return paper.few_shot(arm.published, dataset, measure.shots) if measure.shots else None
         lookups: dict[str, Callable[[], paper.Printed | None]] = {
-            "base-to-novel": lambda: paper.base_to_novel(arm.method, dataset, metric),
-            "cross-dataset": lambda: paper.cross_dataset(arm.method, dataset),
-            "domain-generalisation": lambda: paper.domain_generalisation(arm.method, dataset),
+            "base-to-novel": lambda: paper.base_to_novel(arm.published, dataset, metric),
+            "cross-dataset": lambda: paper.cross_dataset(arm.published, dataset),
+            "domain-generalisation": lambda: paper.domain_generalisation(arm.published, dataset),
         }
         return lookups[self.study]() if self.study in lookups else None
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmrl.files import write_bytes
 
-TRAINED, NEW = "#0072B2", "#D55E00"  # told apart by colour-blind readers; the new are hatched, too
+TRAINED, NEW = "#0072B2", "#D55E00"  # distinct for colour-blind readers; the new are hatched, too
 DPI = 160
 _STYLE: Any = {
     "font.family": "DejaVu Sans",

@@ -6,9 +6,10 @@ be added within a schema version: a reader ignores those it does not know, and w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -27,7 +28,7 @@ from mmrl.errors import MmrlError, UsageError
 from mmrl.files import read_json, write_json
 from mmrl.templates import Template
 
-SCHEMA = "mmrl.run/1"
+SCHEMA = "mmrl.run/2"
 RECORD_NAME = "run.json"
 ECE_BINS = 15
 LARGEST_RECORD = 2**25  # bytes; ten thousand classes take some 2 MB
@@ -167,34 +168,100 @@ class Option(Part):
     source: str
 
 
-class RunRecord(Part):
-    """One run: a method, trained once on one draw of one data set, and its scores beside those of zero-shot CLIP."""
+class Environment(Part):
+    """Where and with what something was computed."""
 
-    schema_name: str = Field(SCHEMA, alias="schema")
-    method: Title
-    protocol: Title = "base-to-novel"
-    dataset: Title
-    classes: Title = Field(description="the classes trained on: 'all' or 'base'")
-    shots: Count = Field(description="images a class; 0: all there are")
-    seed: int
-    draw_hash: str
-    backbone: Title
-    backbone_hash: str | None = Field(None, description="SHA-256 of all that decides a feature of the backbone, 16 hex digits")
-    options: tuple[Option, ...] = Field((), fail_fast=True)
     versions: dict[str, str] = Field(description="of mmrl, Python and the packages that matter")
     commit: str | None = Field(None, description="of the source tree; null for an installed package")
     dirty: bool | None = Field(None, description="whether the source tree had changes")
     hardware: Hardware
     started: Annotated[datetime, AfterValidator(with_offset)]
-    seconds: Seconds = Field(description="training alone")
-    metrics: Metrics
-    zero_shot: Metrics | None = None
-    template: Template | None = Field(None, description="prompt, with one {} for the class name; several are averaged")
-    trained_parameters: Count | None = Field(None, description="number of trained values")
-    warnings: tuple[str, ...] = Field((), fail_fast=True, description="such as scores below zero-shot")
-    history: tuple[dict[str, Value], ...] = Field(
-        (), fail_fast=True, description="step, epoch, lr, accuracy and the terms of the loss, every few steps"
-    )
+
+
+class TrainingRecord(Part):
+    """What was trained, and how. `history` is thinned: step, epoch, lr, loss, accuracy and the terms of the loss, every few steps."""
+
+    dataset: Title
+    data: str = Field("", description="fingerprint of the data set's lists")
+    classes: Literal["all", "base"]
+    shots: Count = Field(description="images a class; 0: all there are")
+    seed: int
+    draw_hash: str
+    images: Count = Field(ge=1)
+    protocol: Title = Field("base-to-novel", description="whose published values were taken")
+    template: Template
+    options: tuple[Option, ...] = Field((), fail_fast=True)
+    seconds: Seconds = Field(description="training alone, by steps or in closed form")
+    trained_parameters: Count = Field(description="number of trained values")
+    history: tuple[dict[str, Value], ...] = Field((), fail_fast=True)
+    environment: Environment
+    warnings: tuple[str, ...] = Field((), fail_fast=True, description="such as images left out")
+
+
+class TestRecord(Part):
+    """One test of a run: its scores among some classes of one data set."""
+
+    __test__: ClassVar[bool] = False  # not a test of ours, whatever pytest makes of its name
+
+    key: str = Field("", description="hash of all that decides the scores; empty for a test that belongs to no plan")
+    dataset: Title
+    data: str = Field("", description="fingerprint of the data set's lists")
+    own_split: bool = Field(False, description="whether a split is published for the data set and another was used")
+    classes: Literal["all", "base", "novel"]
+    seen: bool | tuple[bool, ...] = Field(description="whether the classes were trained on; one answer for each where they differ")
+    classifier: str = Field("", description="why these scores and no others, where a rule decided it")
+    split: Literal["train", "val", "test"] = "test"
+    options: dict[str, Any] = Field({}, description="of the method at test")
+    template: Template
+    scores: Scores
+    zero_shot: Scores | None = Field(None, description="of zero-shot CLIP on the same images, where it was asked for")
+    seconds: Seconds = Field(description="testing, reading the images included")
+    environment: Environment
+    warnings: tuple[str, ...] = Field((), fail_fast=True, description="such as scores below zero-shot, or images left out")
+
+
+class RunRecord(Part):
+    """One run: a method, trained once on one draw of one data set (or zero-shot CLIP as it is), and its tests."""
+
+    schema_name: str = Field(SCHEMA, alias="schema")
+    key: str = Field("", description="hash of all that decides the training; of a zero-shot run, of what it is tested on")
+    method: Title
+    title: Title = Field("", description="the method's name in tables")
+    backbone: Title
+    backbone_hash: str = Field(description="SHA-256 of all that decides a feature of the backbone, 16 hex digits")
+    training: TrainingRecord | None = Field(None, description="null for zero-shot CLIP")
+    tests: tuple[TestRecord, ...] = Field((), fail_fast=True)
+
+    @property
+    def trained(self) -> TrainingRecord:
+        """The training of a run that has one."""
+        assert self.training is not None
+        return self.training
+
+    @property
+    def metrics(self) -> Metrics:
+        """Scores on the data set trained on, by the classes tested."""
+        return self._on_own(lambda test: test.scores)
+
+    @property
+    def zero_shot(self) -> Metrics:
+        """The same of zero-shot CLIP; empty where it was not asked for."""
+        return self._on_own(lambda test: test.zero_shot)
+
+    def _on_own(self, of: Callable[[TestRecord], Scores | None]) -> Metrics:
+        own = [test for test in self.tests if self.training is None or test.dataset == self.training.dataset]
+        return Metrics.model_validate({test.classes: of(test) for test in own})
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Of the training and of all tests."""
+        found = [] if self.training is None else [*self.training.warnings]
+        return tuple(dict.fromkeys([*found, *(text for test in self.tests for text in test.warnings)]))
+
+    def joined(self, other: RunRecord) -> RunRecord:
+        """This record with the tests of `other` that it lacks."""
+        keys = {test.key for test in self.tests}
+        return self.model_copy(update={"tests": (*self.tests, *(test for test in other.tests if test.key not in keys))})
 
     def write(self, path: Path) -> None:
         """Write it as JSON; `path` is replaced as a whole or not at all."""

@@ -1,4 +1,4 @@
-"""The report of a results folder: one page that needs nothing else, and every table as Markdown, LaTeX and CSV."""
+"""The report of a results folder: one self-contained page, and every table as Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from markupsafe import Markup
 from mmrl.errors import MmrlError
 from mmrl.files import sweep, user_path, write_text
 from mmrl.reports import diagnostics, sheets, svg
-from mmrl.reports.aggregate import METRICS, TITLES, Arms, calibration_sheet, cost_sheet, machine, method_name, study_sheets
-from mmrl.reports.cells import ABLATIONS, STUDIES, ZERO_SHOT, CellRecord, Slot, TrainingRecord
-from mmrl.reports.cells import Environment as Where
 from mmrl.reports.claims import Claim, claims, claims_sheet
 from mmrl.reports.cost import COST_FILE, CostTable
 from mmrl.reports.figures import Drawing, study_drawings
 from mmrl.reports.measures import HM, Arm, StudyScores
+from mmrl.reports.plans import ABLATIONS, STUDIES, ZERO_SHOT, Slot
+from mmrl.reports.records import Environment as Where
+from mmrl.reports.records import RunRecord, TestRecord
 from mmrl.reports.results import Results, read_part
-from mmrl.reports.sheets import Cell, Sheet
+from mmrl.reports.sheets import Sheet, TableCell
 from mmrl.reports.status import STATES, duration, held_locks, slot_states
+from mmrl.reports.tables import METRICS, TITLES, Arms, calibration_sheet, cost_sheet, machine, study_sheets
 from mmrl.version import __version__
 
 FORMS = ((".md", sheets.markdown), (".tex", sheets.latex), (".csv", sheets.tidy_csv))
@@ -32,7 +33,7 @@ FORMS = ((".md", sheets.markdown), (".tex", sheets.latex), (".csv", sheets.tidy_
 
 @dataclass(frozen=True)
 class Section:
-    """One study on the page. `folded`: all tables but the first are behind a summary."""
+    """One study on the page. `folded`: all tables but the first are collapsed."""
 
     id: str
     title: str
@@ -48,9 +49,9 @@ def build_report(results_folder: Path | str, out: Path | str, *, title: str | No
         UsageError: no results folder. MmrlError: it is of another version, nothing in it is done, or `out` cannot be written to.
     """
     results, out = Results(results_folder), user_path(out)
-    if not results.cells:
+    if not results.tests:
         damaged = f" {len(results.damaged)} damaged files: {results.damaged[0]}" if results.damaged else ""
-        raise MmrlError(f"nothing is done yet in {results.folder}: no cell has a result. `mmrl status` shows how far it is.{damaged}")
+        raise MmrlError(f"nothing is done yet in {results.folder}: it has no scores. `mmrl status` shows how far it is.{damaged}")
     for place in (out, out / "tables"):
         sweep(place)
     studies = {study: StudyScores(results, plan) for study, plan in results.plans.items()}
@@ -78,7 +79,7 @@ def _file_name(name: str) -> str:
 
 
 def _looked_into(studies: Mapping[str, StudyScores]) -> StudyScores | None:
-    """The study whose classifiers are looked into: base-to-novel, else the first there is."""
+    """The study whose classifiers are examined: base-to-novel, else the first that was planned."""
     return next((studies[study] for study in (*STUDIES, *studies) if study in studies), None)
 
 
@@ -123,7 +124,7 @@ def _page(
     )  # fmt: skip
 
 
-def _sort_value(cell: Cell) -> Markup:
+def _sort_value(cell: TableCell) -> Markup:
     value = getattr(cell, "mean", cell)
     return Markup("") if value is None or isinstance(value, str) else Markup(' data-value="{}"').format(repr(value))
 
@@ -139,20 +140,21 @@ def _commands(results: Results) -> Iterator[str]:
 
 def _facts(results: Results) -> Iterator[tuple[str, str]]:
     """What was run, with what, where and for how long."""
-    cells, trainings = results.cells.values(), results.trainings.values()
+    runs, tests = results.runs.values(), results.tests.values()
+    trainings = [run.training for run in runs if run.training]
     slots = [slot for plan in results.plans.values() for slot in plan.slots]
-    places = [*(cell.environment for cell in cells), *(training.environment for training in trainings)]
+    places = [*(test.environment for test in tests), *(training.environment for training in trainings)]
     yield "studies", ", ".join(results.plans) or "none planned"
     yield "suite", _listed(plan.suite for plan in results.plans.values())
-    yield "methods", _listed(method_name(slot.method) for slot in slots)
+    yield "methods", _listed(slot.title or slot.method for slot in slots)
     yield "data sets", _listed(slot.dataset for slot in slots)
-    yield "backbone", _listed(f"{cell.backbone} (hash {cell.backbone_hash})" for cell in cells)
+    yield "backbone", _listed(f"{run.backbone} (hash {run.backbone_hash})" for run in runs)
     yield "seeds", ", ".join(str(seed) for seed in sorted({slot.seed for slot in slots if slot.seed is not None})) or "none"
-    yield "done", f"{len(results.trainings)} trainings, {len(results.cells)} scores"
-    seconds = sum(training.seconds for training in trainings) + sum(cell.seconds for cell in cells)
+    yield "done", f"{len(trainings)} trainings, {len(tests)} scores"
+    seconds = sum(training.seconds for training in trainings) + sum(test.seconds for test in tests)
     yield "time computed", duration(seconds)
     first, last = min(place.started for place in places), max(place.started for place in places)
-    yield "begun", f"{first:%Y-%m-%d %H:%M %Z}" + (f"; the last one {last:%Y-%m-%d %H:%M %Z}" if last > first else "")
+    yield "started", f"{first:%Y-%m-%d %H:%M %Z}" + (f"; last computation {last:%Y-%m-%d %H:%M %Z}" if last > first else "")
     yield "commit", _listed(_commit(place) for place in places)
     yield "versions", _listed(", ".join(f"{name} {version}" for name, version in place.versions.items()) for place in places)
     yield "machine", _listed(machine(place.hardware) for place in places)
@@ -170,7 +172,7 @@ def _commit(place: Where) -> str:
 def _progress(results: Results) -> Sheet:
     """Scores by state, for each study."""
     locks = held_locks(results.folder)
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[TableCell, ...]] = []
     for study, plan in results.plans.items():
         states = [state for _, state in slot_states(results, plan, locks)]
         rows.append((TITLES.get(study, study), *(states.count(state) for state in STATES), len(states)))
@@ -181,20 +183,18 @@ def _problems(results: Results) -> Iterator[tuple[str, str, str, list[str]]]:
     """(id, title, explanation, lines) of everything a reader should know; lines may be empty."""
     states = [(plan, slot, state) for plan in results.plans.values() for slot, state in slot_states(results, plan, ())]
     for kind, name in (("failed", "Failed"), ("cancelled", "Cancelled")):
-        groups = {slot.group for _, slot, state in states if state == kind}
-        lines = [f"{each.what}: {each.error}" for group, each in results.failures.items() if group in groups]
+        runs = {slot.run for _, slot, state in states if state == kind}
+        lines = [f"{each.what}: {each.error}" for run, each in results.failures.items() if run in runs]
         yield kind, name, "", lines
     missing = [f"{TITLES.get(plan.study, plan.study)}: {describe(slot)}" for plan, slot, state in states if state == "to do"]
     more = [f"and {len(missing) - 50} more"] if len(missing) > 50 else []
     yield "missing", "Not done yet", "", missing[:50] + more
-    unclean = [cell for cell in results.cells.values() if cell.environment.dirty]
-    counted = Counter(f"{_cell_name(cell)}, commit {(cell.environment.commit or 'unknown')[:12]}" for cell in unclean)
-    dirty = [f"{name}: {count} scores" if count > 1 else name for name, count in sorted(counted.items())]
-    about = f"What these were computed with cannot be looked up again; tables mark them with {sheets.DIRTY}."
+    counted = Counter(name for run in results.runs.values() for name in _dirty(run))
+    dirty = [f"{name}: {count} times" if count > 1 else name for name, count in sorted(counted.items())]
+    about = f"The source code of these cannot be looked up; tables mark their scores with {sheets.DIRTY}."
     yield "dirty", "Computed on a source tree with uncommitted changes", about, dirty
-    yield "damaged", "Damaged files", "They count as missing; running the study again makes them anew.", results.damaged
-    records: list[CellRecord | TrainingRecord] = [*results.cells.values(), *results.trainings.values()]
-    warned = {warning for record in records for warning in record.warnings}
+    yield "damaged", "Damaged files", "Their scores count as missing; run the study again to compute them.", results.damaged
+    warned = {warning for run in results.runs.values() for warning in run.warnings}
     yield "warnings", "Warnings", "", sorted(warned)
 
 
@@ -202,29 +202,34 @@ def describe(slot: Slot) -> str:
     """A slot in words."""
     more = [slot.variant, f"{slot.shots} shots" if slot.shots else "", "" if slot.seed is None else f"seed {slot.seed}"]
     source = f", trained on {slot.trained_on}" if slot.trained_on not in (None, slot.dataset) else ""
-    return f"{', '.join(filter(None, (method_name(slot.method), *more)))}{source}, on {slot.dataset} ({slot.classes} classes)"
+    return f"{', '.join(filter(None, (slot.title or slot.method, *more)))}{source}, on {slot.dataset} ({slot.classes} classes)"
 
 
-def _cell_name(cell: CellRecord) -> str:
-    return f"{method_name(cell.method)} on {cell.dataset} ({cell.classes} classes)"
+def _dirty(run: RunRecord) -> Iterator[str]:
+    """The run's training and tests that were computed on a source tree with changes, in words."""
+    title = run.title or run.method
+    parts = [(f"{title} tested on {test.dataset} ({test.classes} classes)", test.environment) for test in run.tests]
+    if run.training:
+        parts.append((f"{title} trained on {run.training.dataset} ({run.training.classes} classes)", run.training.environment))
+    yield from (f"{name}, commit {(place.commit or 'unknown')[:12]}" for name, place in parts if place.dirty)
 
 
-def _tested(scores: StudyScores) -> Iterator[tuple[str, Arm, str, list[CellRecord]]]:
-    """(data set, arm, name, cells by seed) of the classifiers that are looked into; of few-shot learning, the most shots."""
+def _tested(scores: StudyScores) -> Iterator[tuple[str, Arm, str, list[TestRecord]]]:
+    """(data set, arm, name, tests by seed) of the classifiers that are examined; of few-shot learning, those with the most shots."""
     named = Arms(scores)
     for dataset in scores.datasets:
         for arm in scores.arms:
             shots = scores.shots[-1] if scores.study == "few-shot" and arm.method != ZERO_SHOT else None
             for classes in (metric for metric in scores.metrics if metric != HM):
-                if cells := scores.cells(arm, dataset, classes, shots):
+                if tests := scores.tests(arm, dataset, classes, shots):
                     half = "" if classes == "all" else f", {METRICS[classes]}"
-                    yield dataset, arm, f"{named.name(arm)}{half}", cells
+                    yield dataset, arm, f"{named.name(arm)}{half}", tests
 
 
 def _reliability(scores: StudyScores) -> Iterator[tuple[str, Drawing]]:
     charts: dict[str, list[str]] = {}
-    for dataset, _, label, cells in _tested(scores):
-        charts.setdefault(dataset, []).append(diagnostics.reliability(label, diagnostics.pooled([cell.scores for cell in cells])))
+    for dataset, _, label, tests in _tested(scores):
+        charts.setdefault(dataset, []).append(diagnostics.reliability(label, diagnostics.pooled([test.scores for test in tests])))
     for dataset, drawn in charts.items():
         if any(drawn):
             yield dataset, Drawing("", tuple(filter(None, drawn)))
@@ -232,13 +237,13 @@ def _reliability(scores: StudyScores) -> Iterator[tuple[str, Drawing]]:
 
 def _confusions(scores: StudyScores) -> Iterator[tuple[str, Drawing, Sheet | None]]:
     charts: dict[str, list[str]] = {}
-    rows: dict[str, list[tuple[Cell, ...]]] = {}
-    for dataset, _, label, cells in _tested(scores):
-        first = cells[0].scores
+    rows: dict[str, list[tuple[TableCell, ...]]] = {}
+    for dataset, _, label, tests in _tested(scores):
+        first = tests[0].scores
         chart = diagnostics.confusion(label, first)
         charts.setdefault(dataset, []).extend([chart] if chart else [])
-        told = [] if chart else diagnostics.confused(first)
-        rows.setdefault(dataset, []).extend((label, true, guess, count, 100 * share) for true, guess, count, share in told)
+        listed = [] if chart else diagnostics.confused(first)
+        rows.setdefault(dataset, []).extend((label, true, guess, count, 100 * share) for true, guess, count, share in listed)
     heads = ("classifier", "true class", "predicted", "images", "share of the class, %")
     for dataset, drawn in charts.items():
         if drawn or rows[dataset]:
@@ -249,8 +254,8 @@ def _confusions(scores: StudyScores) -> Iterator[tuple[str, Drawing, Sheet | Non
 
 def _trainings(results: Results, scores: StudyScores) -> Iterator[tuple[str, list[Drawing]]]:
     drawings: dict[str, dict[str, Drawing]] = {}
-    for _, arm, _, cells in _tested(scores):
-        training = results.trainings.get(cells[0].training or "")
+    for _, arm, _, tests in _tested(scores):
+        training = results.run_of[tests[0].key].training
         name = Arms(scores).name(arm)
         if training and training.history and name not in drawings.setdefault(training.dataset, {}):
             charts, series = diagnostics.training(name, training.history)

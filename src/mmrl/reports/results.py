@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mmrl.errors import MmrlError, UsageError
 from mmrl.files import read_json, user_path
-from mmrl.reports.cells import ABLATIONS, FORMAT, MARKER, STUDIES, CellRecord, Failure, Plan, TrainingRecord
-from mmrl.reports.records import LARGEST_RECORD, P, validated
+from mmrl.reports.plans import ABLATIONS, FORMAT, MARKER, STUDIES, Failure, Plan
+from mmrl.reports.records import LARGEST_RECORD, P, RunRecord, TestRecord, validated
 
 ORDER = (*STUDIES, *ABLATIONS)
 
@@ -46,7 +46,7 @@ class Results:
     """A results folder. What is read is kept; make a new one to see what happened since.
 
     Attributes:
-        damaged: messages about files that cannot be read; their cells count as missing, and `mmrl bench` makes them anew.
+        damaged: messages about files that cannot be read; their scores count as missing, and `mmrl bench` computes them again.
 
     Raises:
         UsageError: no results folder. MmrlError: one of another version.
@@ -64,12 +64,19 @@ class Results:
         return dict(sorted(found.items(), key=lambda item: (ORDER.index(item[0]) if item[0] in ORDER else len(ORDER), item[0])))
 
     @cached_property
-    def cells(self) -> dict[str, CellRecord]:
-        return self._all("cells", CellRecord, "cell")
+    def runs(self) -> dict[str, RunRecord]:
+        """By key."""
+        return self._all("runs", RunRecord, "run record")
 
     @cached_property
-    def trainings(self) -> dict[str, TrainingRecord]:
-        return self._all("trainings", TrainingRecord, "training record")
+    def tests(self) -> dict[str, TestRecord]:
+        """Tests of all runs, by key."""
+        return {test.key: test for run in self.runs.values() for test in run.tests}
+
+    @cached_property
+    def run_of(self) -> dict[str, RunRecord]:
+        """The run of each test, by the test's key."""
+        return {test.key: run for run in self.runs.values() for test in run.tests}
 
     @cached_property
     def failures(self) -> dict[str, Failure]:

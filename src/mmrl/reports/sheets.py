@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from mmrl.reports.measures import Measure
 
-Cell = Measure | str | int | float | None  # None: nothing was planned there
+TableCell = Measure | str | int | float | None  # None: no score is planned
 
 DIRTY = "‡"
 MISSING = "–"
+NOT_APPLICABLE = "n/a"
 TIDY = ("method", "variant", "backbone", "shots", "dataset", "metric", "seed", "value", "std", "seeds", "seeds_planned",
-        "datasets", "datasets_planned", "dirty", "paper")  # fmt: skip
+        "datasets", "datasets_planned", "dirty", "paper", "applicable")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Sheet:
     name: str
     title: str
     heads: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[TableCell, ...], ...]
     notes: tuple[str, ...] = ()
     group: int | None = None
     bold: bool = True
@@ -64,17 +65,19 @@ class Sheet:
         odd = {f"{m.dataset}, {m.metric}: the printed {m.paper.value:.2f} does not follow from the paper's other values ({m.paper.odd})."
                for m in measures if m.paper and m.paper.odd}  # fmt: skip
         more = [f"{DIRTY} computed on a source tree with uncommitted changes."] if any(m.dirty for m in measures) else []
+        if not all(m.applicable for m in measures):
+            more.append(f"{NOT_APPLICABLE}: not applicable; the method can only tell apart the classes that it was trained on.")
         own = sorted(frozenset().union(*(m.own_splits for m in measures)))
         if own:
-            more.append(f"Not the published split: {', '.join(own)}. The paper's numbers do not stand beside these.")
+            more.append(f"Not the published split: {', '.join(own)}. The paper's numbers are not comparable and not shown.")
         return (*self.notes, *more, *(f"§ {note}" for note in sorted(odd)))
 
 
-def main_text(cell: Cell) -> str:
+def main_text(cell: TableCell) -> str:
     """The number with its spread, or the text."""
     if isinstance(cell, Measure):
         if cell.mean is None:
-            return MISSING
+            return MISSING if cell.applicable else NOT_APPLICABLE
         spread = "" if cell.std is None else f" ± {cell.std:.2f}"
         return f"{cell.mean:.2f}{spread}{DIRTY if cell.dirty else ''}"
     if isinstance(cell, float):
@@ -82,9 +85,9 @@ def main_text(cell: Cell) -> str:
     return "" if cell is None else f"{cell:,}" if isinstance(cell, int) else cell
 
 
-def small_text(cell: Cell) -> list[str]:
-    """What stands below a number: what is missing of it, and the paper's."""
-    if not isinstance(cell, Measure):
+def small_text(cell: TableCell) -> list[str]:
+    """What stands below a number: what is missing of it, and the paper's value."""
+    if not isinstance(cell, Measure) or not cell.applicable:
         return []
     if cell.mean is None:
         return ["missing"]
@@ -191,7 +194,8 @@ def tidy_csv(sheet: Sheet) -> str:
     """Tidy: for every number a line with its mean over seeds (seed 'mean'), and one for each seed; per cent at full precision.
 
     Metrics: 'base', 'novel', 'all'; 'hm', the harmonic mean of mean base and mean novel; 'mean hm', the mean of harmonic means: those of
-    the seeds, or for an 'average' the 'hm' of the data sets. A table without measures is written as it stands.
+    the seeds, or for an 'average' the 'hm' of the data sets. A number that is not applicable has no value, no seeds, and 0 in the last
+    column. A table without measures is written as it stands.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -209,7 +213,7 @@ def _tidy(measure: Measure) -> list[list[object]]:
     place = [measure.place()[name] for name in TIDY[:6]]
     n, m = measure.datasets or (None, None)
     printed = measure.paper.value if measure.paper else None
-    more = [measure.std, len(measure.by_seed), measure.planned, n, m, int(measure.dirty), printed]
+    more = [measure.std, len(measure.by_seed), measure.planned, n, m, int(measure.dirty), printed, int(measure.applicable)]
     lines: list[Sequence[object]] = [[*place, "mean", measure.mean, *more]]
     lines += [[*place, "" if seed is None else seed, value, *[None] * len(more)] for seed, value in measure.by_seed.items()]
     return [["" if each is None else repr(each) if isinstance(each, float) else each for each in line] for line in lines]

@@ -11,23 +11,23 @@ from typing import Any
 
 from mmrl.errors import MmrlError
 from mmrl.files import parse_json, read_regular
-from mmrl.reports.cells import Failure, Plan, Slot
+from mmrl.reports.plans import Failure, Plan, Slot
 from mmrl.reports.results import Results
 
 LARGEST_LOCK = 2**16  # bytes
-TOLD = ("pid", "host", "since")
+IN_LOCKS = ("pid", "host", "since")
 STATES = ("done", "running", "failed", "cancelled", "to do")
 
 
 @dataclass(frozen=True)
 class StatusReport:
-    """What `mmrl status` tells.
+    """What `mmrl status` shows. Scores that are not applicable are not counted.
 
     Attributes:
-        studies: number of cells by state, for each study.
-        total: the same over all studies, a cell that several share counted once.
-        running: what each live process says of itself ('group', 'pid', 'host', 'since').
-        failures: groups not done because of an error or because they were stopped.
+        studies: number of scores by state, for each study.
+        total: the same over all studies, a score that several share counted once.
+        running: what each live process wrote about itself ('run', 'pid', 'host', 'since').
+        failures: of runs not done because of an error or because they were stopped.
         damaged: messages about files that cannot be read.
         seconds_left: estimate; None where nothing is left to do, or nothing is done yet to judge by.
     """
@@ -46,23 +46,23 @@ class StatusReport:
 
     def as_json(self) -> dict[str, Any]:
         """For programs; without tracebacks."""
-        told = [failure.model_dump(mode="json", include={"group", "kind", "what", "error"}) for failure in self.failures]
-        return asdict(self) | {"failures": told}
+        failures = [failure.model_dump(mode="json", include={"run", "kind", "what", "error"}) for failure in self.failures]
+        return asdict(self) | {"failures": failures}
 
 
 def held_locks(folder: Path) -> dict[str, dict[str, Any]]:
-    """Groups whose lock a live process holds, and what it wrote into it."""
+    """Keys of the runs whose lock a live process holds, and what it wrote into the lock."""
     return {path.stem: _content(path) for path in sorted((folder / "locks").glob("*.lock")) if _held(path)}
 
 
 def _held(path: Path) -> bool:
-    """Whether a process holds the file's lock. It is asked for as a reader, who keeps no other reader out, and given back at once."""
+    """Whether a process holds the file's lock. Tries a shared lock, which keeps no other reader out, and releases it at once."""
     try:
         import fcntl
     except ImportError:  # Windows, where runs take no such locks
         return False
     try:
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # opening a pipe would block
             return False
         with path.open("rb") as file:
             try:
@@ -70,7 +70,7 @@ def _held(path: Path) -> bool:
             except BlockingIOError:
                 return True
             fcntl.flock(file, fcntl.LOCK_UN)
-    except OSError:  # it went away meanwhile
+    except OSError:  # removed meanwhile
         pass
     return False
 
@@ -80,20 +80,22 @@ def _content(path: Path) -> dict[str, Any]:
         found = parse_json(read_regular(path, what="lock", most=LARGEST_LOCK))
     except (MmrlError, ValueError):  # being written
         found = None
-    told = {key: found.get(key) for key in TOLD} if isinstance(found, dict) else {}
-    return {"group": path.stem} | {key: value for key, value in told.items() if isinstance(value, (str, int))}
+    written = {key: found.get(key) for key in IN_LOCKS} if isinstance(found, dict) else {}
+    return {"run": path.stem} | {key: value for key, value in written.items() if isinstance(value, (str, int))}
 
 
 def slot_states(results: Results, plan: Plan, locks: Iterable[str]) -> Iterator[tuple[Slot, str]]:
-    """Each slot of the plan with its state. A result counts, whatever failed before it."""
+    """Each applicable slot of the plan with its state. A result counts, whatever failed before it."""
     held = set(locks)
     for slot in plan.slots:
-        if slot.key in results.cells:
+        if not slot.applicable:
+            continue
+        if slot.key in results.tests:
             yield slot, "done"
-        elif slot.group in held:
+        elif slot.run in held:
             yield slot, "running"
-        elif slot.group in results.failures:
-            yield slot, results.failures[slot.group].kind
+        elif slot.run in results.failures:
+            yield slot, results.failures[slot.run].kind
         else:
             yield slot, "to do"
 
@@ -105,20 +107,20 @@ def status(folder: Path | str) -> StatusReport:
         UsageError, MmrlError: as `Results`.
     """
     results = Results(folder)
-    groups = {slot.group for plan in results.plans.values() for slot in plan.slots}
-    locks = {group: told for group, told in held_locks(results.folder).items() if group in groups}
+    runs = {slot.run for plan in results.plans.values() for slot in plan.slots}
+    locks = {run: written for run, written in held_locks(results.folder).items() if run in runs}
     studies: dict[str, Counter[str]] = {}
     by_key: dict[str, tuple[Slot, str]] = {}
     for study, plan in results.plans.items():
         states = list(slot_states(results, plan, locks))
         studies[study] = Counter(state for _, state in states)
         by_key |= {slot.key: (slot, state) for slot, state in states}
-    open_groups = {slot.group for slot, state in by_key.values() if state in ("failed", "cancelled")}
+    not_done = {slot.run for slot, state in by_key.values() if state in ("failed", "cancelled")}
     return StatusReport(
         {study: _all_states(counts) for study, counts in studies.items()},
         _all_states(Counter(state for _, state in by_key.values())),
         tuple(locks.values()),
-        tuple(failure for group, failure in results.failures.items() if group in open_groups),
+        tuple(failure for run, failure in results.failures.items() if run in not_done),
         tuple(_damaged(results)),
         _seconds_left(results, by_key.values(), max(1, len(locks))),
     )
@@ -130,25 +132,25 @@ def _all_states(counts: Mapping[str, int]) -> dict[str, int]:
 
 def _damaged(results: Results) -> list[str]:
     """After every kind of file has been looked at."""
-    for part in (results.plans, results.cells, results.trainings, results.failures):
+    for part in (results.plans, results.runs, results.failures):
         assert part is not None
     return results.damaged
 
 
 def _seconds_left(results: Results, slots: Iterable[tuple[Slot, str]], workers: int) -> float | None:
-    """Each group that is running or to do takes as long as the likest ones that are done; `workers` of them go at a time."""
-    groups: dict[str, list[tuple[Slot, str]]] = defaultdict(list)
+    """Each run that is running or to do takes as long as the most similar ones that are done; `workers` of them run at a time."""
+    runs: dict[str, list[tuple[Slot, str]]] = defaultdict(list)
     for slot, state in slots:
-        groups[slot.group].append((slot, state))
+        runs[slot.run].append((slot, state))
     known: dict[tuple[object, ...], list[float]] = defaultdict(list)
     ahead = []
-    for members in groups.values():
-        slot = members[0][0]
-        likeness = _likeness(slot)
+    for key, members in runs.items():
+        likeness = _likeness(members[0][0])
         states = {state for _, state in members}
         if states == {"done"}:
-            training = results.trainings.get(slot.training or "")
-            took = (training.seconds if training else 0.0) + sum(results.cells[each.key].seconds for each, _ in members)
+            run = results.runs.get(key)
+            trained = run.training.seconds if run and run.training else 0.0
+            took = trained + sum(results.tests[each.key].seconds for each, _ in members)
             for kind in likeness:
                 known[kind].append(took)
         elif states & {"running", "to do"}:
@@ -159,7 +161,7 @@ def _seconds_left(results: Results, slots: Iterable[tuple[Slot, str]], workers: 
 
 
 def _likeness(slot: Slot) -> tuple[tuple[object, ...], ...]:
-    """Keys of groups that may take as long, the likest first."""
+    """Keys of runs that may take as long, the most similar first."""
     return (slot.method, slot.shots, slot.trained_on or slot.dataset), (slot.method,), ()
 
 

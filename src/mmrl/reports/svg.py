@@ -78,10 +78,18 @@ def marker(kind: str, x: float, y: float, size: float = 4.2) -> str:
     return tag("path", d=f"M{x - s:.1f} {y - s:.1f}l{2 * s:.1f} {2 * s:.1f}m0 {-2 * s:.1f}l{-2 * s:.1f} {2 * s:.1f}", class_="stroke thick")
 
 
+def look(series: int) -> tuple[str, str, str]:
+    """Class (colour), marker and dash of a series; all 36 pairs of colour and marker are used before one comes again."""
+    n = len(MARKERS)
+    other = (series + series // n) % n
+    return f"s{series % n}", MARKERS[other], DASHES[other]
+
+
 def swatch(series: int) -> str:
     """The line and mark of a series, for a legend."""
-    line = tag("line", x1=1, y1=7, x2=27, y2=7, class_="stroke", stroke_dasharray=DASHES[series % len(DASHES)])
-    inside = tag("g", line + marker(MARKERS[series % len(MARKERS)], 14, 7, 3.6), class_=f"s{series % len(MARKERS)}")
+    colour, mark, dash = look(series)
+    line = tag("line", x1=1, y1=7, x2=27, y2=7, class_="stroke", stroke_dasharray=dash)
+    inside = tag("g", line + marker(mark, 14, 7, 3.6), class_=colour)
     return tag("svg", inside, width=28, height=14, viewBox="0 0 28 14", aria_hidden="true")
 
 
@@ -139,6 +147,7 @@ class Chart:
 
     def line(self, points: Sequence[tuple[float, float]], series: int, *, marks: bool = True, stds: Sequence[float | None] = ()) -> None:
         """A line through `points` (in values), with marks, and bars of one standard deviation where there is one."""
+        colour, mark, dash = look(series)
         places = [(self.x(x), self.y(y)) for x, y in points]
         inside = []
         for (x, _), (_, value), std in zip(places, points, stds):
@@ -146,10 +155,10 @@ class Chart:
                 inside.append(whisker(x, self.y(value - std), x, self.y(value + std)))
         if len(places) > 1:
             path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-            inside.append(tag("path", d=path, class_="stroke", stroke_dasharray=DASHES[series % len(DASHES)]))
+            inside.append(tag("path", d=path, class_="stroke", stroke_dasharray=dash))
         if marks:
-            inside += [marker(MARKERS[series % len(MARKERS)], x, y) for x, y in places]
-        self.add(tag("g", "".join(inside), class_=f"s{series % len(MARKERS)}"))
+            inside += [marker(mark, x, y) for x, y in places]
+        self.add(tag("g", "".join(inside), class_=colour))
 
     def render(self) -> str:
         """The SVG element."""

@@ -1,1 +1,1 @@
-"""Using what was trained."""
+"""Inference with trained classifiers."""

@@ -1,4 +1,4 @@
-"""A trained classifier to use: images in, class names out."""
+"""A classifier for inference: images in, class names out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from mmrl.clip.device import checked_device
 from mmrl.data import Broken, Item, image_batches, to_rgb, usual_workers, warn_broken
 from mmrl.engine import save_adapter
-from mmrl.engine.evaluate import preprocess_of, trained_mask
+from mmrl.engine.score import preprocess_of, trained_mask
 from mmrl.errors import MmrlError, UsageError
 from mmrl.methods import Method
 from mmrl.names import check_names
@@ -26,8 +26,8 @@ BATCH = 64
 _HEADS_KEPT = 4
 
 
-class Guess(NamedTuple):
-    """One class with its probability in [0, 1]; `trained` tells whether the classifier was taught it."""
+class Prediction(NamedTuple):
+    """One class with its probability in [0, 1]; `trained` is whether the classifier was trained on it."""
 
     name: str
     probability: float
@@ -36,7 +36,7 @@ class Guess(NamedTuple):
 
 class _Head(NamedTuple):
     names: tuple[str, ...]
-    text: Tensor  # (C, embed_dim)
+    head: Any  # of the method, such as class features (C, embed_dim)
     seen: Tensor  # (C,)
 
 
@@ -44,7 +44,7 @@ class Classifier:
     """A method with the class names it was trained on.
 
     Class lists may be changed at every call, and may mix trained and new classes: trained ones are scored with fused features, new ones
-    with the class token's, on one scale (`mmrl.methods.representation.combine_logits`).
+    with the class token's, on one scale.
 
     Args:
         method: trained, or zero-shot.
@@ -69,10 +69,10 @@ class Classifier:
         return self.method.clip.device
 
     def to(self, device: str | torch.device) -> Classifier:
-        """Move it, and the backbone that other classifiers may share, to 'cpu', 'cuda', ... ('auto': the best there is); gives itself back.
+        """Move it, and the backbone that other classifiers may share, to 'cpu', 'cuda', ... ('auto': the best available). Returns itself.
 
         Raises:
-            UsageError: there is no such device here.
+            UsageError: the device is not available.
         """
         self.method.to(checked_device(device))
         self._heads.clear()
@@ -82,27 +82,27 @@ class Classifier:
         return f"Classifier({self.method.name} on {self.method.clip.name}, {len(self.trained)} trained classes)"
 
     def _head(self, classes: Sequence[str] | None, template: Template | None) -> _Head:
-        """Class features of a list. Kept for the latest few lists, as long as the parameters are the same."""
+        """Class features of a list of names, cached for the last few lists until a parameter changes."""
         names = self.trained if classes is None else check_names([classes] if isinstance(classes, str) else classes)
         if not names:
-            raise UsageError("this classifier has no classes of its own; give some (classes=[...], or --classes on the command line).")
+            raise UsageError("this classifier has no classes of its own; pass some (classes=[...], or --classes on the command line).")
         template = check_template(template or self.template)
-        versions = tuple(p._version for p in self.method.parameters())
+        versions = tuple(tensor._version for tensor in (*self.method.parameters(), *self.method.buffers()))
         key = (names, template, versions)
         if key not in self._heads:
             with torch.no_grad():
-                text = self.method.text_features(self.method.class_list(names, template))
-            seen = trained_mask(names, self.trained).to(text.device)
+                head = self.method.head(self.method.class_list(names, template))
+            seen = trained_mask(names, self.trained).to(self.device)
             while len(self._heads) >= _HEADS_KEPT:
                 self._heads.pop(next(iter(self._heads)))
-            self._heads[key] = _Head(names, text, seen)
+            self._heads[key] = _Head(names, head, seen)
         return self._heads[key]
 
     def _probabilities(self, images: Any, head: _Head, skipped: list[Broken] | None = None) -> Tensor:
-        """(B, C) on the CPU, of the images that are not `skipped`: those have their position as key."""
+        """(B, C) on the CPU, of all images but those appended to `skipped`, whose keys are their positions."""
         sources = _listed(images)
         items = [Item(str(i), i) for i in range(len(sources))]
-        files = len(sources) > 1 and all(isinstance(source, (str, Path)) for source in sources)  # others may be one object twice
+        files = len(sources) > 1 and all(isinstance(source, (str, Path)) for source in sources)  # other kinds may be the same object twice
         batches = image_batches(
             lambda item: to_rgb(sources[item.label]), items, self.preprocess, BATCH, usual_workers() if files else 0,
             device=self.method.clip.device, skipped=skipped,
@@ -110,19 +110,17 @@ class Classifier:
         rows = []
         for pixels, _ in batches:
             with torch.no_grad():
-                logits = self.method.logits(pixels, head.text, head.seen)
+                logits = self.method.logits(pixels, head.head, head.seen)
             if not bool(logits.isfinite().all()):
-                raise MmrlError(
-                    "the scores are not finite: the adapter's or the backbone's weights are damaged. Train again, or load them anew."
-                )
+                raise MmrlError("the scores are not finite: the adapter's or the backbone's weights are damaged. Train or load them again.")
             rows.append(logits.float().softmax(-1).cpu())
         return torch.cat(rows) if rows else torch.empty(0, len(head.names))
 
     def predict(self, images: Any, classes: Sequence[str] | None = None, *, template: Template | None = None) -> Any:
-        """The likeliest class name of each image: a list for a list of images, one string for a single image.
+        """The most probable class name of each image: a list for a list of images, one string for a single image.
 
         Args:
-            images: a path, PIL image, array (H, W[, C]), tensor (C, H, W), a batch array or tensor of four dimensions, or a list of such.
+            images: a path, PIL image, array (H, W[, C]), tensor (C, H, W), a batch array or tensor of four dimensions, or a list of these.
             classes: names to choose from, trained or not; default: the trained ones.
 
         Raises:
@@ -145,11 +143,11 @@ class Classifier:
         top: int = 5,
         template: Template | None = None,
         skip_broken: bool = False,
-    ) -> list[list[Guess]]:
-        """The `top` classes of each image, likeliest first.
+    ) -> list[list[Prediction]]:
+        """The `top` classes of each image, most probable first.
 
         Args:
-            skip_broken: an image that is missing or broken gets an empty list, instead of ending it all.
+            skip_broken: return an empty list for a missing or broken image, instead of raising an error.
 
         Warns:
             BrokenImageWarning: images were left out.
@@ -163,18 +161,18 @@ class Classifier:
         skipped: list[Broken] | None = [] if skip_broken else None
         values, order = self._probabilities(images, head, skipped).topk(min(top, len(head.names)), dim=-1)
         rows = zip(values.tolist(), order.tolist())
-        guesses = [[Guess(head.names[i], p, bool(head.seen[i])) for p, i in zip(ps, ids)] for ps, ids in rows]
-        for one in skipped or ():  # in order, so that each finds the place where it was left out
-            guesses.insert(int(one.key), [])
-        warn_broken(skipped or (), len(guesses))
-        return guesses
+        ranked = [[Prediction(head.names[i], p, bool(head.seen[i])) for p, i in zip(ps, ids)] for ps, ids in rows]
+        for one in skipped or ():  # in order, so that each position is right when it is inserted
+            ranked.insert(int(one.key), [])
+        warn_broken(skipped or (), len(ranked))
+        return ranked
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the adapter: trained tensors, configuration, class names, model card."""
+        """Save the adapter to a folder: trained tensors, configuration, class names, model card."""
         return save_adapter(Path(folder), self.method, classes=self.trained, template=self.template, dataset=self.trained_on)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the adapter to a model hub with huggingface_hub; returns the address. Needs its login and a network."""
+        """Upload the adapter to the Hugging Face Hub; returns the URL. Needs a login of huggingface_hub and a network."""
         import tempfile
 
         from huggingface_hub import HfApi
@@ -198,4 +196,4 @@ def _listed(images: Any) -> list[str | Path | Image | np.ndarray | Tensor]:
         return list(images)
     except TypeError as error:
         kind = type(images).__name__
-        raise UsageError(f"images is a {kind}; give a path, a PIL image, an array or a tensor, or a list of such.") from error
+        raise UsageError(f"images is a {kind}; pass a path, a PIL image, an array or a tensor, or a list of these.") from error

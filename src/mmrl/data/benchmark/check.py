@@ -1,4 +1,4 @@
-"""Is a data set of the benchmark all there? What is missing, by its exact path, and how to get it."""
+"""Checking a data set of the benchmark: which files are missing, by their exact paths, and how to get them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mmrl.data.benchmark.entries import Entry
+from mmrl.data.benchmark.entry import Entry, read_benchmark
 from mmrl.data.benchmark.published import Split, split_of
-from mmrl.data.benchmark.read import read_benchmark
 from mmrl.data.benchmark.sources import COOP, pieces_of
 from mmrl.data.parallel import ordered, usual_workers
 from mmrl.data.records import Dataset, Item
@@ -19,22 +18,22 @@ from mmrl.data.splits import PARTS
 from mmrl.errors import MmrlError, UsageError
 from mmrl.files import user_path
 
-Progress = Callable[[int, int], None]  # images looked at, images in all
+Progress = Callable[[int, int], None]  # images checked, images in total
 
 
 @dataclass
 class Report:
-    """What is there of one data set.
+    """The result of checking one data set.
 
     Attributes:
-        state: "ready", "partly" (something is missing or wrong) or "absent" (nothing is there).
-        found, missing: files and folders, whole paths. Images that are there are not listed one by one.
-        counts: for "classes" and each part what is there, and what Table 7 of the paper says (None: nothing).
-        split: where the lists come from, with their hash; None where they could not be read.
-        problems: what is wrong with what is there.
-        unreadable: images that cannot be decoded, whole paths; looked for only with `deep`.
-        notes: what is worth knowing and no fault.
-        fixes: what to do about what is missing or wrong.
+        state: "ready", "partly" (something is missing or wrong) or "absent" (nothing was found).
+        found, missing: files and folders, full paths. Images that exist are not listed.
+        counts: for "classes" and each split the number found, and the number in Table 7 of the paper (None if it has none).
+        split: where the lists come from, with their hash; None if they could not be read.
+        problems: what is wrong with the files found.
+        unreadable: images that cannot be decoded, full paths; checked only with `deep`.
+        notes: further remarks, no errors.
+        fixes: how to get or repair what is missing or wrong.
     """
 
     name: str
@@ -54,36 +53,36 @@ class Report:
         return self.state == "ready"
 
     def lacks(self, target: Path) -> bool:
-        """Whether `target`, or something in it, is missing or cannot be read."""
+        """Whether `target`, or a file in it, is missing or cannot be read."""
         inside = str(target / "_")[:-1]
         return any(path == str(target) or path.startswith(inside) for path in (*self.missing, *self.unreadable))
 
 
 def data_root(given: Path | str | None) -> Path:
-    """The folder with the data sets, from what was given or the environment variable DATA.
+    """The folder with the data sets: `given`, or the environment variable DATA.
 
     Raises:
-        UsageError: neither says it, or it is no folder.
+        UsageError: neither is set, or it is not a folder.
     """
     root = given or os.environ.get("DATA")
     if not root:
-        raise UsageError("where are the data sets? Give their folder with --root, or set the environment variable DATA.")
+        raise UsageError("the folder with the data sets is not set. Pass it with --root, or set the environment variable DATA.")
     place = user_path(root)
     if not os.path.isdir(place):
-        raise UsageError(f"data root {root} is not a folder. Give the one that holds caltech-101/, oxford_pets/, ..., or create it.")
+        raise UsageError(f"data root {root} is not a folder. Pass the one that contains caltech-101/, oxford_pets/, ..., or create it.")
     return place
 
 
 def check_dataset(
     entry: Entry, root: Path, *, deep: bool = False, workers: int | None = None, cache: Path | None = None, progress: Progress | None = None
 ) -> Report:
-    """Look whether every file that `entry` needs is below the data root `root`.
+    """Check that every file that `entry` needs exists below the data root `root`.
 
     Args:
-        deep: decode every image, too.
-        workers: threads that decode; default: one a core.
-        cache: folder for listings that take long.
-        progress: called after each image decoded.
+        deep: also decode every image.
+        workers: number of decoding threads; default: one per core, at most 8.
+        cache: folder in which to cache the listing of ImageNet.
+        progress: called after each decoded image.
     """
     report = Report(entry.name, str(entry.folder_of(root)))
     split = entry.split_of(root)
@@ -108,15 +107,15 @@ def check_dataset(
 
 
 def _is_there(path: Path) -> bool:
-    """Whether it is a file, or a folder with something in it."""
+    """Whether it is a file or a folder that is not empty."""
     try:
         return path.is_file() or (path.is_dir() and any(path.iterdir()))
-    except OSError:  # no permission, say
-        return True  # reading it says more
+    except OSError:  # such as no permission
+        return True  # reading it will give the reason
 
 
 def _look_for_images(report: Report, dataset: Dataset, images: Path) -> list[Item]:
-    """Note the images that are not below the folder `images`; returns the others."""
+    """Record the images that are missing below the folder `images`; returns the others."""
     items = sorted({item for part in PARTS for item in getattr(dataset, part)})
     missing = _missing(images, (item.key for item in items))
     report.missing += [str(images / key) for key in sorted(missing)]
@@ -124,7 +123,7 @@ def _look_for_images(report: Report, dataset: Dataset, images: Path) -> list[Ite
 
 
 def _decode(report: Report, dataset: Dataset, items: list[Item], images: Path, workers: int, progress: Progress | None) -> None:
-    """Note the images that cannot be decoded."""
+    """Record the images that cannot be decoded."""
 
     def broken(item: Item) -> bool:
         try:
@@ -141,7 +140,7 @@ def _decode(report: Report, dataset: Dataset, items: list[Item], images: Path, w
 
 
 def _missing(images: Path, keys: Iterable[str]) -> set[str]:
-    """Those of `keys` that are no files below `images`. Each folder is listed once, no file is opened."""
+    """The `keys` that are not files below `images`. Each folder is listed once; no file is opened."""
     by_folder: dict[str, set[str]] = defaultdict(set)
     for key in keys:
         folder, slash, name = key.rpartition("/")
@@ -153,7 +152,7 @@ def _missing(images: Path, keys: Iterable[str]) -> set[str]:
 
 
 def _files_in(folder: Path) -> set[str]:
-    """Names of the files in `folder`, none where it is not there. Raises UsageError where it cannot be listed."""
+    """Names of the files in `folder`; empty if it does not exist. Raises UsageError if it cannot be listed."""
     if not os.path.isdir(folder):
         return set()
     try:
@@ -166,7 +165,7 @@ def _files_in(folder: Path) -> set[str]:
 def _is_file(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_file()
-    except OSError:  # a link to itself, say
+    except OSError:  # such as a link to itself
         return False
 
 
@@ -181,7 +180,7 @@ def _count(report: Report, entry: Entry, dataset: Dataset) -> None:
 
 
 def _advise(report: Report, entry: Entry, root: Path) -> None:
-    """Say what to do: which files to get where, and the command that puts them in their places."""
+    """Add the fixes: which files to get from where, and the command that puts them in place."""
     if report.ready:
         return
     folder = entry.folder_of(root)
@@ -193,7 +192,7 @@ def _advise(report: Report, entry: Entry, root: Path) -> None:
     split = entry.split_of(root)
     lacking = report.problems or not all(os.path.exists(path) for path in entry.needs_of(root))
     if split is not None and not os.path.isfile(split) and lacking:
-        report.fixes.append(f"or, in place of {' and '.join(entry.needs)}: {split.name} from {COOP}, the published split")
+        report.fixes.append(f"or, instead of {' and '.join(entry.needs)}: {split.name} from {COOP}, the published split")
     if report.unreadable:
         report.fixes.append("remove the images that cannot be read")
     if report.problems:
@@ -201,4 +200,4 @@ def _advise(report: Report, entry: Entry, root: Path) -> None:
     if get:
         report.fixes.append(f"put them into {folder} and run: mmrl data prepare {entry.name} --root {root}")
     elif report.missing:
-        report.fixes.append("put the missing files where they belong, as named above")
+        report.fixes.append("put the missing files at the paths above")

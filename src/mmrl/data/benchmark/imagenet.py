@@ -1,7 +1,7 @@
-"""ImageNet and its variants: one folder a class, named by WordNet id, or by the class's number.
+"""ImageNet and its variants: one folder per class, named by WordNet id, or by the class's number.
 
-Listings are sorted, so draws are the same on every disk; the CoOp family takes ImageNet's files in the order of the disk,
-and its draws there cannot be reproduced elsewhere.
+Listings are sorted, so draws are the same on every disk. CoOp lists ImageNet's files in the order of the disk, so its ImageNet draws
+cannot be reproduced on another one.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from mmrl.data.benchmark.entry import Entry
 from mmrl.data.folder import IMAGE_ENDINGS, subfolders
 from mmrl.data.records import Contents, Item, check_utf8
 from mmrl.data.splits import class_name
@@ -19,12 +19,9 @@ from mmrl.errors import MmrlError, UsageError
 from mmrl.files import read_json, read_regular, write_json
 from mmrl.names import distinct_names
 
-if TYPE_CHECKING:
-    from mmrl.data.benchmark.entries import Entry
-
 
 def whole(entry: Entry, root: Path, cache: Path | None) -> Contents:
-    """ImageNet itself: the label is the position of the folder in images/train; images/val is the test set, none validates."""
+    """ImageNet itself: labels follow the order of the folders in images/train; images/val is the test set; no validation set."""
     names = _names(entry, root)
     folders = _known(subfolders(entry.images_of(root) / "train"), names, entry, root)
     labels = {folder: label for label, folder in enumerate(folders)}
@@ -34,24 +31,24 @@ def whole(entry: Entry, root: Path, cache: Path | None) -> Contents:
 
 
 def _check_val(entry: Entry, root: Path, folders: list[str]) -> None:
-    """Raises UsageError where the folders of images/val are not `folders`, those of images/train."""
+    """Raises UsageError if images/val has other class folders than images/train."""
     train, val = (entry.images_of(root) / split for split in ("train", "val"))
     here = subfolders(val)
     strange, missing = sorted(set(here) - set(folders)), sorted(set(folders) - set(here))
     if strange:
-        raise UsageError(f"{val} has '{strange[0]}', which {train} has not.")
+        raise UsageError(f"{val} has '{strange[0]}', which {train} does not have.")
     if missing:
         flat = sum(_is_image(name) for name in os.listdir(val))
         outside = f", but {flat:,} images outside class folders" if flat else ""
         raise UsageError(
-            f"{val} has no folder for {len(missing)} of the {len(folders)} classes, {missing[0]} for one{outside}. Move {val.name}/ away, "
+            f"{val} has no folder for {len(missing)} of the {len(folders)} classes, such as {missing[0]}{outside}. Move {val.name}/ away, "
             f"and run `mmrl data prepare {entry.name} --from FOLDER` with ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz in "
             "FOLDER: it puts each image into the folder of its class."
         )
 
 
 def variant(entry: Entry, root: Path, cache: Path | None) -> Contents:
-    """A test set with the classes whose folders are there, by WordNet id."""
+    """A test set whose folders are WordNet ids; its classes are those with a folder."""
     names = _names(entry, root)
     folders = _known(subfolders(entry.images_of(root)), names, entry, root)
     items = _items(entry.images_of(root), "", {folder: label for label, folder in enumerate(folders)}, cache)
@@ -59,7 +56,7 @@ def variant(entry: Entry, root: Path, cache: Path | None) -> Contents:
 
 
 def numbered(entry: Entry, root: Path, cache: Path | None) -> Contents:
-    """A test set whose folders are the positions, from 0, of the classes in ImageNet."""
+    """A test set whose folders are the labels of ImageNet, from 0."""
     names = {str(position): name for position, name in enumerate(_names(entry, root).values())}
     folders = sorted(_known(subfolders(entry.images_of(root)), names, entry, root), key=int)
     items = _items(entry.images_of(root), "", {folder: label for label, folder in enumerate(folders)}, cache)
@@ -69,8 +66,8 @@ def numbered(entry: Entry, root: Path, cache: Path | None) -> Contents:
 def _names(entry: Entry, root: Path) -> dict[str, str]:
     """Class name by WordNet id, sorted by id, from the lines `n01440764 tench` of classnames.txt.
 
-    CLIP's names for ImageNet have "missile", "sunglasses" and others twice. The second of a name becomes `missile (2)`, which is
-    spoken "missile" (`mmrl.names`): the two prompts are the same, as in the authors' runs, and results tell the classes apart.
+    CLIP's names for ImageNet have "missile", "sunglasses" and others twice. The second becomes `missile (2)`, which prompts write as
+    "missile" (`mmrl.names`): the two prompts are the same, as in the authors' runs, but results tell the classes apart.
     """
     (path,) = entry.needs_of(root)
     try:
@@ -91,26 +88,26 @@ def _known(folders: list[str], names: dict[str, str], entry: Entry, root: Path) 
     if strange:
         raise UsageError(
             f"{len(strange)} of {len(folders)} class folders of {entry.title} have no name in {entry.needs_of(root)[0]}, "
-            f"'{strange[0]}' for one. Add lines like 'n01440764 tench', or remove the folders."
+            f"such as '{strange[0]}'. Add lines like 'n01440764 tench', or remove the folders."
         )
     return folders
 
 
 def _items(images: Path, below: str, labels: dict[str, int], cache: Path | None) -> list[Item]:
-    """Items of the class folders in `images`/`below`; subfolders of a class are not looked into."""
+    """Items of the class folders in `images`/`below`; subfolders of a class are ignored."""
     prefix = f"{below}/" if below else ""
     listing = list_classes(images / below, list(labels), cache)
     return [Item(f"{prefix}{folder}/{file}", label) for folder, label in labels.items() for file in listing[folder]]
 
 
 def list_classes(place: Path, folders: list[str], cache: Path | None) -> dict[str, list[str]]:
-    """Sorted names of the image files in each of `folders`, which are in `place`.
+    """Sorted names of the image files in each of `folders` of `place`.
 
-    With a `cache` folder the names are kept there; a class folder is listed anew when its time of change is another, so
-    the 1.28 million files of ImageNet are listed once.
+    The names are cached in the folder `cache`, if given, so that the 1.28 million files of ImageNet are listed only once. A class
+    folder is listed again if its modification time has changed.
 
     Raises:
-        UsageError: a folder has no image, or one whose name is not UTF-8.
+        UsageError: a folder has no image, or an image name is not UTF-8.
     """
     file = cache / f"listing-{hashlib.sha256(str(place.resolve()).encode()).hexdigest()[:16]}.json" if cache else None
     kept = _kept(file)
@@ -143,7 +140,7 @@ def _is_image(name: str) -> bool:
 
 
 def _kept(file: Path | None) -> dict[str, tuple[int, list[str]]]:
-    """What a listing file says, or nothing where there is none or it is damaged: it is written anew then."""
+    """Content of a listing file; empty if it is missing or damaged, in which case it is rewritten."""
     if file is None or not file.is_file():
         return {}
     try:

@@ -1,5 +1,4 @@
-"""Variables of MATLAB files, read by scipy in a process of its own: on some files that are cut or have a bit flipped, its reader ends the
-process it runs in."""
+"""Variables of MATLAB files, read by scipy in a subprocess, since some truncated or corrupted files crash its reader."""
 
 from __future__ import annotations
 
@@ -10,16 +9,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 300.0  # seconds; these files have some 200 kB
-MOST = 10**6  # values: no list of images here has more than 10^5
-MEMORY = 4 * 2**30  # bytes of address space, where the system can bound it: a small file may inflate without end
+PATIENCE = 300.0  # seconds; these files have about 200 kB
+MOST = 10**6  # values; no list of images has more than 10^5
+MEMORY = 4 * 2**30  # bytes of address space, if the system can limit it: a small file may decompress to any size
 
 
 def read_variable(path: Path, name: str) -> list[Any]:
-    """The variable `name`, flat: numbers and texts, cells as lists, structs as dicts.
+    """The variable `name`, flattened: numbers and strings, cells as lists, structs as dicts.
 
     Raises:
-        ValueError: the file is damaged, or has no such variable.
+        ValueError: the file is damaged, or does not have the variable.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", __name__, str(path), name]
@@ -50,7 +49,7 @@ def main(path: str, name: str) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    except (ImportError, ValueError, OSError):  # not to be had here
+    except (ImportError, ValueError, OSError):  # not available on this system
         pass
     import numpy as np
     from scipy.io import loadmat

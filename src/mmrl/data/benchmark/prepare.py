@@ -1,4 +1,4 @@
-"""From the archives that a user downloaded to the layout that is read, without touching what is there already."""
+"""Building the layout of a data set from downloaded archives, without replacing existing files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmrl.data.benchmark.check import Report, check_dataset
-from mmrl.data.benchmark.entries import ENTRIES, Entry
+from mmrl.data.benchmark.entries import ENTRIES
+from mmrl.data.benchmark.entry import Entry
 from mmrl.data.benchmark.sources import SOURCES, Piece, find_file, pieces_of
 from mmrl.data.benchmark.unpack import is_archive, unpack
 from mmrl.errors import MmrlError, UsageError
@@ -21,30 +22,30 @@ _TEMPORARY = ".prepare-"
 
 
 def prepare_dataset(entry: Entry, root: Path, *, source: Path | None = None, download: bool = False, say: Say = lambda _: None) -> Report:
-    """Put the data set together below the data root `root`, from archives and files in `source` or in its own folder.
+    """Build the data set below the data root `root`, from archives and files in `source` or in its own folder.
 
-    Archives are unpacked beside their place and moved there when they are whole. A file that is there is never replaced.
+    Archives are unpacked to a temporary folder and moved into place once complete. Existing files are never replaced.
 
     Args:
-        download: let torchvision fetch what it can, where the archives given do not do.
-        say: called with a line on each thing done.
+        download: let torchvision download what the given archives do not provide, if it can.
+        say: called with one line per step.
 
     Returns:
-        What `check_dataset` says in the end.
+        The report of `check_dataset` afterwards.
 
     Raises:
-        UsageError: `source` is no folder, or `download` for a data set that torchvision cannot download.
-        MmrlError: an archive is damaged or not safe, the download failed, or nothing can be written.
+        UsageError: `source` is not a folder, or `download` for a data set that torchvision cannot download.
+        MmrlError: an archive is damaged or unsafe, the download failed, or files cannot be written.
     """
     if source is not None and not source.is_dir():
-        raise UsageError(f"--from {source} is not a folder. Give the one that holds the downloaded archives.")
+        raise UsageError(f"--from {source} is not a folder. Pass the one that contains the downloaded archives.")
     if download:
         _downloader(entry)
     report = check_dataset(entry, root)
     folder = entry.folder_of(root)
     tried: set[tuple[Path, str]] = set()
     while not report.ready and _from_files(entry, root, source, report, tried, say):
-        report = check_dataset(entry, root)  # only once the lists are there it shows which images are missing
+        report = check_dataset(entry, root)  # which images are missing is known only once the lists exist
     if download and not report.ready:
         with _beside(folder) as temporary:
             _download(entry, temporary, say)
@@ -52,12 +53,14 @@ def prepare_dataset(entry: Entry, root: Path, *, source: Path | None = None, dow
         report = check_dataset(entry, root)
     left = sorted(path.name for path in folder.glob(f"{_TEMPORARY}*")) if folder.is_dir() else []
     if left:
-        report.notes.append(f"{', '.join(left)} in {folder} is left from a run that was killed, or belongs to one that still runs")
+        report.notes.append(
+            f"{', '.join(left)} in {folder} is left over from a run that was killed, or belongs to one that is still running"
+        )
     return report
 
 
 def _from_files(entry: Entry, root: Path, source: Path | None, report: Report, tried: set[tuple[Path, str]], say: Say) -> bool:
-    """Place every piece that is needed and whose archive or file is found and was not tried. Whether there was one."""
+    """Place every missing piece whose archive or file is found and was not tried before. Returns whether there was one."""
     folder = entry.folder_of(root)
     places = [place for place in (source, folder) if place is not None]
     if entry.same_classes_as in ENTRIES:
@@ -83,7 +86,7 @@ def _from_files(entry: Entry, root: Path, source: Path | None, report: Report, t
 
 
 def _from_archive(file: Path, pieces: list[Piece], places: list[Path], folder: Path, say: Say) -> None:
-    first = pieces[0]  # an archive that needs a way of its own holds one piece
+    first = pieces[0]  # an archive with its own `unpack` holds one piece
     others = {name: find_file((name,), places) for name in first.with_files}
     missing = [name for name, path in others.items() if path is None]
     if missing:
@@ -101,13 +104,13 @@ def _from_archive(file: Path, pieces: list[Piece], places: list[Path], folder: P
 
 
 def _needed(piece: Piece, folder: Path, report: Report) -> bool:
-    """Whether it, or something in it, is not there."""
+    """Whether it, or a file in it, is missing."""
     target = folder / piece.target
     return not target.exists() or report.lacks(target)
 
 
 def _place(pieces: list[Piece], unpacked: Path, folder: Path, say: Say) -> None:
-    """Move each piece from the folder `unpacked` to its place; the shallowest file or folder of its name is it."""
+    """Move each piece from the folder `unpacked` to its place: the least nested file or folder of its name."""
     found: list[tuple[Path, Piece]] = []
     for piece in pieces:
         named = [path for name in piece.called for path in unpacked.rglob(name)]
@@ -115,10 +118,10 @@ def _place(pieces: list[Piece], unpacked: Path, folder: Path, say: Say) -> None:
             found.append((min(named, key=_depth), piece))
         else:
             top = ", ".join(sorted(path.name for path in unpacked.iterdir())[:5])
-            say(f"there is no {' or '.join(piece.called)} in it, but {top or 'nothing'}")
-    for path, piece in sorted(found, key=lambda pair: -_depth(pair[0])):  # one may lie in the folder that is another
+            say(f"it does not contain {' or '.join(piece.called)}, but {top or 'nothing'}")
+    for path, piece in sorted(found, key=lambda pair: -_depth(pair[0])):  # one may be inside another
         added, kept = _merge(path, folder / piece.target)
-        say(f"{folder / piece.target}: " + (f"{added} added, {kept} there already and kept" if kept else "added"))
+        say(f"{folder / piece.target}: " + (f"{added} added, {kept} already there and kept" if kept else "added"))
 
 
 def _depth(path: Path) -> int:
@@ -126,7 +129,7 @@ def _depth(path: Path) -> int:
 
 
 def _merge(source: Path, target: Path) -> tuple[int, int]:
-    """Move `source` to `target`, whole where nothing is there, else what is missing of it. Returns how many were moved and kept."""
+    """Move `source` to `target`; if that exists, only what it lacks. Returns how many were moved and how many kept."""
     if not os.path.lexists(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         os.rename(source, target)
@@ -139,7 +142,7 @@ def _merge(source: Path, target: Path) -> tuple[int, int]:
 
 @contextmanager
 def _beside(folder: Path) -> Iterator[Path]:
-    """A temporary folder on the disk of `folder`, so that a rename moves what is in it; removed in the end."""
+    """A temporary folder on the disk of `folder`, so that moving files is a rename; removed afterwards."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder))
@@ -148,7 +151,7 @@ def _beside(folder: Path) -> Iterator[Path]:
     try:
         yield temporary
     except OSError as error:
-        raise MmrlError(f"cannot put files into {folder}: {error}. What is there is whole; run the command again.") from error
+        raise MmrlError(f"cannot write files to {folder}: {error}. The files already there are complete; run the command again.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -162,7 +165,7 @@ def _downloader(entry: Entry) -> str:
 
 
 def _by_hand(entry: Entry) -> str:
-    return f"`mmrl data check {entry.name}` says which files to get; give their folder with --from."
+    return f"`mmrl data check {entry.name}` says which files to get; pass their folder with --from."
 
 
 def _download(entry: Entry, into: Path, say: Say) -> None:

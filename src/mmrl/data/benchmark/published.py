@@ -1,9 +1,9 @@
-"""Which split files are the published ones: told by what is in them.
+"""Recognising the published split files by their content.
 
-The name tells nothing: where the file is missing, the CoOp family's code draws a split and writes it under the same name.
-`published.json` has, for each data set with a published split file, how many images Table 7 counts in each list, and some
-entries of the training and validation lists with their places. They come from few-shot draws that were made from the published
-files and made public with the images' places in them; `source` names where. No entry of a test list is known: it is only counted.
+The file name is not enough: if the file is missing, CoOp's code draws a split and writes it under the same name. For each data set with a
+published split file, `published.json` has the sizes of its lists as in Table 7, and some entries of the training and validation lists with
+their positions. They come from few-shot draws made from the published files and published with those positions; `source` says where. No
+entry of a test list is known, so only its size is checked.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any, Literal
 from mmrl.data.records import Contents, Dataset
 from mmrl.data.splits import PARTS, class_name
 
-Row = tuple[int, str, int, str]  # place in its list, key, label, class name as the file writes it
+Row = tuple[int, str, int, str]  # position in its list, key, label, class name as in the file
 _WORDS = {"classes": "classes", "train": "training images", "val": "validation images", "test": "test images"}
-_APART = "results do not stand beside the paper's"
+_APART = "results do not compare with the paper's"
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Facts:
 
     Attributes:
         source: where `train` and `val` come from.
-        counts: classes, and images of each list, as Table 7 has them.
-        train, val: entries and their places, from 0.
+        counts: number of classes, and of images in each list, as in Table 7.
+        train, val: entries with their positions, from 0.
     """
 
     source: str
@@ -41,7 +41,7 @@ class Facts:
 
 @cache
 def all_facts() -> dict[str, Facts]:
-    """What `published.json` says, by data set."""
+    """Content of `published.json`, by data set."""
     written = json.loads(files(__package__).joinpath("published.json").read_text(encoding="utf-8"))
 
     def rows(known: list[list[Any]]) -> tuple[Row, ...]:
@@ -51,17 +51,17 @@ def all_facts() -> dict[str, Facts]:
 
 
 def facts_of(name: str) -> Facts | None:
-    """What is known of the data set's published split file; None where none is published, or the set is not the paper's."""
+    """What is known of the data set's published split file; None if none is published, or the set is not one of the paper's."""
     return all_facts().get(name)
 
 
 def known_split(name: str, contents: Contents | Dataset) -> bool:
-    """Whether these lists are the published ones, as far as known: all counts are right, and every known entry is in its place."""
+    """Whether these lists are the published ones, as far as known: all counts and all known entries agree."""
     return facts_of(name) is not None and not differences(name, contents)
 
 
 def differences(name: str, contents: Contents | Dataset) -> list[str]:
-    """What is otherwise in `contents` than in the published split, a line for each known count and entry."""
+    """Differences between `contents` and the published split, one line for each known count or entry."""
     facts = facts_of(name)
     if facts is None:
         return []
@@ -83,7 +83,7 @@ def _entry(key: str, label: int, name: str) -> str:
 
 
 def lists_hash(contents: Contents | Dataset) -> str:
-    """16 hex digits of a SHA-256 over the three lists: each image's key, label and class name, in order."""
+    """16 hex digits of the SHA-256 of the three lists: key, label and class name of each image, in order."""
     digest = hashlib.sha256()
     for part in PARTS:
         items = getattr(contents, part)
@@ -98,11 +98,11 @@ class Split:
     """Where the lists of a data set come from.
 
     Attributes:
-        kind: "published"; "other", a split file that is not the published one; "drawn here", as there is no split file; "as given",
-            where none is published: the lists or folders of the data set's authors, or a set from outside this package.
-        file: name of the split file, whether it is there or not; None for a set without one.
+        kind: "published"; "other", a split file that is not the published one; "drawn here", if the split file is missing; "as given",
+            if none is published: the authors' lists or folders, or a set registered from outside this package.
+        file: name of the split file, whether it exists or not; None for a set without one.
         lists: hash of the three lists.
-        differences: for "other", what is known to be otherwise, a line each.
+        differences: for "other", the known differences, one line each.
     """
 
     kind: Literal["published", "other", "drawn here", "as given"]
@@ -123,7 +123,7 @@ class Split:
 
 
 def split_of(name: str, file: str | None, there: bool, contents: Contents | Dataset) -> Split:
-    """Where `contents` come from.
+    """The `Split` of `contents`.
 
     Args:
         name: of the data set.

@@ -1,8 +1,8 @@
-"""Readers of the raw layouts, for who has no published split file.
+"""Readers of the raw layouts, used if the published split file is missing.
 
-Each takes (entry, data root, cache folder or None) and gives the contents. Where the authors' own files leave the split,
-or a part of it, open, it is drawn here, from sorted lists and a generator seeded by the class's name: the same on every
-machine, with the counts of the published split files, but not with the same images. Results from the two differ.
+Each takes (entry, data root, cache folder or None) and returns the contents. If the authors' files do not define the split, or a part of
+it, it is drawn here from sorted lists with a generator seeded by the class's name. Such a split is the same on every machine and has the
+counts of the published one, but not its images, so results differ.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mmrl.data.benchmark.entry import Entry, Reader
 from mmrl.data.benchmark.matlab import read_variable
 from mmrl.data.folder import class_names, images_below, subfolders
 from mmrl.data.records import Contents
@@ -19,15 +20,11 @@ from mmrl.data.splits import Row, class_name, contents_of, divide, family_sizes,
 from mmrl.errors import UsageError
 from mmrl.files import read_regular
 
-if TYPE_CHECKING:
-    from mmrl.data.benchmark.entries import Entry
-
 LARGEST_MAT = 2**25  # bytes; the largest of the 15 has some 200 kB
-Reader = Callable[["Entry", Path, "Path | None"], Contents]
 
 
 def class_folders(*, leave_out: Iterable[str] = (), rename: Mapping[str, str] | None = None) -> Reader:
-    """A reader of one folder a class, 50/20/30 of each; `rename` maps folders to names that are not the folder's."""
+    """A reader of one folder per class, split 50/20/30; `rename` maps folders to class names."""
     skipped, names = set(leave_out), rename or {}
 
     def read(entry: Entry, root: Path, cache: Path | None) -> Contents:
@@ -41,7 +38,7 @@ def class_folders(*, leave_out: Iterable[str] = (), rename: Mapping[str, str] | 
 
 
 def pet_lists(entry: Entry, root: Path, cache: Path | None) -> Contents:
-    """Lines `Abyssinian_100 1 1 1`: image, class from 1, species, breed. The class's name is the image's without its number."""
+    """Lines `Abyssinian_100 1 1 1`: image, class from 1, species, breed. The class name is the image's name without its number."""
 
     def row(line: str) -> Row:
         image, number, _species, _breed = line.split()
@@ -52,7 +49,7 @@ def pet_lists(entry: Entry, root: Path, cache: Path | None) -> Contents:
 
 
 def aircraft_lists(entry: Entry, root: Path, cache: Path | None) -> Contents:
-    """Lines `1025794 707-320` in a file for each part; the label is the variant's line in variants.txt."""
+    """Lines `1025794 707-320` in one file per split; the label is the variant's line in variants.txt."""
     variants, *parts = entry.needs_of(root)
     labels = {name: label for label, name in enumerate(_lines(variants))}
 
@@ -76,7 +73,7 @@ def scene_lists(entry: Entry, root: Path, cache: Path | None) -> Contents:
 
 
 def action_lists(entry: Entry, root: Path, cache: Path | None) -> Contents:
-    """Lines `ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1`, in the test list without the number, which is the one in classInd.txt."""
+    """Lines `ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1`, in the test list without the number; labels are those of classInd.txt."""
     index, training, testing = entry.needs_of(root)
 
     def entry_of(line: str) -> tuple[str, int]:
@@ -94,7 +91,7 @@ def action_lists(entry: Entry, root: Path, cache: Path | None) -> Contents:
 
 
 def flower_labels(entry: Entry, root: Path, cache: Path | None) -> Contents:
-    """imagelabels.mat has the class, from 1, of image_00001.jpg and those after it; cat_to_name.json the names. 50/20/30 of each class."""
+    """imagelabels.mat has the classes, from 1, of image_00001.jpg, ...; cat_to_name.json has their names. Split 50/20/30 per class."""
     labels_file, names_file = entry.needs_of(root)
     labels = _whole_numbers(labels_file, "labels")
     names = json_of_user(names_file, "list of class names")
@@ -104,13 +101,13 @@ def flower_labels(entry: Entry, root: Path, cache: Path | None) -> Contents:
             groups[class_name(names[str(label)])].append(f"image_{number:05d}.jpg")
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"{names_file} must name every class of {labels_file}, as {{'1': 'pink primrose', ...}}; {error} fails."
+            f"{names_file} must name every class of {labels_file}, as {{'1': 'pink primrose', ...}}; {error} is missing or invalid."
         ) from error
     return divide(groups, family_sizes)
 
 
 def car_annotations(entry: Entry, root: Path, cache: Path | None) -> Contents:
-    """Classes, from 1, and file names in .mat files; in a class's name the year moves to the front."""
+    """Classes, from 1, and file names in .mat files; the year moves to the front of the class name."""
     meta, train, test = entry.needs_of(root)
     names = _mat(meta, "class_names")
 
@@ -120,7 +117,7 @@ def car_annotations(entry: Entry, root: Path, cache: Path | None) -> Contents:
                 label, key = int(car["class"]) - 1, f"{folder}/{car['fname'].strip()}"
                 model, _, year = names[label].rpartition(" ")
             except (LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
-                raise UsageError(f"{path} is not what the authors of {entry.title} publish: {error!r}. Get it again.") from error
+                raise UsageError(f"{path} is not as the authors of {entry.title} publish it: {error!r}. Download it again.") from error
             yield key, label, f"{year} {model}"
 
     parts = {**hold_out(rows(train, "cars_train")), "test": list(rows(test, "cars_test"))}
@@ -128,35 +125,37 @@ def car_annotations(entry: Entry, root: Path, cache: Path | None) -> Contents:
 
 
 def _mat(path: Path, name: str) -> list[Any]:
-    """The variable `name` of a MATLAB file, flat. Raises UsageError where the file is damaged or lacks it."""
+    """The variable `name` of a MATLAB file, flattened. Raises UsageError if the file is damaged or does not have it."""
     read_regular(path, what="MATLAB file", most=LARGEST_MAT)
     try:
         return read_variable(path, name)
     except ValueError as error:
-        raise UsageError(f"{path} cannot be read as a MATLAB file: {error}. Get it again from the authors of the data set.") from error
+        raise UsageError(f"{path} cannot be read as a MATLAB file: {error}. Download it again.") from error
 
 
 def _whole_numbers(path: Path, name: str) -> list[int]:
     found = _mat(path, name)
     if not all(isinstance(value, (int, float)) and float(value).is_integer() for value in found):
-        raise UsageError(f"'{name}' of {path} has something that is no whole number. Get it again from the authors of the data set.")
+        raise UsageError(f"'{name}' of {path} has a value that is not an integer. Download it again.")
     return [int(value) for value in found]
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines that are not blank, stripped."""
+    """All lines but blank ones, stripped."""
     try:
         text = read_regular(path, what="list").decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(f"cannot read {path}: {error}. Get it again.") from error
+        raise UsageError(f"cannot read {path}: {error}. Download it again.") from error
     yield from (line.strip() for line in text.splitlines() if line.strip())
 
 
 def _rows(path: Path, parse: Callable[[str], Any]) -> Iterator[Any]:
-    """`parse` of every line. Raises UsageError with the line that cannot be parsed."""
+    """`parse` of every line. Raises UsageError with the first line that cannot be parsed."""
     for line in _lines(path):
         try:
             row = parse(line)
         except (ValueError, KeyError, IndexError) as error:
-            raise UsageError(f"{path}: the line '{line:.80}' is not as the authors publish it ({error!r}). Get the file again.") from error
+            raise UsageError(
+                f"{path}: the line '{line:.80}' is not as the authors publish it ({error!r}). Download the file again."
+            ) from error
         yield row

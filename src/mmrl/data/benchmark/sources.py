@@ -1,4 +1,4 @@
-"""Where the files of each data set come from: the authors' archives, by their usual names, and what lies where in them."""
+"""Where the files of each data set come from: the authors' archives, by their usual names, and what they contain."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from mmrl.data.benchmark.entries import Entry
+from mmrl.data.benchmark.entry import Entry
 from mmrl.data.benchmark.unpack import unpack_train, unpack_val
 
 COOP = "CoOp's page on data sets"
@@ -17,12 +17,12 @@ class Piece:
     """One file or folder of a layout.
 
     Attributes:
-        target: where it goes, below the data set's folder.
-        files: usual names of the file it comes in, any of them: an archive, or itself. Itself is looked for in any case.
-        names: what it is called in there, any of these; by default as the last part of `target`.
+        target: its path below the data set's folder.
+        files: usual names of the file that contains it, an archive or the file itself; the latter is always searched for.
+        names: its possible names in the archive; by default the last part of `target`.
         home: where to get it, in words.
-        unpack: for an archive that is no plain copy of the layout: (archive, folder, files in `with_files`).
-        with_files: files that `unpack` needs besides.
+        unpack: for an archive with another structure than the layout: (archive, folder, files in `with_files`).
+        with_files: further files that `unpack` needs.
     """
 
     target: str
@@ -44,7 +44,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Sources:
-    """How a data set is put together. `torchvision`: name of the class there that can download it, if any."""
+    """The pieces of a data set. `torchvision`: name of the class in `torchvision.datasets` that can download it, if any."""
 
     pieces: tuple[Piece, ...]
     torchvision: str | None = None
@@ -126,13 +126,13 @@ SOURCES: dict[str, Sources] = {
 
 
 def pieces_of(entry: Entry) -> tuple[Piece, ...]:
-    """Everything that a data set may be put together from; only the published split is known of one from outside this package."""
+    """All pieces of a data set; for one registered from outside this package, only the published split."""
     known = SOURCES[entry.name].pieces if entry.name in SOURCES else ()
     return (*known, Piece(entry.split, (entry.split,), COOP)) if entry.split else known
 
 
 def find_file(names: tuple[str, ...], places: list[Path]) -> Path | None:
-    """The first file in `places` that has one of these names, upper and lower case alike."""
+    """The first file in `places` that has one of these names, ignoring case."""
     for place in places:
         here = {path.name.lower(): path for path in sorted(place.iterdir()) if path.is_file()} if place.is_dir() else {}
         for name in names:

@@ -1,4 +1,4 @@
-"""Opening archives that came from elsewhere: nothing is written outside the folder asked for, nor more than such an archive can hold."""
+"""Unpacking untrusted archives: nothing is written outside the target folder, and the unpacked size is limited."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from mmrl.errors import MmrlError
 
 ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
 MOST_MEMBERS = 2_000_000  # ImageNet, the largest, has 1.3 million images
-MOST_TIMES = 100  # its own size that an archive may unpack to: photographs hardly shrink, lists and .mat files to a tenth
-SMALL = 2**24  # bytes that any archive may unpack to, however small it is
-RESERVE = 2**28  # bytes of the disk that stay free
+MOST_TIMES = 100  # unpacked to packed size: photographs hardly shrink, lists and .mat files to a tenth
+SMALL = 2**24  # bytes; allowed for any archive, however small
+RESERVE = 2**28  # bytes of the disk to leave free
 _BROKEN = (
     tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, LZMAError, RuntimeError, NotImplementedError,
 )  # fmt: skip
 _ADVICE = {errno.ENAMETOOLONG: "It holds a name that is too long for this disk", errno.ENOSPC: "Free some space"}
-_JUNK = "__MACOSX"  # what one system's archiver adds for itself, like names that start with "._"
+_JUNK = "__MACOSX"  # added by macOS, like names that start with "._"
 
 
 def is_archive(name: str) -> bool:
@@ -41,9 +41,9 @@ def unpack(archive: Path, into: Path) -> None:
     """Write the files of a tar (plain or gzip) or zip archive below `into`.
 
     Raises:
-        MmrlError: it is damaged, or no archive; it holds a symbolic link, a device or a path that leads out of it; it would unpack to
-            more than 100 times its size or two million files, or to more than the disk has room for; this Python is too old to unpack
-            safely. What was written until then stays, so let `into` be a folder of its own.
+        MmrlError: it is damaged or not an archive; it contains a symbolic link, a device or a path outside `into`; it would unpack to
+            more than 100 times its size, to more than two million files, or to more than fits on the disk; this Python is too old to
+            unpack safely. Files written before the error remain, so use a temporary folder.
     """
     with _explained(archive):
         budget = _Budget(archive, into)
@@ -53,14 +53,14 @@ def unpack(archive: Path, into: Path) -> None:
                 for info in wanted:
                     budget.member(info.file_size)
                 for info in wanted:
-                    file.extract(info, into)  # no more bytes than declared: zipfile cuts the rest, whose checksum is then wrong
+                    file.extract(info, into)  # zipfile writes no more bytes than declared, and checks their checksum
         else:
             with archive.open("rb") as raw, _tar(raw, budget) as tar:
                 _extract_all(tar, into, budget)
 
 
 def unpack_train(archive: Path, into: Path, _: list[Path]) -> None:
-    """ImageNet's training images: one archive a class inside the large one, each to a folder of its own. Raises as `unpack`."""
+    """ImageNet's training images: one archive per class inside the large one, each unpacked to its own folder. Raises as `unpack`."""
     with _explained(archive):
         budget = _Budget(archive, into)
         with archive.open("rb") as raw, _tar(raw, budget) as tar:
@@ -72,9 +72,9 @@ def unpack_train(archive: Path, into: Path, _: list[Path]) -> None:
 
 
 def unpack_val(archive: Path, into: Path, beside: list[Path]) -> None:
-    """ImageNet's validation images, from one flat archive to a folder a class; `beside` holds the development kit, which knows them.
+    """ImageNet's validation images, from one flat archive to one folder per class; `beside` is the development kit with the labels.
 
-    Raises as `unpack`, and MmrlError where the kit does not fit the images.
+    Raises as `unpack`, and MmrlError if the kit does not fit the images.
     """
     with _explained(beside[0]), beside[0].open("rb") as raw, _tar(raw, _Budget(beside[0], into)) as kit:
         wnids = _validation_wnids(kit)
@@ -92,7 +92,7 @@ def unpack_val(archive: Path, into: Path, beside: list[Path]) -> None:
 
 
 class _Budget:
-    """What an archive may unpack to. Each method raises MmrlError where that would be more."""
+    """Limits of what an archive may unpack to. Each method raises MmrlError if one is exceeded."""
 
     def __init__(self, archive: Path, into: Path) -> None:
         self.archive = archive
@@ -103,7 +103,7 @@ class _Budget:
         self.members = self.written = self.taken = 0
 
     def member(self, size: int) -> None:
-        """A file of `size` bytes is to be written."""
+        """Count a file of `size` bytes that is about to be written."""
         self.members += 1
         self.written += size
         if self.members > MOST_MEMBERS:
@@ -115,7 +115,7 @@ class _Budget:
             )
 
     def take(self, size: int) -> None:
-        """`size` bytes are to be read or skipped, after decompression."""
+        """Count `size` decompressed bytes that are about to be read or skipped."""
         self.taken += size
         self._check(self.taken)
 
@@ -133,7 +133,7 @@ class _Budget:
 
 
 class _Counted(io.BufferedIOBase):
-    """What tarfile reads of an archive, counted: headers, long names and what is skipped cost time and memory as files do."""
+    """Counts what tarfile reads of an archive: headers, long names and skipped members cost time and memory, too."""
 
     def __init__(self, stream: IO[bytes], budget: _Budget) -> None:
         self._stream, self._budget = stream, budget
@@ -157,7 +157,7 @@ class _Counted(io.BufferedIOBase):
 
 @contextmanager
 def _tar(raw: IO[bytes], budget: _Budget) -> Iterator[tarfile.TarFile]:
-    """The tar archive, plain or gzip, that `raw` holds."""
+    """The tar archive, plain or gzip, in `raw`."""
     if not hasattr(tarfile, "data_filter"):
         raise MmrlError("this Python cannot unpack a tar archive safely. Update to 3.10.12, 3.11.4, or later.")
     zipped = raw.read(2) == b"\x1f\x8b"
@@ -168,7 +168,7 @@ def _tar(raw: IO[bytes], budget: _Budget) -> Iterator[tarfile.TarFile]:
 
 
 def _extract_all(tar: tarfile.TarFile, into: Path, budget: _Budget) -> None:
-    """Each member is looked at before it is written, in one pass: `extractall` would decompress the archive twice."""
+    """Check and write each member in one pass; `extractall` would decompress the archive twice."""
     for member in tar:
         budget.member(member.size)
         tar.extract(member, into, filter=_safe)
@@ -188,7 +188,7 @@ def _validation_wnids(kit: tarfile.TarFile) -> list[str]:
         wnids = [wnid[int(line)] for line in truth.read().decode().split()]
     except (LookupError, ValueError, TypeError, AssertionError) as error:
         raise tarfile.TarError(f"it is not the development kit of ILSVRC2012, tasks 1 and 2 ({error!r})") from error
-    strange = [name for name in wnids if not re.fullmatch(r"n\d{8}", name)]  # they become names of folders
+    strange = [name for name in wnids if not re.fullmatch(r"n\d{8}", name)]  # they become folder names
     if strange:
         raise tarfile.TarError(f"it has a class '{strange[0]}', which is no WordNet id like n01440764")
     return wnids
@@ -199,7 +199,7 @@ def _explained(archive: Path) -> Iterator[None]:
     try:
         yield
     except _BROKEN as error:
-        first = str(error).partition(":\n")[0]  # tarfile adds what each format said
+        first = str(error).partition(":\n")[0]  # tarfile appends the error of each format
         why = f"{first}. It is damaged, cut short, no archive, or not as its authors made it: download it again"
         raise MmrlError(f"{archive} cannot be unpacked: {why}.") from error
     except OSError as error:
@@ -208,14 +208,14 @@ def _explained(archive: Path) -> Iterator[None]:
 
 
 def _safe(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo | None:
-    """For tarfile: the member as it may be written, or None to pass it over."""
+    """Filter for tarfile: the member as it may be written, or None to skip it."""
     path = PurePosixPath(member.name)
     if path.name.startswith("._") or _JUNK in path.parts:
         return None
     if member.issym() or path.is_absolute():
         raise tarfile.TarError(f"it holds '{member.name}', which is a link or leads out of it")
     safe = tarfile.data_filter(member, into)
-    if member.islnk() and not Path(into, member.linkname).is_file():  # tarfile would unpack a copy of what comes later
+    if member.islnk() and not Path(into, member.linkname).is_file():  # tarfile would unpack a later member in its place
         raise tarfile.TarError(f"it holds '{member.name}', a link to '{member.linkname}', which is not before it")
     return safe
 

@@ -1,70 +1,96 @@
-"""A try at one group, wherever it is computed: what it gives is written, and how it ended is noted."""
+"""A try at one job, wherever it is computed: what it gives is written, and how it ended is noted."""
 
 from __future__ import annotations
 
+import shutil
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from pathlib import Path
 
 import torch
 
-from mmrl.engine.grid.binding import Group
-from mmrl.engine.grid.store import Kind, ResultsFolder
-from mmrl.engine.run_record import environment
-from mmrl.errors import MmrlError
-from mmrl.reports.cells import CellRecord, Failure
-from mmrl.reports.records import Part
+from mmrl.data import BrokenImageWarning
+from mmrl.engine.adapter import CONFIG
+from mmrl.engine.checkpoint import STATE
+from mmrl.engine.context import Context
+from mmrl.engine.fit import Place
+from mmrl.engine.grid.store import ResultsFolder
+from mmrl.engine.jobs import Job
+from mmrl.engine.record import environment
+from mmrl.engine.run import Save, run
+from mmrl.errors import DamagedError, MmrlError
+from mmrl.reports.plans import Failure
+from mmrl.reports.records import RunRecord
 
-WAIT = 1.0  # seconds between looks at groups that another process holds
+WAIT = 1.0  # seconds between looks at jobs that another process holds
 Say = Callable[[str], None]
 
 
 @dataclass
 class Outcome:
-    """What became of the groups: keys by what happened."""
+    """What became of the jobs: keys by what happened."""
 
     done: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
 
-def missing_cells(group: Group, store: ResultsFolder) -> set[str]:
-    """Keys of the group's cells that have no (whole) result."""
-    return {key for _, key in group.cells if not store.has("cells", key)}
+def missing_tests(job: Job, store: ResultsFolder) -> set[str]:
+    """Keys of the job's tests that have no (whole) score, or of all where the training is not described."""
+    record, keys = store.run(job.key), {key for _, key in job.tests}
+    if record is None or (job.training and record.training is None):
+        return keys
+    return keys - {test.key for test in record.tests}
 
 
-def missing_keys(group: Group, store: ResultsFolder) -> set[str]:
-    """Keys of the group's cells, and of its training, that have no whole record."""
-    trained = group.training is None or store.has("trainings", group.key)
-    return missing_cells(group, store) | (set() if trained else {group.key})
+def compute(job: Job, context: Context, work: Path | None, before: RunRecord | None, save: Save) -> None:
+    """Run `job`, going on where it was interrupted in the folder `work`; where that is damaged, from the start.
+
+    Raises:
+        as `run`.
+    """
+    place = Place(work, resume=True, progress=False, workers=context.bench.workers, skip_broken=context.bench.skip_broken)
+    with warnings.catch_warnings():  # the record keeps them
+        warnings.simplefilter("ignore", BrokenImageWarning)
+        if work is not None and (work / CONFIG).exists() and not (work / STATE).exists():  # half deleted: nothing to go on from
+            shutil.rmtree(work)
+        try:
+            run(job, context, place, before=before, save=save)
+        except DamagedError:
+            if work is None:
+                raise
+            shutil.rmtree(work)
+            run(job, context, place, before=before, save=save)
 
 
-def failed_since(group: Group, store: ResultsFolder, began: datetime) -> bool:
-    failure = store.read("failed", group.key)
+def failed_since(job: Job, store: ResultsFolder, began: datetime) -> bool:
+    failure = store.read("failed", job.key)
     return isinstance(failure, Failure) and failure.kind == "failed" and failure.environment.started >= began
 
 
-def outcome_of(groups: Sequence[Group], store: ResultsFolder, began: datetime) -> Outcome:
-    """What became of the groups since `began`."""
+def outcome_of(jobs: Sequence[Job], store: ResultsFolder, began: datetime) -> Outcome:
+    """What became of the jobs since `began`."""
     outcome = Outcome()
-    for group in groups:
-        lacks = missing_cells(group, store)
-        failed = lacks and failed_since(group, store, began)
-        (outcome.failed if failed else outcome.left if lacks else outcome.done).append(group.key)
+    for job in jobs:
+        lacks = missing_tests(job, store)
+        failed = lacks and failed_since(job, store, began)
+        (outcome.failed if failed else outcome.left if lacks else outcome.done).append(job.key)
     return outcome
 
 
-def failure_of(group: Group, error: BaseException, device: torch.device) -> Failure:
-    """The note on what ended the group; its traceback is there unless the message says all."""
+def failure_of(job: Job, error: BaseException, device: torch.device) -> Failure:
+    """The note on what ended the job; its traceback is there unless the message says all."""
     stopped = isinstance(error, KeyboardInterrupt)
     clear = stopped or isinstance(error, MmrlError)
     return Failure(
-        schema="mmrl.failure/1",
-        group=group.key,
+        schema="mmrl.failure/2",
+        run=job.key,
         kind="cancelled" if stopped else "failed",
-        what=group.label,
+        what=job.label,
         error="stopped by the user" if stopped else str(error) or type(error).__name__,
         traceback="" if clear else "".join(traceback.format_exception(error)),
         environment=environment(device, datetime.now(timezone.utc)),
@@ -72,24 +98,24 @@ def failure_of(group: Group, error: BaseException, device: torch.device) -> Fail
 
 
 class Attempt:
-    """One try at `group`, which this process has claimed."""
+    """One try at `job`, which this process has claimed."""
 
-    def __init__(self, group: Group, store: ResultsFolder, say: Say) -> None:
-        self.group, self.store, self._say = group, store, say
-        self._tops: list[str] = []
+    def __init__(self, job: Job, store: ResultsFolder, say: Say) -> None:
+        self.job, self.store, self._say = job, store, say
+        self._tops: dict[str, str] = {}
         self._began = time.monotonic()
 
-    def save(self, kind: Kind, key: str, record: Part) -> None:
-        self.store.write(kind, key, record)
-        if isinstance(record, CellRecord):
-            self._tops.append(f"{record.dataset} {record.classes} {record.scores.top1:.1%}")
+    def save(self, record: RunRecord) -> None:
+        self.store.add_run(record)
+        asked = {key for _, key in self.job.tests}
+        self._tops |= {test.key: f"{test.dataset} {test.classes} {test.scores.top1:.1%}" for test in record.tests if test.key in asked}
 
     def succeeded(self) -> None:
-        self.store.forget("failed", self.group.key)
-        self._say(f"{self.group.label}: {', '.join(self._tops)} ({time.monotonic() - self._began:.0f} s)")
+        self.store.forget("failed", self.job.key)
+        self._say(f"{self.job.label}: {', '.join(self._tops.values())} ({time.monotonic() - self._began:.0f} s)")
 
     def ended(self, failure: Failure) -> None:
         """Note why it did not succeed; what was saved is kept."""
-        self.store.write("failed", self.group.key, failure)
+        self.store.write("failed", self.job.key, failure)
         if failure.kind == "failed":
-            self._say(f"failed: {self.group.label}: {failure.error}")
+            self._say(f"failed: {self.job.label}: {failure.error}")

@@ -1,7 +1,7 @@
-"""Groups on a Ray cluster.
+"""Jobs on a Ray cluster.
 
-This process, the driver, claims groups, hands them to workers and writes what they send back: the results folder need not be shared.
-Every machine needs the same mmrl, and the data sets and backbone files at the same paths; nothing but the groups is sent to it.
+This process, the driver, claims jobs, hands them to workers and writes what they send back: the results folder need not be shared.
+Every machine needs the same mmrl, and the data sets and backbone files at the same paths; nothing but the jobs is sent to it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from typing import Any
 
 import torch
 
-from mmrl.engine.grid.attempt import WAIT, Attempt, Outcome, Say, failed_since, failure_of, missing_cells, missing_keys, outcome_of
-from mmrl.engine.grid.binding import Bench, Group
+from mmrl.engine.context import Bench
+from mmrl.engine.grid.attempt import WAIT, Attempt, Outcome, Say, failed_since, failure_of, missing_tests, outcome_of
 from mmrl.engine.grid.local import cores
 from mmrl.engine.grid.remote import CPUS, Result, Worker, pack, unpack
 from mmrl.engine.grid.store import ResultsFolder
+from mmrl.engine.jobs import Job
 from mmrl.errors import MmrlError, UsageError
 
-RETRIES = 3  # of a group whose worker process died
+RETRIES = 3  # of a job whose worker process died
 PATIENCE = 15.0  # seconds for a cluster to answer
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 HERE = torch.device("cpu")  # of the driver
@@ -37,9 +38,9 @@ PROBE = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); ra
 
 
 def run_on_ray(
-    groups: Sequence[Group], bench: Bench, store: ResultsFolder, *, address: str | None = None, gpu_fraction: float = 0.0, say: Say
+    jobs: Sequence[Job], bench: Bench, store: ResultsFolder, *, address: str | None = None, gpu_fraction: float = 0.0, say: Say
 ) -> Outcome:
-    """Compute what is missing on a Ray cluster. A group that fails is noted, and the others go on.
+    """Compute what is missing on a Ray cluster. A job that fails is noted, and the others go on.
 
     A process that is connected to Ray already stays so, and `address` is not used.
 
@@ -54,11 +55,11 @@ def run_on_ray(
     if not (gpu_fraction == 0 or 0.01 <= gpu_fraction <= 1):
         raise UsageError(f"--gpu-fraction {gpu_fraction:g}: a run uses one GPU or a part of it. Give 0.01 to 1, or 0 for the CPU.")
     began = datetime.now(timezone.utc)
-    todo = [group for group in groups if missing_cells(group, store)]
+    todo = [job for job in jobs if missing_tests(job, store)]
     if todo:
         with _connected(address):
             _Crew(bench, store, round(gpu_fraction, 4), began, say).work_through(todo)
-    return outcome_of(groups, store, began)
+    return outcome_of(jobs, store, began)
 
 
 @contextmanager
@@ -113,7 +114,7 @@ def _check_answers(address: str) -> None:
 
 @dataclass
 class _Run:
-    """A group at work: by whom, and the claim on it."""
+    """A job at work: by whom, and the claim on it."""
 
     worker: Any
     attempt: Attempt
@@ -121,7 +122,7 @@ class _Run:
 
 
 class _Crew:
-    """Workers, one for each place in the cluster, and the groups that they compute.
+    """Workers, one for each place in the cluster, and the jobs that they compute.
 
     A worker is a Ray actor: it keeps its GPU for as long as it lives, as the backbone in it must. Those that the cluster has no room for
     yet are given nothing.
@@ -143,12 +144,12 @@ class _Crew:
         self._deaths: Counter[str] = Counter()
         self._stillborn = 0
 
-    def work_through(self, groups: Sequence[Group]) -> None:
-        """Have every group computed that no other process holds, and look again at those that one did, until all are done or failed."""
+    def work_through(self, jobs: Sequence[Job]) -> None:
+        """Have every job computed that no other process holds, and look again at those that one did, until all are done or failed."""
         import ray
 
         self.say(f"Ray: up to {self._places()} runs at a time")
-        waiting = list(groups)
+        waiting = list(jobs)
         try:
             while waiting or self._running:
                 waiting = self._hand_out(waiting)
@@ -162,12 +163,12 @@ class _Crew:
                         waiting += self._collect(reference)
         except KeyboardInterrupt as error:
             for run in self._running.values():
-                run.attempt.ended(failure_of(run.attempt.group, error, HERE))
+                run.attempt.ended(failure_of(run.attempt.job, error, HERE))
             raise
         finally:
             for run in self._running.values():
                 ray.kill(run.worker)
-                self.store.release(run.attempt.group.key, run.claim)
+                self.store.release(run.attempt.job.key, run.claim)
             for worker in (*self._starting.values(), *self._free):
                 ray.kill(worker)
 
@@ -186,35 +187,35 @@ class _Crew:
             raise UsageError(f"no machine of the Ray cluster has what a run needs: {lacks}, or add a machine to the cluster.")
         return places
 
-    def _hand_out(self, waiting: list[Group]) -> list[Group]:
-        """Give groups to free workers. Returns those that still wait."""
+    def _hand_out(self, waiting: list[Job]) -> list[Job]:
+        """Give jobs to free workers. Returns those that still wait."""
         wanted = min(self._places(), len(waiting) + len(self._running))
         for _ in range(wanted - len(self._starting) - len(self._free) - len(self._running)):
             worker = self._actor.remote(*self._contract)
             self._starting[worker.__ray_ready__.remote()] = worker
-        still: list[Group] = []
-        for place, group in enumerate(waiting):
+        still: list[Job] = []
+        for place, job in enumerate(waiting):
             if not self._free:
                 return [*still, *waiting[place:]]
-            if missing_cells(group, self.store) and not failed_since(group, self.store, self.began):
-                claim = self.store.claim(group.key)
+            if missing_tests(job, self.store) and not failed_since(job, self.store, self.began):
+                claim = self.store.claim(job.key)
                 if claim is None:  # another process computes it
-                    still.append(group)
+                    still.append(job)
                 else:
-                    self._start(group, claim)
+                    self._start(job, claim)
         return still
 
-    def _start(self, group: Group, claim: int) -> None:
+    def _start(self, job: Job, claim: int) -> None:
         import ray
 
-        missing = missing_keys(group, self.store)
-        if not missing_cells(group, self.store):  # done by another process between the look and the claim
-            self.store.release(group.key, claim)
+        if not missing_tests(job, self.store):  # done by another process between the look and the claim
+            self.store.release(job.key, claim)
             return
-        home = self.store.work(group.key).absolute()
+        home = self.store.work(job.key).absolute()
         kept = [ray.put(pack(home))] if home.is_dir() and len(ray.nodes()) > 1 else []
         worker = self._free.pop()
-        self._running[worker.compute.remote(group, missing, home, kept)] = _Run(worker, Attempt(group, self.store, self.say), claim)
+        reference = worker.compute.remote(job, self.store.run(job.key), home, kept)
+        self._running[reference] = _Run(worker, Attempt(job, self.store, self.say), claim)
 
     def _welcome(self, reference: Any) -> None:
         import ray
@@ -229,44 +230,44 @@ class _Crew:
         else:
             self._free.append(worker)
 
-    def _collect(self, reference: Any) -> list[Group]:
-        """Write what a worker sends. Returns the group if it must be computed again."""
+    def _collect(self, reference: Any) -> list[Job]:
+        """Write what a worker sends. Returns the job if it must be computed again."""
         run = self._running[reference]
         result = self._answer(reference, run)
         del self._running[reference]  # not before: what is in there is taken care of when the user stops us
         try:
             if result is None:
-                return [run.attempt.group]
+                return [run.attempt.job]
             self._write(run.attempt, result)
             return []
         finally:
-            self.store.release(run.attempt.group.key, run.claim)
+            self.store.release(run.attempt.job.key, run.claim)
 
     def _answer(self, reference: Any, run: _Run) -> Result | None:
         """What a worker sends, or None if it died and another shall try."""
         import ray
 
-        group = run.attempt.group
+        job = run.attempt.job
         try:
             result: Result = ray.get(reference)
         except ray.exceptions.RayTaskError as error:  # it cannot be sent
-            result = Result(failure=failure_of(group, error, HERE))
+            result = Result(failure=failure_of(job, error, HERE))
         except ray.exceptions.RayError as error:
             ray.kill(run.worker)  # it may be alive behind a lost connection
-            self._deaths[group.key] += 1
-            if self._deaths[group.key] <= RETRIES:
-                self.say(f"{group.label}: its worker process died; once more")
+            self._deaths[job.key] += 1
+            if self._deaths[job.key] <= RETRIES:
+                self.say(f"{job.label}: its worker process died; once more")
                 return None
             dead = MmrlError(f"its worker process died {RETRIES + 1} times, as when memory runs out. {_last_line(error)}")
-            return Result(failure=failure_of(group, dead, HERE))
+            return Result(failure=failure_of(job, dead, HERE))
         self._free.append(run.worker)
         return result
 
     def _write(self, attempt: Attempt, result: Result) -> None:
         if result.files:
-            unpack(result.files, self.store.work(attempt.group.key))
-        for kind, key, record in result.records:
-            attempt.save(kind, key, record)
+            unpack(result.files, self.store.work(attempt.job.key))
+        if result.record:
+            attempt.save(result.record)
         if result.failure is None:
             attempt.succeeded()
         else:  # by this machine's clock, which `began` was read from

@@ -1,4 +1,4 @@
-"""A worker of `mmrl.engine.grid.cluster`: computes groups in a process that may be on another machine, and sends back what they give."""
+"""A worker of `mmrl.engine.grid.cluster`: computes jobs in a process that may be on another machine, and sends back what they give."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from typing import Any
 import torch
 
 from mmrl.clip import load_clip
-from mmrl.engine.grid.attempt import failure_of
-from mmrl.engine.grid.binding import Bench, Context, Group, options_at_test
-from mmrl.engine.grid.store import Kind
-from mmrl.engine.grid.work import run_group
+from mmrl.engine.context import Bench, Context
+from mmrl.engine.grid.attempt import compute, failure_of
+from mmrl.engine.jobs import Job
 from mmrl.errors import MmrlError, Notice
 from mmrl.files import write_bytes
-from mmrl.reports.cells import Failure
-from mmrl.reports.records import Part
+from mmrl.reports.plans import Failure
+from mmrl.reports.records import RunRecord
 
 CPUS = 1  # of a worker, and so its threads
 Files = dict[str, bytes]  # by path below their folder
@@ -31,19 +30,19 @@ Files = dict[str, bytes]  # by path below their folder
 
 @dataclass
 class Result:
-    """What a group gave: all records up to the failure, if there was one.
+    """What a job gave: its record up to the failure, if there was one.
 
     Attributes:
         files: of the training's folder, where the worker could not write into the driver's.
     """
 
-    records: list[tuple[Kind, str, Part]] = field(default_factory=list)
+    record: RunRecord | None = None
     failure: Failure | None = None
     files: Files = field(default_factory=dict)
 
 
 class Worker:
-    """Computes one group after another. Its backbone and data sets are kept from the first one on, and end with its process.
+    """Computes one job after another. Its backbone and data sets are kept from the first one on, and end with its process.
 
     Args:
         node: Ray's name of the driver's machine; there the driver's folders are used.
@@ -67,42 +66,41 @@ class Worker:
             self._context = Context(self.bench, load_clip(self.bench.backbone, device=self.device))
         return self._context
 
-    def compute(self, group: Group, missing: set[str], home: Path, kept: list[Any]) -> Result:
-        """The cells of `group` whose keys are in `missing`.
+    def compute(self, job: Job, before: RunRecord | None, home: Path, kept: list[Any]) -> Result:
+        """The tests of `job` that `before` lacks.
 
         Args:
-            home: the training's folder on the driver's machine.
+            home: the run's folder on the driver's machine.
             kept: reference to the files in it, or nothing.
         """
         result = Result()
 
-        def save(kind: Kind, key: str, record: Part) -> None:
-            result.records.append((kind, key, record))
+        def save(record: RunRecord) -> None:
+            result.record = record
 
         with TemporaryDirectory(prefix="mmrl-") as temporary:
-            work = home if self.near else Path(temporary) / group.key
+            work = home if self.near else Path(temporary) / job.key
             try:
                 if kept and not self.near:
                     import ray
 
                     unpack(ray.get(kept[0]), work)
                 context = self.context()
-                _check_same(group, context)
-                run_group(group, context, work if group.training else None, save, missing=missing)
+                _check_same(job, context)
+                compute(job, context, work if job.training else None, before, save)
             except Exception as error:
                 device = self._context.clip.device if self._context else torch.device("cpu")
-                failure = failure_of(group, error, device)
+                failure = failure_of(job, error, device)
                 result.failure = failure.model_copy(update={"error": failure.error.replace(str(work), str(home))})
             if not self.near:
                 result.files = pack(work)
         return result
 
 
-def _check_same(group: Group, context: Context) -> None:
+def _check_same(job: Job, context: Context) -> None:
     """Raises MmrlError if backbone or data are others than those that the driver made the keys from."""
-    ready = context.prepare(group.training) if group.training else None
-    for cell, key in group.cells:
-        if context.cell_key(cell, group.key if ready else None, options_at_test(cell, ready)) != key:
+    for cell, key in job.tests:
+        if context.test_key(cell, job.key if job.training else None) != key:
             raise MmrlError(
                 f"{socket.gethostname()} has another mmrl, another backbone '{context.clip.name}' or other files of {cell.dataset} than "
                 "the machine that made the plan, or they changed since. Put the same on all machines, and start the command again."

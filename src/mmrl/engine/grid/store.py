@@ -13,18 +13,17 @@ from typing import Any, Literal
 
 from mmrl.errors import MmrlError, UsageError
 from mmrl.files import lock, parse_json, sweep, unlock, user_path, write_json
-from mmrl.reports.cells import FORMAT, MARKER, CellRecord, Failure, Plan, Slot, TrainingRecord
 from mmrl.reports.cost import COST_FILE, CostRow, CostTable
-from mmrl.reports.records import Part, with_offset
+from mmrl.reports.plans import FORMAT, MARKER, Failure, Plan, Slot
+from mmrl.reports.records import Part, RunRecord, with_offset
 from mmrl.reports.results import check_format, read_part
 from mmrl.version import __version__
 
 CACHE = "cache"
 MOST_DEATHS = 10  # remembered of a group
-Kind = Literal["cells", "trainings", "failed", "plans"]
+Kind = Literal["runs", "failed", "plans"]
 PARTS: dict[Kind, tuple[type[Part], str]] = {
-    "cells": (CellRecord, "cell"),
-    "trainings": (TrainingRecord, "training record"),
+    "runs": (RunRecord, "run record"),
     "failed": (Failure, "failure"),
     "plans": (Plan, "plan"),
 }
@@ -57,7 +56,7 @@ class ResultsFolder:
         return self.folder / kind / f"{key}.json"
 
     def work(self, key: str) -> Path:
-        """Folder of the training `key`: adapter, draw, checkpoints."""
+        """Folder of the run `key`: adapter, draw, checkpoints."""
         return self.folder / "work" / key
 
     @property
@@ -72,12 +71,19 @@ class ResultsFolder:
         except MmrlError:
             return None
 
-    def has(self, kind: Kind, key: str) -> bool:
-        return self.path(kind, key).exists() and self.read(kind, key) is not None
+    def run(self, key: str) -> RunRecord | None:
+        """The record of a run as far as it has come, or None where there is no whole one."""
+        found = self.read("runs", key) if self.path("runs", key).exists() else None
+        return found if isinstance(found, RunRecord) else None
+
+    def add_run(self, record: RunRecord) -> None:
+        """Write a run's record, with the tests that were there before; the caller has claimed the run."""
+        before = self.run(record.key)
+        self.write("runs", record.key, record.joined(before) if before else record)
 
     def write(self, kind: Kind, key: str, content: Part) -> None:
         plain = content.model_dump(mode="json", by_alias=True)
-        write_json(self.path(kind, key), plain, compact=kind in ("cells", "trainings"))
+        write_json(self.path(kind, key), plain, compact=kind == "runs")
 
     def forget(self, kind: Kind, key: str) -> None:
         self.path(kind, key).unlink(missing_ok=True)

@@ -10,7 +10,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const cell = row.cells[column];
       return cell.dataset.value === undefined ? cell.textContent.trim() : Number(cell.dataset.value);
     };
-    const empty = (one) => one === "" || one === "–missing";
+    const empty = (one) => ["", "–missing", "n/a"].includes(one);
     const compare = (one, two) =>
       typeof one === "number" && typeof two === "number" ? one - two : String(one).localeCompare(String(two), undefined, { numeric: true });
     const rows = [...table.tBodies[0].rows].map((row) => [value(row), row]);

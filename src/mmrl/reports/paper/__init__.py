@@ -1,4 +1,8 @@
-"""The numbers printed in the MMRL paper (README.md beside this file says which, and which of them do not add up)."""
+"""The numbers printed in the MMRL paper (README.md beside this file says which, and which of them do not add up).
+
+`published` is a method's name in the paper's tables: 'CLIP' for zero-shot, 'Linear probe CLIP', 'CoOp', 'MMRL'. A name that is in none of
+them has no numbers.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,7 @@ from functools import cache
 from importlib.resources import files
 
 AVERAGE = "average"
-NAMES = {
-    "zero-shot": "CLIP", "linear-probe": "Linear probe CLIP", "coop": "CoOp", "cocoop": "CoCoOp", "proda": "ProDA", "kgcoop": "KgCoOp",
-    "maple": "MaPLe", "promptsrc": "PromptSRC", "provp": "ProVP", "metaprompt": "MetaPrompt", "tcp": "TCP", "mma": "MMA", "mmrl": "MMRL",
-}  # fmt: skip
+OWN = "MMRL"  # the paper's method, of which its ablations are
 DATASETS = (
     "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397", "dtd", "eurosat",
     "ucf101",
@@ -76,31 +77,33 @@ def is_full(variant: str) -> bool:
     return _plain(variant) in ("", "full", "mmrl")
 
 
-def base_to_novel(method: str, dataset: str, metric: str) -> Printed | None:
-    """Table 1. `dataset` may be 'average'; `metric`: base, novel or hm; `method`: mmrl's name of it, as everywhere here."""
-    return _find("table1_base_to_novel", metric, {"method": NAMES.get(method, ""), "dataset": dataset})
+def base_to_novel(published: str, dataset: str, metric: str) -> Printed | None:
+    """Table 1. `dataset` may be 'average'; `metric`: base, novel or hm."""
+    return _find("table1_base_to_novel", metric, {"method": published, "dataset": dataset})
 
 
-def cross_dataset(method: str, target: str) -> Printed | None:
+def cross_dataset(published: str, target: str) -> Printed | None:
     """Table 2. `target`: imagenet (the source), one of the ten, or 'average' of the ten."""
-    return _find("table2_cross_dataset", "accuracy", {"method": NAMES.get(method, ""), "target": target})
+    return _find("table2_cross_dataset", "accuracy", {"method": published, "target": target})
 
 
-def domain_generalisation(method: str, target: str) -> Printed | None:
+def domain_generalisation(published: str, target: str) -> Printed | None:
     """Table 3. `target`: imagenet or one of its four variants; no average is printed."""
-    return _find("table3_domain_generalization", "accuracy", {"method": NAMES.get(method, ""), "target": target})
+    return _find("table3_domain_generalization", "accuracy", {"method": published, "target": target})
 
 
-def few_shot(method: str, dataset: str, shots: int) -> Printed | None:
+def few_shot(published: str, dataset: str, shots: int) -> Printed | None:
     """Tables 10 and 11. `dataset` may be 'average'."""
-    return _find("table10_11_few_shot", "accuracy", {"method": NAMES.get(method, ""), "dataset": dataset, "shots": str(shots)})
+    return _find("table10_11_few_shot", "accuracy", {"method": published, "dataset": dataset, "shots": str(shots)})
 
 
-def ablation(study: str, variant: str, dataset: str, metric: str) -> Printed | None:
-    """MMRL with `variant` as the value of what `study` changes, on 'average' or, for lambda, on one data set.
+def ablation(published: str, study: str, variant: str, dataset: str, metric: str) -> Printed | None:
+    """The paper's own method with `variant` as the value of what `study` changes, on 'average' or, for lambda, on one data set.
 
     Tables 4 (variants, rep-dim), 5 (alpha; lambda on imagenet), 8 (lambda: HM of each data set) and 9 (regulariser).
     """
+    if published != OWN:
+        return None
     if study == "lambda":
         if dataset == "imagenet" and (found := _find("table5_lambda_imagenet", metric, {"lambda": variant})):
             return found
@@ -108,13 +111,13 @@ def ablation(study: str, variant: str, dataset: str, metric: str) -> Printed | N
     if study not in _ABLATIONS or dataset != AVERAGE:
         return None
     table, column = _ABLATIONS[study]
-    variant = "MMRL" if study == "variants" and is_full(variant) else variant
+    variant = OWN if study == "variants" and is_full(variant) else variant
     return _find(table, metric, {column: variant})
 
 
-def cost(method: str) -> dict[str, str] | None:
+def cost(published: str) -> dict[str, str] | None:
     """The line of Table 6: ImageNet, 16 shots, an RTX 4090; values as printed."""
-    return next((row for row in rows("table6_cost") if row["method"] == NAMES.get(method, "")), None)
+    return next((row for row in rows("table6_cost") if row["method"] == published), None)
 
 
 def datasets() -> tuple[dict[str, str], ...]:

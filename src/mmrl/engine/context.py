@@ -1,0 +1,231 @@
+"""What runs have in common: where and with what they are computed, their data sets, and the keys that identify their results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mmrl import methods, recipes
+from mmrl.clip import Clip
+from mmrl.data import Dataset, Draw, GivenDraws, draw_shots, load_dataset, read_draw, readable
+from mmrl.engine.config import FitConfig
+from mmrl.engine.fit import items_hash
+from mmrl.errors import UsageError
+from mmrl.protocols import Cell, Training
+from mmrl.templates import Template, check_template
+
+KEY_FORMAT = 3  # a new one whenever equal inputs give other numbers
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and with what runs are computed; plain data, so that it can be sent to other processes.
+
+    Attributes:
+        root: the folder of the data sets.
+        cache: folder for listings and drawn pictures.
+        precision: of training, where the user gives one for all runs; tests are in float32.
+        skip_broken: leave broken images out instead of stopping.
+        workers: threads that prepare images.
+        batch_size: at test.
+        draws: folder of draws to train on, for the data sets that it has some of (`mmrl.data.GivenDraws`).
+        draw: the draw to train on, of a single run: made before, or the file of one; then `shots` of the training does not matter.
+        test_share: of each class's images, for folders and lists that do not say which images test; None tests on all that are not drawn.
+        allow_fewer: whether a class with fewer images than asked for gives all it has, as in the CoOp family.
+        template: prompt, or several, instead of the data sets'.
+        beside_zero_shot: whether zero-shot CLIP is scored with every test, on the same images.
+        source: of the values that the user gave, for records.
+    """
+
+    backbone: str
+    root: Path | None = None
+    cache: Path | None = None
+    precision: str | None = None
+    skip_broken: bool = False
+    workers: int = 0
+    batch_size: int = 100
+    draws: Path | None = None
+    draw: Draw | Path | str | None = None
+    test_share: float | None = 0.5
+    allow_fewer: bool = True
+    template: Template | None = None
+    beside_zero_shot: bool = False
+    source: str = "plan"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a training needs besides the backbone: values with their sources, validated, and the images drawn.
+
+    `usable` tells which of them can be read, where broken ones are left out; '' where they are not.
+    """
+
+    resolved: recipes.Resolved
+    config: FitConfig
+    draw: Draw
+    usable: str = ""
+
+
+def settings(
+    method: str,
+    *,
+    protocol: str = "base-to-novel",
+    dataset: str | None = None,
+    shots: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    source: str = "call",
+) -> recipes.Resolved:
+    """Every value of a run and where it came from.
+
+    Raises:
+        UsageError: unknown names, or values that are not allowed; all of them in one message.
+    """
+    cls = methods.get(method)
+    allowed = {
+        section: {name: field.get_default(call_default_factory=True) for name, field in options.model_fields.items()}
+        for section, options in (("method", cls.Options), ("fit", FitConfig))
+    }
+    resolved = recipes.resolve(
+        method, protocol=protocol, dataset=dataset, shots=shots, overrides=overrides, allowed=allowed, override_source=source,
+        recipe=cls.recipe,
+    )  # fmt: skip
+    methods.make_options(cls, resolved.method)
+    FitConfig(**resolved.fit)
+    return resolved
+
+
+class Context:
+    """A bench with its backbone: reads data sets once, prepares trainings, and knows every key.
+
+    Args:
+        datasets: those that the caller has, by name; others are loaded.
+    """
+
+    def __init__(self, bench: Bench, clip: Clip, *, datasets: Mapping[str, Dataset] | None = None) -> None:
+        self.bench, self.clip = bench, clip
+        self.identity = clip.identity
+        self._datasets = {name: self._as_asked(dataset) for name, dataset in (datasets or {}).items()}
+        self._prepared: dict[Training, Prepared] = {}
+        self._draws = GivenDraws(bench.draws) if bench.draws else None
+        self.given: set[str] = set()  # data sets whose draws were given
+
+    def dataset(self, name: str) -> Dataset:
+        """The data set, with the bench's prompt and share of test images."""
+        if name not in self._datasets:
+            self._datasets[name] = self._as_asked(load_dataset(name, root=self.bench.root, cache=self.bench.cache))
+        return self._datasets[name]
+
+    def _as_asked(self, dataset: Dataset) -> Dataset:
+        if dataset.rest_tests and self.bench.test_share is not None:
+            dataset = dataset.divided(self.bench.test_share)
+        return dataset if self.bench.template is None else replace(dataset, template=check_template(self.bench.template))
+
+    def tested(self, cell: Cell) -> Dataset:
+        """The data set with the images and classes that `cell` is tested on; images that its training drew are not among them."""
+        dataset = self.dataset(cell.dataset)
+        if cell.training and cell.training.dataset == cell.dataset:
+            dataset = dataset.held_out(self.prepare(cell.training).draw.train)
+        return dataset.restrict(cell.classes)
+
+    def prepare(self, training: Training) -> Prepared:
+        """Values and draw of a training. A published batch larger than the draw is lowered to it; one that the user gave is not.
+
+        Raises:
+            UsageError: unknown options or bad values (all in one message), or too few images.
+        """
+        if training not in self._prepared:
+            self._prepared[training] = self._prepare(training)
+        return self._prepared[training]
+
+    def _prepare(self, training: Training) -> Prepared:
+        bench, dataset, given = self.bench, self.dataset(training.dataset), {**dict(training.overrides)}
+        if given.setdefault("seed", training.seed) != training.seed:
+            seeds = f"the options have seed {given['seed']!r}, and the run has seed {training.seed}"
+            raise UsageError(f"{seeds}; give it once: --seed, or seed= in Python.")
+        if bench.precision is not None:
+            given["precision"] = bench.precision
+        resolved = settings(
+            training.method, protocol=training.recipe, dataset=dataset.name, shots=training.shots, overrides=given, source=bench.source
+        )
+        draw = self._draw(training, dataset)
+        usable = draw.train
+        if bench.skip_broken:
+            usable = readable(dataset.restrict(training.classes), draw.train, bench.workers)[0]
+        if "batch_size" not in given:
+            resolved = resolved.at_most("batch_size", len(usable), "all training images, fewer than a published batch")
+        return Prepared(resolved, FitConfig(**resolved.fit), draw, items_hash(usable) if bench.skip_broken else "")
+
+    def _draw(self, training: Training, dataset: Dataset) -> Draw:
+        bench, classes = self.bench, training.classes
+        if isinstance(bench.draw, Draw):
+            return bench.draw
+        if bench.draw is not None:
+            return read_draw(bench.draw, dataset, classes)
+        given = self._draws.draw(dataset, training.shots, training.seed, classes) if self._draws else None
+        self.given |= {training.dataset} if given else set()
+        return given or draw_shots(dataset, training.shots, training.seed, classes, allow_fewer=bench.allow_fewer)
+
+    # ---- keys ----
+
+    def training_key(self, training: Training) -> str:
+        """Hash of all that decides what a training gives."""
+        ready, dataset = self.prepare(training), self.dataset(training.dataset)
+        return hash_of(
+            method=training.method,
+            options=validated(training.method, ready.resolved.method),
+            fit=ready.config.identity(),
+            backbone=self.identity,
+            dataset=dataset.name,
+            data=dataset.fingerprint,
+            template=dataset.template,
+            classes=training.classes,
+            draw=ready.draw.hash,
+            images=ready.usable,
+        )
+
+    def test_key(self, cell: Cell, training: str | None) -> str:
+        """Hash of all that decides a score."""
+        dataset = self.dataset(cell.dataset)
+        return hash_of(
+            method=cell.method,
+            training=training,
+            options=self.options_at_test(cell),
+            backbone=self.identity,
+            dataset=dataset.name,
+            data=dataset.fingerprint,
+            template=dataset.template,
+            classes=cell.classes,
+            seen=cell.seen,
+            skip_broken=self.bench.skip_broken,
+        )
+
+    def run_key(self, cell: Cell) -> str:
+        """Key of the run that a cell belongs to: its training's, or that of the zero-shot pass over its data set."""
+        if cell.training is not None:
+            return self.training_key(cell.training)
+        return hash_of(zero_shot=cell.dataset, data=self.dataset(cell.dataset).fingerprint, backbone=self.identity)
+
+    def setting(self, cell: Cell) -> str:
+        """What the cells of a table's row must share, besides what their slots say."""
+        names = dict.fromkeys((cell.dataset, *((cell.training.dataset,) if cell.training else ())))
+        data = [(self.dataset(name).fingerprint, self.dataset(name).template) for name in names]
+        return hash_of(backbone=self.identity, data=data, precision=self.bench.precision, skip_broken=self.bench.skip_broken)
+
+    def options_at_test(self, cell: Cell) -> dict[str, Any]:
+        """Options of the method that a cell is tested with."""
+        trained = self.prepare(cell.training).resolved.method if cell.training else {}
+        return validated(cell.method, {**trained, **dict(cell.options)})
+
+
+def hash_of(**decides: Any) -> str:
+    text = json.dumps({"format": KEY_FORMAT, **decides}, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def validated(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """As the method gets them: a 1 that was typed for a fraction is the recipe's 1.0, and no reason to train again."""
+    return methods.make_options(methods.get(method), options).model_dump(mode="json")

@@ -1,0 +1,107 @@
+"""From a plan's cells to jobs: each training with all tests of it, computed once however many studies ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mmrl import methods
+from mmrl.engine.context import Context, hash_of
+from mmrl.errors import MmrlError, UsageError
+from mmrl.protocols import Cell, Training
+from mmrl.reports.plans import Slot
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training (None: zero-shot CLIP) and the cells that test it, each with its key.
+
+    `key` is that of the run's record, and `notes` are sentences for it.
+    """
+
+    key: str
+    training: Training | None
+    tests: tuple[tuple[Cell, str], ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        if self.training is None:
+            return f"zero-shot on {self.tests[0][0].dataset}"
+        t = self.training
+        set_ = "".join(f", {key}={value}" for key, value in t.overrides)
+        return f"{t.method} on {t.dataset} ({t.classes} classes, {t.shots or 'all'} shots{set_}), seed {t.seed}"
+
+
+def bind(cells: Sequence[Cell], context: Context) -> tuple[list[Job], list[Slot]]:
+    """Jobs to compute, and a slot for every cell. A cell that is not applicable to its method has a slot alone.
+
+    Raises:
+        UsageError: unknown methods or options, data sets that are missing or unfit: all of them in one message.
+    """
+    _check(cells, context)
+    bound: dict[str, tuple[Training | None, dict[str, Cell]]] = {}
+    slots: list[Slot] = []
+    keys: dict[Training | str, str] = {}
+    for cell in cells:
+        run = keys.setdefault(cell.training or cell.dataset, "") or context.run_key(cell)
+        keys[cell.training or cell.dataset] = run
+        slot = _slot(cell, context.test_key(cell, run if cell.training else None), run, context)
+        slots.append(slot)
+        if slot.applicable:
+            bound.setdefault(run, (cell.training, {}))[1][slot.key] = cell
+    jobs = [Job(key, training, tuple((cell, k) for k, cell in tests.items())) for key, (training, tests) in bound.items()]
+    return jobs, slots
+
+
+def _slot(cell: Cell, key: str, run: str, context: Context) -> Slot:
+    t, cls = cell.training, methods.get(cell.method)
+    options = methods.make_options(cls, context.options_at_test(cell))
+    return Slot(
+        study=cell.study, method=cell.method, title=cls.title, published=cls.published or cls.title, variant=cell.variant,
+        backbone=context.clip.name, trained_on=t.dataset if t else None, shots=t.shots if t else None, seed=t.seed if t else None,
+        dataset=cell.dataset, classes=cell.classes, seen=cell.seen, applicable=t is None or cell.seen or cls.open_vocabulary(options),
+        key=key, run=run, setting=context.setting(cell),
+    )  # fmt: skip
+
+
+def _check(cells: Iterable[Cell], context: Context) -> None:
+    """Everything that would fail later, found before anything is computed."""
+    problems: list[MmrlError] = []
+    built: set[str] = set()
+    tested = dict.fromkeys((cell.dataset, cell.classes) for cell in cells)
+    trained = dict.fromkeys(cell.training for cell in cells if cell.training)
+    named = dict.fromkeys((*(name for name, _ in tested), *(training.dataset for training in trained)))
+    for name in list(named):
+        try:
+            context.dataset(name)
+        except MmrlError as error:
+            problems.append(error)
+            del named[name]
+    problems += [problem for name, classes in tested if name in named for problem in _unfit(context, name, classes)]
+    for training in trained:
+        if training.dataset in named:
+            try:
+                options = context.prepare(training).resolved.method
+                if (what := hash_of(method=training.method, options=options)) not in built:
+                    built.add(what)
+                    methods.build(training.method, context.clip, options)  # some options do not suit every backbone
+            except MmrlError as error:
+                problems.append(error)
+    if problems:
+        lines = list(dict.fromkeys(str(problem) for problem in problems))
+        kind = UsageError if all(isinstance(problem, UsageError) for problem in problems) else MmrlError
+        raise kind("\n".join(lines))
+
+
+def _unfit(context: Context, name: str, classes: str) -> list[MmrlError]:
+    dataset = context.dataset(name)
+    try:
+        part = dataset.restrict(classes)
+    except MmrlError as error:
+        return [error]
+    if part.test or dataset.rest_tests:
+        return []
+    which = "" if classes == "all" else f" of its {classes} classes"
+    return [UsageError(f"'{name}' has no test images{which}, so nothing can be scored on it. Check its split.")]

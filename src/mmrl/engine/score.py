@@ -1,0 +1,175 @@
+"""Evaluation: one pass over the images, class features computed once for it and then dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmrl.clip import ClassList, Clip
+from mmrl.data import Broken, Dataset, Item, Preprocess, test_batches, warn_broken
+from mmrl.engine.metrics import Tally
+from mmrl.errors import UsageError, unknown
+from mmrl.methods import Method, cosine_logits
+from mmrl.names import name_key
+from mmrl.reports.records import Scores
+
+BATCH = 64
+Batch = tuple[Tensor, Tensor]  # images (B, 3, H, W), labels (B,)
+
+
+class Evaluation(NamedTuple):
+    """Scores of a method and, where asked for, of zero-shot CLIP on the same images; `skipped` were left out as missing or broken."""
+
+    adapted: Scores
+    zero_shot: Scores | None
+    skipped: tuple[Broken, ...] = ()
+
+
+def preprocess_of(clip: Clip, *, flip: bool = True, crop_scale: tuple[float, float] = (0.5, 1.0)) -> Preprocess:
+    """The transforms that make images into inputs of `clip`."""
+    return Preprocess(clip.image_size, clip.mean, clip.std, clip.interpolation, flip=flip, crop_scale=crop_scale)
+
+
+def trained_mask(names: Sequence[str], trained: Sequence[str]) -> Tensor:
+    """Which of `names` (C) are among the `trained` ones: (C,) boolean. Case, spaces and underscores make no difference."""
+    known = set(map(name_key, trained))
+    return torch.tensor([name_key(name) in known for name in names], dtype=torch.bool)
+
+
+CLASSIFIERS = ("auto", "fused", "class")
+
+
+def seen_classes(
+    names: Sequence[str],
+    trained: Sequence[str],
+    *,
+    dataset: str | None = None,
+    trained_on: str | None = None,
+    classifier: str = "auto",
+) -> tuple[Tensor, str]:
+    """Which of the classes `names` (C) count as trained on, (C,) boolean, and why, for people. Those get fused scores.
+
+    The paper's rule (section 3.2.3): fused on classes trained on, the class token alone on new classes and on every other data set, also
+    where names agree.
+
+    Args:
+        trained: classes trained on; none for zero-shot.
+        dataset: name of the data set tested on, if it has one that stands for its pictures (not a folder's).
+        trained_on: name of the data set trained on, if known.
+        classifier: 'auto' for that rule, 'fused' or 'class' for one of the two on all classes.
+
+    Raises:
+        UsageError: an unknown classifier, or 'auto' for a named data set where it is not known what was trained on.
+    """
+    if classifier not in CLASSIFIERS:
+        raise unknown("classifier", classifier, CLASSIFIERS)
+    every, none = torch.ones(len(names), dtype=torch.bool), torch.zeros(len(names), dtype=torch.bool)
+    if not trained:
+        return none, "zero-shot"
+    if classifier != "auto":
+        return (every, "fused on all classes, as asked for") if classifier == "fused" else (none, "the class token alone, as asked for")
+    if dataset is not None and trained_on is None:
+        raise UsageError(
+            f"the adapter does not say which data set it was trained on, so it is not known whether '{dataset}' is. Say which classifier "
+            "to use with --classifier: fused (trained on it) or class (on another)."
+        )
+    if dataset is not None and dataset != trained_on:
+        return none, f"the class token alone: trained on '{trained_on}', which is another data set"
+    mask = trained_mask(names, trained)
+    seen = int(mask.sum())
+    parts = [f"fused on {seen} classes that were trained on"] if seen else []
+    parts += [f"the class token alone on {len(names) - seen} new ones"] if seen < len(names) else []
+    return mask, ", ".join(parts)
+
+
+def evaluate(method: Method, classes: ClassList, batches: Iterable[Batch], seen: Tensor | bool) -> Scores:
+    """Scores of `method` as it stands now, in float32 whatever it was trained in, as the published runs are tested.
+
+    Args:
+        batches: of images (B, 3, H, W), as the backbone's test preprocessing makes them, with labels (B,).
+        seen: whether the classes were trained on: one answer, or one per class (C,), boolean.
+
+    Raises:
+        UsageError: no images, labels that are no class of the list, or classes that the method cannot know.
+        MmrlError: logits that are not finite.
+    """
+    return _evaluate(method, classes, batches, seen, beside=False)[0]
+
+
+def evaluate_dataset(
+    method: Method,
+    dataset: Dataset,
+    items: Sequence[Item] | None = None,
+    *,
+    seen: Tensor | Sequence[bool] | bool,
+    batch_size: int = BATCH,
+    workers: int = 0,
+    skip_broken: bool = False,
+    beside_zero_shot: bool = True,
+) -> Evaluation:
+    """Scores on images of `dataset`, among its classes and with its prompt, and those of zero-shot CLIP on the same images.
+
+    Args:
+        items: which images; default: the test ones.
+        seen: whether the classes were trained on, or per class of the set: `trained_mask(dataset.classes, trained)`.
+        workers: threads that prepare images; `mmrl.data.usual_workers(dataset.read)` is a good number.
+        skip_broken: leave out images that are missing or broken, and list them in `skipped`, instead of stopping at the first.
+
+    Warns:
+        BrokenImageWarning: images were left out.
+
+    Raises:
+        UsageError: no images, one that cannot be read, classes that the method cannot know, or `seen` of a length other than that of the
+            class list.
+    """
+    answer = seen if isinstance(seen, bool) else torch.as_tensor(seen, dtype=torch.bool)
+    if isinstance(answer, Tensor) and answer.shape != (len(dataset.classes),):
+        count = len(dataset.classes)
+        raise UsageError(f"seen has shape {tuple(answer.shape)}; '{dataset.name}' has {count} classes, and each needs one answer.")
+    items = dataset.test if items is None else items
+    skipped: list[Broken] | None = [] if skip_broken else None
+    preprocess, device = preprocess_of(method.clip), method.clip.device
+    batches = test_batches(dataset, items, preprocess, batch_size, workers, device=device, skipped=skipped)
+    classes = method.class_list(dataset.classes, dataset.template)
+    adapted, zero_shot = _evaluate(method, classes, batches, answer, beside=beside_zero_shot)
+    warn_broken(skipped or (), len(items), of=dataset.name)
+    return Evaluation(adapted, zero_shot, tuple(skipped or ()))
+
+
+def _evaluate(
+    method: Method, classes: ClassList, batches: Iterable[Batch], seen: Tensor | bool, *, beside: bool
+) -> tuple[Scores, Scores | None]:
+    clip, device = method.clip, method.clip.device
+    adapted, frozen = Tally(classes.names), Tally(classes.names)
+    same = not method.state_dict()  # zero-shot CLIP itself
+    with _evaluating(method), torch.no_grad():
+        seen = seen.to(device) if isinstance(seen, Tensor) else seen
+        head = method.head(classes)  # lives for this call alone, so it cannot go stale
+        for images, labels in batches:
+            images = images.to(device)
+            adapted.add(_array(method.logits(images, head, seen)), labels.cpu().numpy())
+            if beside and not same:
+                logits = cosine_logits(clip.encode_image(images), classes.zero_shot, clip.logit_scale)
+                frozen.add(_array(logits), labels.cpu().numpy())
+    scores = adapted.scores()
+    return scores, (scores if same else frozen.scores()) if beside else None
+
+
+def _array(logits: Tensor) -> NDArray[np.float32]:
+    return logits.float().cpu().numpy()
+
+
+@contextmanager
+def _evaluating(method: Method) -> Iterator[None]:
+    before = method.training
+    method.eval()
+    try:
+        yield
+    finally:
+        method.train(before)

@@ -1,0 +1,228 @@
+"""Tip-Adapter and Tip-Adapter-F: a cache of the training images beside the zero-shot classifier (Zhang et al., ECCV 2022)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from mmrl.clip import ClassList, Clip
+from mmrl.errors import Notice
+from mmrl.methods.base import Loss, Method, Task, cosine_logits
+from mmrl.methods.options import MethodOptions
+from mmrl.methods.registry import register
+from mmrl.templates import MOST_TEMPLATES, check_template
+
+LOGIT_SCALE = 100.0  # as in the authors' code, whatever the backbone learned
+LOWEST = 0.1  # where the authors' grids start
+_VALUES = 2**24  # numbers that the search holds at a time, so that memory does not grow with the validation images
+
+Scale = Annotated[float, Field(ge=LOWEST, le=10_000)]
+Step = Annotated[int, Field(ge=1, le=10_000)]
+
+
+class TipAdapterOptions(MethodOptions):
+    """Defaults are the authors' values for ImageNet; every other data set has its own."""
+
+    alpha: float = Field(1.17, ge=0, le=10_000, description="weight of the cache beside the zero-shot logits, until one is selected")
+    beta: float = Field(1.0, ge=0, le=10_000, description="sharpness of the cache, until one is selected: higher, fewer keys count")
+    augment_epoch: int = Field(
+        10, ge=0, le=1000, description="augmented views of a training image, whose mean is its key; 0: the image as at test"
+    )
+    search_scale: tuple[Scale, Scale] = Field((7.0, 3.0), description="upper ends of the grids of beta and alpha; they start at 0.1")
+    search_step: tuple[Step, Step] = Field((200, 20), description="numbers of values in the grids of beta and alpha")
+    selection: Literal["validation", "fixed"] = Field(
+        "validation",
+        description="where the final alpha and beta come from: a grid, by accuracy on the validation images, or the options as they are "
+        "(fixed, and where there are no validation images); never test images",
+    )
+    templates: tuple[str, ...] | None = Field(
+        None, min_length=1, max_length=MOST_TEMPLATES, description="prompts whose features are averaged; null: the data set's own"
+    )
+
+
+class CacheHead(NamedTuple):
+    """Class features (C, embed_dim), normalised; keys (N, embed_dim) of the classes' images; and whose each is (N, C), one-hot."""
+
+    text: Tensor
+    keys: Tensor
+    values: Tensor
+
+
+def grid(scale: float, steps: int) -> list[float]:
+    """The authors' values: from 0.1, evenly, with the upper end left out."""
+    return [i * (scale - LOWEST) / steps + LOWEST for i in range(steps)]
+
+
+def one_hot(labels: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
+    """(N, C): 1 where a label (N,) is that of a column (C,)."""
+    return (labels.unsqueeze(1) == columns).to(dtype)
+
+
+@register("tip-adapter")
+class TipAdapter(Method):
+    """Zero-shot logits + alpha x sum over the training images of a class of exp(-beta (1 - cosine)), without training (equation 6).
+
+    The key of an image is the mean of its features over augmented views, normalised after averaging. Alpha and beta are searched on the
+    validation images: beta outside, alpha inside, the first of those most accurate. Where none of the grid is ever right, both are 0, as
+    in the authors' code, and only the zero-shot logits are left.
+
+    Asked for some of the classes trained on, it looks at their images alone; the logits are those among all, at their columns.
+    """
+
+    title = "Tip-Adapter"
+    summary = "a cache of the training images' features beside zero-shot CLIP, nothing trained"
+    source = "Zhang et al., ECCV 2022"
+    Options = TipAdapterOptions
+    options: TipAdapterOptions
+    keys: Tensor  # (N, embed_dim)
+    labels: Tensor  # (N,), among the task's classes
+    alpha: Tensor
+    beta: Tensor
+
+    def __init__(self, clip: Clip, options: TipAdapterOptions) -> None:
+        super().__init__(clip, options)
+        if options.templates is not None:
+            check_template(options.templates, of=" of the method")
+
+    @classmethod
+    def open_vocabulary(cls, options: MethodOptions) -> bool:
+        return False
+
+    @property
+    def logit_scale(self) -> float:
+        return LOGIT_SCALE
+
+    # ---- the cache ----
+
+    @torch.no_grad()
+    def setup(self, task: Task) -> None:
+        super().setup(task)
+        if task.features is None:
+            keys, labels = torch.zeros(task.images, self.clip.embed_dim), torch.zeros(task.images, dtype=torch.long)
+        else:
+            views, labels = task.features("train", self.options.augment_epoch)
+            keys = F.normalize(views.to(torch.promote_types(views.dtype, torch.float32)).mean(0), dim=-1)
+        self._hold(keys)
+        self.register_buffer("labels", labels.long().clone())
+        for name, value in (("alpha", self.options.alpha), ("beta", self.options.beta)):
+            self.register_buffer(name, torch.tensor(value, dtype=keys.dtype, device=keys.device))
+
+    def _hold(self, keys: Tensor) -> None:
+        self.register_buffer("keys", keys)
+
+    @torch.no_grad()
+    def finish(self, task: Task) -> None:
+        if self.options.selection == "fixed" or task.features is None:
+            return
+        if not task.validation:
+            warnings.warn(
+                f"method '{self.name}' has no validation images to select alpha and beta on, and keeps those of its options: "
+                f"{self.options.alpha} and {self.options.beta}.",
+                Notice,
+                stacklevel=2,
+            )
+            return
+        features, labels = task.features("val")
+        beta, alpha = self._search(features[0], labels, self.head(self.class_list(task.names, task.template)))
+        self.beta.fill_(beta)
+        self.alpha.fill_(alpha)
+
+    def _search(self, features: Tensor, labels: Tensor, head: CacheHead) -> tuple[float, float]:
+        """Beta and alpha of the grid with the most of features (M, embed_dim), not normalised, classified as labels (M,) say."""
+        betas, alphas = map(grid, self.options.search_scale, self.options.search_step)
+        weights = torch.tensor(alphas, dtype=head.keys.dtype, device=head.keys.device).view(-1, 1, 1)
+        correct = torch.zeros(len(betas), len(alphas), dtype=torch.long, device=head.keys.device)
+        rows = max(1, _VALUES // max(1, len(head.keys), len(alphas) * head.text.shape[0]))
+        for some, true in zip(features.split(rows), labels.to(correct.device).split(rows)):
+            zero_shot, affinity = self._compare(some, head)
+            for i, beta in enumerate(betas):
+                cache = _cache_logits(affinity, head.values, beta)  # the same for every alpha
+                correct[i] += ((zero_shot + weights * cache).argmax(-1) == true).sum(-1)
+        best = int(correct.argmax())  # the first, with beta outside
+        if not correct.any():
+            return 0.0, 0.0
+        return betas[best // len(alphas)], alphas[best % len(alphas)]
+
+    # ---- logits ----
+
+    def class_list(self, names: Sequence[str], template: str | Sequence[str], *, memory_gib: float | None = None) -> ClassList:
+        classes = super().class_list(names, template, memory_gib=memory_gib)
+        if self.options.templates is None:
+            return classes
+        return replace(classes, teacher=self.clip.class_list(names, self.options.templates).zero_shot)
+
+    def head(self, classes: ClassList) -> CacheHead:
+        """Raises UsageError if a class is not among those trained on."""
+        columns = self.trained_columns(classes)
+        asked = torch.isin(self.labels, columns)
+        values = one_hot(self.labels[asked], columns, self.keys.dtype)
+        return CacheHead(_text(classes), self.keys[asked], values)
+
+    def _compare(self, features: Tensor, head: CacheHead) -> tuple[Tensor, Tensor]:
+        """Zero-shot logits (B, C) and cosines with the keys (B, N), in float32 at least, of features (B, embed_dim), not normalised."""
+        features = F.normalize(features.to(torch.promote_types(features.dtype, head.keys.dtype)), dim=-1)
+        return cosine_logits(features, head.text, self.logit_scale), cosine_logits(features, head.keys, 1.0)
+
+    def _fused(self, images: Tensor, head: CacheHead) -> Tensor:
+        zero_shot, affinity = self._compare(self.clip.encode_image(images, normalise=False), head)
+        return zero_shot + self.alpha * _cache_logits(affinity, head.values, self.beta)
+
+    def logits(self, images: Tensor, head: CacheHead, seen: Tensor | bool) -> Tensor:
+        return self._fused(images, head)
+
+
+def _text(classes: ClassList) -> Tensor:
+    return classes.zero_shot if classes.teacher is None else classes.teacher
+
+
+def _cache_logits(affinity: Tensor, values: Tensor, beta: float | Tensor) -> Tensor:
+    """Sums (B, C) over the images of each class of exp(-beta (1 - cosine)), of cosines (B, N) and one-hot values (N, C)."""
+    with torch.autocast(affinity.device.type, enabled=False):
+        return torch.exp(beta * (affinity - 1)) @ values.to(affinity.dtype)
+
+
+@register("tip-adapter-f")
+class TipAdapterF(TipAdapter):
+    """Tip-Adapter whose keys are trained, by cross-entropy from the cache they start as (section 3.2), with alpha and beta as the options
+    have them; these are searched after training. The keys are not normalised again.
+
+    The authors keep the epoch that is best on the test images. Here it is the last.
+    """
+
+    title = "Tip-Adapter-F"
+    summary = "Tip-Adapter with trained keys"
+    source = "Zhang et al., ECCV 2022"
+    authors_names: ClassVar[Mapping[str, str]] = {"keys": "adapter.weight"}
+
+    def __init__(self, clip: Clip, options: TipAdapterOptions) -> None:
+        super().__init__(clip, options)
+        self._kept: tuple[ClassList, Tensor, int, Tensor] | None = None  # class list, labels and their version, and the values of these
+
+    @property
+    def modality(self) -> str:
+        return "V"
+
+    def _hold(self, keys: Tensor) -> None:
+        self.keys = nn.Parameter(keys)
+
+    def _values_of(self, classes: ClassList) -> Tensor:
+        """One-hot values (N, C), which are the same in every step on one class list."""
+        kept = self._kept
+        if kept is None or kept[0] is not classes or kept[1] is not self.labels or kept[2] != self.labels._version:
+            columns = self.trained_columns(classes)
+            kept = self._kept = classes, self.labels, self.labels._version, one_hot(self.labels, columns, self.keys.dtype)
+        return kept[3]
+
+    def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
+        """Cross-entropy."""
+        values = self._values_of(classes)
+        logits = self._fused(images, CacheHead(_text(classes), self.keys, values))
+        total = F.cross_entropy(logits, labels)
+        return Loss(total, {"ce": total}, logits.detach())
