@@ -2,17 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.common import TEMPLATE, class_names, make_clip
 from mmrl import methods
 from mmrl.clip import Clip
-from mmrl.methods.representation import RepresentationMethod
+from mmrl.methods import Gradients, Method, Task
+from tests.oracle.methods import clip_lora, cocoop, coop, maple, mma, plot, prograd, promptsrc, tip_adapter
 from tests.oracle.pair import disturb, oracle_of
+
+SHOTS = 16  # training images of a class, for a method that holds them all
+# The teacher is constant: both sides encode it before the first step, so that 60 prompts a class would cost minutes and show nothing.
+OPTIONS: dict[str, dict[str, Any]] = {"promptsrc": {"teacher_templates": (TEMPLATE,)}}
+
+
+class Form(Protocol):
+    """A method written plainly, with a copy of its parameters under our names or under the authors'. One that does more than a backward
+    pass of its loss has `gradients(images, labels)` too, by name."""
+
+    parameters: dict[str, nn.Parameter]
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor: ...
+
+
+class _Representation:
+    """MMRL or MMRL++, whose plain form is a module."""
+
+    def __init__(self, method: Any, names: Sequence[str], template: str) -> None:
+        plain = oracle_of(method, method.class_list(names, template))
+        self.parameters: dict[str, nn.Parameter] = dict(plain.named_parameters())
+        self.loss: Callable[[Tensor, Tensor], Tensor] = lambda images, labels: plain(images, labels)["loss"]
+
+
+PLAIN: dict[str, Callable[[Any, Sequence[str], str], Form]] = {  # of every method that is trained by steps
+    "mmrl": _Representation,
+    "mmrlpp": _Representation,
+    "coop": coop.plain,
+    "cocoop": cocoop.plain,
+    "maple": maple.plain,
+    "promptsrc": promptsrc.plain,
+    "prograd": prograd.plain,
+    "plot": plot.plain,
+    "mma": mma.plain,
+    "clip-lora": clip_lora.plain,
+    "tip-adapter-f": tip_adapter.plain,
+}
 
 
 @dataclass(frozen=True)
@@ -22,6 +61,7 @@ class Work:
     Attributes:
         classes: how many; their names come from `class_names`.
         text_memory: GiB for the activations of the fast path's prompts; None for no limit.
+        options: of the method, where they are not its own for the backbone.
     """
 
     backbone: str
@@ -31,21 +71,37 @@ class Work:
     batch: int
     template: str = TEMPLATE
     text_memory: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 class Step:
     """A method, or its plain form, with its optimiser; calling it takes one step: forward, backward, AdamW.
 
-    `chunk`: prompts at a time, None for all at once.
+    Attributes:
+        parameters: what is trained, by name.
+        loss: forward pass.
+        gradients: forward and backward pass, in the order of the parameters; None where the loss does not depend on one.
+        chunk: prompts at a time, None for all at once.
+        longest_prompt: positions of the longest prompt that is fed to the text tower, BOT and EOT included; None where none is.
     """
 
-    def __init__(self, module: torch.nn.Module, loss: Callable[[], Tensor], chunk: int | None = None) -> None:
-        self.module, self.loss, self.chunk = module, loss, chunk
-        self.optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, weight_decay=5e-4)
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        loss: Callable[[], Tensor],
+        gradients: Callable[[], Gradients],
+        *,
+        chunk: int | None = None,
+        longest_prompt: int | None = None,
+    ) -> None:
+        self.parameters, self.loss, self.gradients = dict(parameters), loss, gradients
+        self.chunk, self.longest_prompt = chunk, longest_prompt
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=1e-3, weight_decay=5e-4)
 
     def backward(self) -> None:
         self.optimizer.zero_grad()
-        self.loss().backward()
+        for parameter, gradient in zip(self.parameters.values(), self.gradients()):
+            parameter.grad = gradient
 
     def __call__(self) -> None:
         self.backward()
@@ -58,43 +114,103 @@ def make_batch(work: Work, clip: Clip) -> tuple[Tensor, Tensor]:
     return images, torch.randint(work.classes, (work.batch,), generator=generator)
 
 
-def make_method(work: Work, clip: Clip) -> RepresentationMethod:
-    """With noise on the initial values, so that no gradient is zero by construction (MMRL++ starts with B = 0)."""
-    method = methods.build(work.method, clip, seed=0)
-    if not isinstance(method, RepresentationMethod):
-        raise SystemExit(f"--method {work.method}: the plain side knows mmrl and mmrlpp")
+def make_method(work: Work, clip: Clip, classes: int | None = None) -> Method:
+    """With noise on the initial values, so that no gradient is zero by construction (MMRL++ starts with B = 0). Cached features are random.
+
+    `classes`: another number of them than the work has.
+    """
+    if work.method not in PLAIN:
+        raise SystemExit(f"--method {work.method}: the plain side knows {', '.join(PLAIN)}")
+    names = class_names(classes or work.classes)
+
+    def features(part: Literal["train", "val"], views: int = 0) -> tuple[Tensor, Tensor]:
+        labels = torch.arange(len(names)).repeat_interleave(SHOTS)
+        return torch.randn(views or 1, len(labels), clip.embed_dim, generator=torch.Generator().manual_seed(1)), labels
+
+    task = Task(tuple(names), work.template, images=SHOTS * len(names), features=features)
+    method = methods.build(work.method, clip, OPTIONS.get(work.method, {}) | work.options, seed=0, task=task).train()
     disturb(method, 0.02)
     return method
 
 
+def _differentiation(parameters: Mapping[str, nn.Parameter]) -> Callable[..., Gradients]:
+    """As `torch.autograd.grad`, which torch's counter of FLOP does not allow where a module's input is a parameter."""
+
+    def differentiate(total: Tensor, *, retain_graph: bool = False) -> Gradients:
+        total.backward(retain_graph=retain_graph)
+        found: Gradients = [parameter.grad for parameter in parameters.values()]
+        for parameter in parameters.values():
+            parameter.grad = None
+        return found
+
+    return differentiate
+
+
 def fast_step(work: Work, clip: Clip) -> Step:
-    """As the package does it; the class list, with w_0 and the prompts' states that enter layer J, is made before the first step."""
+    """As the package does it; what is constant for the class list is made before the first step."""
     method = make_method(work, clip)
     classes = method.class_list(class_names(work.classes), work.template, memory_gib=work.text_memory)
     images, labels = make_batch(work, clip)
-    return Step(method, lambda: method.loss(images, labels, classes).total, classes.chunk)
+    with torch.no_grad():
+        method.loss(images[:1], labels[:1], classes)  # what is only made when it is first asked for
+    parameters = dict(method.named_parameters())
+    differentiate = _differentiation(parameters)
+    return Step(
+        parameters,
+        lambda: method.loss(images, labels, classes).total,
+        lambda: method.gradients(images, labels, classes, differentiate)[1],
+        chunk=classes.fed.chunk,
+        longest_prompt=int(clip.tokenize(classes.fed.texts)[1].max()) + 1 if "L" in method.modality else None,
+    )
 
 
 def plain_step(work: Work, clip: Clip, classes: int | None = None) -> Step:
-    """As the authors do it: all classes at once, 77 positions, w_0 before the first step, f_0 in every step.
+    """As the authors do it: all classes at once, 77 positions; zero-shot class features before the first step, image features in every one.
 
     `classes`: another number of them than the work has.
     """
     count = classes or work.classes
-    method = make_method(work, clip)
-    plain = oracle_of(method, method.class_list(class_names(count), work.template))
+    form = PLAIN[work.method](make_method(work, clip, count), class_names(count), work.template)
     images, labels = make_batch(work, clip)
-    return Step(plain, lambda: plain(images, labels % count)["loss"])
+    labels = labels % count
+    own: Callable[..., dict[str, Tensor]] | None = getattr(form, "gradients", None)
+    differentiate = _differentiation(form.parameters)
+
+    def gradients() -> Gradients:
+        if own is None:
+            return differentiate(form.loss(images, labels))
+        found = own(images, labels)
+        return [found[name] for name in form.parameters]
+
+    return Step(form.parameters, lambda: form.loss(images, labels), gradients)
 
 
 SIDES = {"fast": fast_step, "plain": plain_step}
 
 
-def longest_prompt(work: Work, clip: Clip) -> int:
-    """Positions of the longest prompt, BOT and EOT included."""
-    _, end = clip.tokenize([work.template.replace("{}", name) for name in class_names(work.classes)])
-    return int(end.max()) + 1
-
-
 def make(work: Work, side: str) -> Step:
     return SIDES[side](work, make_clip(work.backbone, work.layers))
+
+
+def without_dropout(work: Work) -> dict[str, Any]:
+    """Options that make a step the same whenever it is taken, {} if it is already: dropout draws anew each time, on each side."""
+    fields = methods.get(work.method).Options.model_fields
+    given = work.options.get("dropout", fields["dropout"].default) if "dropout" in fields else 0
+    return {"dropout": 0.0} if given else {}
+
+
+def gradients_of(step: Step, method: str) -> dict[str, Tensor]:
+    """Gradients after a backward pass, under the authors' names, layers apart where ours are stacked; zeros where autograd left none."""
+    names, found = methods.get(method).authors_names, {}
+    for name, parameter in step.parameters.items():
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        theirs = names.get(name, name)
+        layers = enumerate(gradient.unbind(0)) if "{i}" in theirs else [(0, gradient)]
+        found |= {theirs.replace("{i}", str(i)): layer for i, layer in layers}
+    return found
+
+
+def longest_prompt(work: Work, clip: Clip) -> int:
+    """Positions of the longest prompt of the work's template, BOT and EOT included."""
+    _, end = clip.tokenize([work.template.replace("{}", name) for name in class_names(work.classes)])
+    return int(end.max()) + 1

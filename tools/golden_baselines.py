@@ -6,11 +6,12 @@ A case belongs to the method that its name begins with; what follows is the vari
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mmrl import methods
 from mmrl.clip import Clip
@@ -19,6 +20,7 @@ from mmrl.methods.clip_lora import CLIPLoRA
 from mmrl.methods.cocoop import CoCoOp
 from mmrl.methods.plot import PLOT, transport_plan
 from mmrl.methods.promptsrc import TEACHER_TEMPLATES, PromptSRC
+from mmrl.methods.tip_adapter import TipAdapter
 from mmrl.templates import fill
 from tools.golden_dropout import replayed_dropout
 from tools.golden_judge import Errors, GoldenError, Tensors, count, load, note, ours, value
@@ -125,8 +127,8 @@ class ProGradReplay(Replay):
         image = self.clip.encode_image(self.images(0))
         self.check("zero-shot logits", "zs_logits", self.method.logit_scale * image @ teacher.T)
 
-    def loss(self, step: int, loss: Loss, expected: float) -> None:
-        super().loss(step, loss, expected)
+    def loss(self, step: int, loss: Loss) -> None:
+        super().loss(step, loss)
         if "kl_losses" in self.case:
             note(self.errors, "teacher's losses", loss.terms["kl"], self.case["kl_losses"][step])
         if step == 0:
@@ -182,17 +184,69 @@ class PromptSRCReplay(Replay):
                 each = self.clip.encode_text(fill(templates, self.classes.names), normalise=False)
                 self.check("zero-shot features", f"fixed_text_{key}", each.unflatten(0, (len(templates), -1)).mean(0))
 
-    def loss(self, step: int, loss: Loss, expected: float) -> None:
-        super().loss(step, loss, expected)
+    def loss(self, step: int, loss: Loss) -> None:
+        super().loss(step, loss)
         weights = self.method.options.model_dump()
-        parts = {"l1_text_x25": ("reg_text", "text"), "l1_image_x10": ("reg_image", "image"), "kl": ("kl", "logit")}
+        parts = {"ce": ("ce", ""), "l1_text": ("reg_text", "text"), "l1_image": ("reg_image", "image"), "kl": ("kl", "logit")}
         for part, golden in self.case.get("step1_loss_parts", {}).items() if step == 0 else ():
-            term, weight = parts.get(part, (part, ""))
+            term, weight = parts[re.sub("_x[0-9.]+$", "", part)]  # the weight is in the name, as in l1_text_x25
             note(self.errors, "losses", loss.terms[term] * weights.get(f"{weight}_loss_weight", 1), golden)
 
     def trained(self) -> None:
         logits = self.method.logits(self.images(0), self.method.head(self.classes), seen=True)
         self.check("evaluation logits", "eval_logits_before_gpa", logits)
+
+
+class TipAdapterReplay(Replay):
+    """The cache, its logits, and the search on the validation images."""
+
+    @classmethod
+    def task(cls, names: tuple[str, ...], template: str, tensors: Tensors, clip: Clip) -> Task:
+        dtype = next(clip.model.parameters()).dtype
+
+        def features(part: str, views: int = 0) -> tuple[Tensor, Tensor]:
+            if part == "train" and views != len(tensors["cache_images"]):
+                raise GoldenError(f"augment_epoch is {views}, but the file has {len(tensors['cache_images'])} views")
+            images = tensors["cache_images"] if part == "train" else tensors["val_images"].unsqueeze(0)
+            found = clip.encode_image(images.flatten(0, 1).to(dtype), normalise=False).unflatten(0, images.shape[:2])
+            return found, tensors["cache_labels" if part == "train" else "val_labels"]
+
+        return Task(names, template, len(tensors["cache_labels"]), len(tensors["val_labels"]), features=features)
+
+    def before(self) -> None:
+        method, test = self.method, self.test_images()
+        assert isinstance(method, TipAdapter)
+        head = method.head(self.classes)
+        self.check("features", "clip_weights", head.text.T)
+        self.check("features", "test_features", self.clip.encode_image(test))
+        self.check("features", "val_features", self.clip.encode_image(self.tensors["val_images"].to(self.dtype)))
+        again = methods.build(method.name, self.clip, method.options, task=self.given).to(self.dtype)  # as its own `setup` makes it
+        assert isinstance(again, TipAdapter)
+        made = again.head(self.classes)
+        self.check("cache", "cache_keys", made.keys.T)
+        self.check("cache", "cache_values", made.values)
+        if method.trainable:
+            super().before()
+        else:
+            val = self.tensors["val_images"].to(self.dtype)
+            self.check("logits", "logits", method.logits(test, head, seen=True))
+            self.check("logits", "val_logits", method.logits(val, head, seen=True))
+            self.check("zero-shot logits", "zero_shot_logits", method.logit_scale * self.clip.encode_image(test) @ head.text.T)
+            self.check("zero-shot logits", "val_zero_shot_logits", method.logit_scale * self.clip.encode_image(val) @ head.text.T)
+
+    def after(self) -> None:
+        method, test = self.method, self.test_images()
+        assert isinstance(method, TipAdapter)
+        self.check("evaluation logits", "eval_logits", method.logits(test, method.head(self.classes), seen=True))
+        method.finish(self.given)
+        if "searched_beta_alpha" in self.case:
+            for found, golden in zip((method.beta, method.alpha), self.case["searched_beta_alpha"]):
+                note(self.errors, "search", found, golden)
+        self.check("search", "searched_test_logits", method.logits(test, method.head(self.classes), seen=True))
+
+    def test_images(self) -> Tensor:
+        """Of the first steps, as many as the file has features of."""
+        return self.tensors["images"].flatten(0, 1)[: len(self.tensors["test_features"])].to(self.dtype)
 
 
 REPLAYS: dict[str, type[Replay]] = {
@@ -201,26 +255,35 @@ REPLAYS: dict[str, type[Replay]] = {
     "plot": PLOTReplay,
     "prograd": ProGradReplay,
     "promptsrc": PromptSRCReplay,
+    "tip-adapter": TipAdapterReplay,
+    "tip-adapter-f": TipAdapterReplay,
 }
 
 
 
-def replay(name: str, case: Mapping[str, Any], tensors: Tensors, clip: Clip, classnames: list[str]) -> Errors | None:
-    """Errors of one case by group, in the precision of `clip`; None for a method that is not here yet."""
+def start(name: str, case: Mapping[str, Any], tensors: Tensors, clip: Clip, classnames: Sequence[str]) -> Replay:
+    """The method of a case with its initial parameters, in the precision of `clip`."""
     method_name = method_of(name)
     if method_name is None:
-        return None
-    template, dtype = template_of(case), next(clip.model.parameters()).dtype
-    task = Task(tuple(classnames), template)
+        raise GoldenError(f"there is no method for '{name}' here")
+    kind, template, dtype = REPLAYS.get(method_name, Replay), template_of(case), next(clip.model.parameters()).dtype
+    task = kind.task(tuple(classnames), template, tensors, clip)
     method = methods.build(method_name, clip, options_of(method_name, case, tensors), seed=0, task=task).to(dtype)
     load(method, tensors)
-    run = REPLAYS.get(method_name, Replay)(case, tensors, clip, method, method.class_list(classnames, template), {})
     if isinstance(case.get("trainable"), int) and case["trainable"] != count(method):
         raise GoldenError(f"{count(method)} trainable parameters here, {case['trainable']} in the file")
+    return kind(case, tensors, clip, method, method.class_list(classnames, template), task, {})
+
+
+def replay(name: str, case: Mapping[str, Any], tensors: Tensors, clip: Clip, classnames: Sequence[str]) -> Errors:
+    """Errors of one case by group."""
+    run = start(name, case, tensors, clip, classnames)
     with run.dropout():
         with torch.no_grad():
             run.before()
-        run.train(stepping(case))
+        if run.method.trainable:
+            run.train(stepping(case))
+    run.method.eval()
     with torch.no_grad():
         run.after()
     return run.errors

@@ -100,11 +100,12 @@ def value(case: Mapping[str, Any], key: str) -> Any:
 
 
 def ours(method: methods.Method, tensors: Tensors, prefix: str) -> dict[str, Tensor]:
-    """The tensors behind `prefix` under our names, one a layer stacked, in the file's own precision; of those that the method has."""
-    held = method.state_dict().keys()
-    names = {own: theirs for own, theirs in method.authors_names.items() if own in held}
-    if len(names) < len(held):
-        raise GoldenError(f"'{next(name for name in held if name not in names)}' of {method.name} has no name in the authors' code")
+    """The tensors behind `prefix` for the method's parameters, under our names, one a layer stacked, in the file's own precision."""
+    names = {}
+    for own, _ in method.named_parameters():
+        if own not in method.authors_names:
+            raise GoldenError(f"'{own}' of {method.name} has no name in the authors' code")
+        names[own] = method.authors_names[own]
     try:
         return stacked(names, tensors.behind(prefix))
     except KeyError as error:
@@ -114,10 +115,11 @@ def ours(method: methods.Method, tensors: Tensors, prefix: str) -> dict[str, Ten
 def load(method: methods.Method, tensors: Tensors) -> None:
     """Give the method the case's initial parameters."""
     start = ours(method, tensors, "init.")
-    try:
-        method.load_state_dict(start)
-    except RuntimeError as error:  # sizes that differ, each on a line of its own
-        raise GoldenError(f"init.* does not fit: {str(error).splitlines()[-1].strip()}") from error
+    with torch.no_grad():
+        for own, parameter in method.named_parameters():
+            if parameter.shape != start[own].shape:
+                raise GoldenError(f"init.* of '{own}': shape {tuple(parameter.shape)} here, {tuple(start[own].shape)} in the file")
+            parameter.copy_(start[own])
     method.train()
 
 

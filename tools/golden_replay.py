@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmrl.clip import ClassList, Clip
-from mmrl.methods import Gradients, Loss, Method, TwoTower
+from mmrl.methods import Gradients, Loss, Method, Task, TwoTower
 from tools.golden_judge import Errors, GoldenError, Tensors, note, ours, rounding_decides, value
 
 NUMBER = r"([0-9.]+(?:e-?[0-9]+)?)"
@@ -92,7 +92,13 @@ class Replay:
     clip: Clip
     method: Method
     classes: ClassList
+    given: Task
     errors: Errors
+
+    @classmethod
+    def task(cls, names: tuple[str, ...], template: str, tensors: Tensors, clip: Clip) -> Task:
+        """What the method is trained for."""
+        return Task(names, template)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -130,9 +136,11 @@ class Replay:
         optimizer, after_step = how.start(parameters.values())
         gradients = ours(method, self.tensors, "grad.")
         epochs, steps_per_epoch = case["hyper"].get("epochs", 1), case["hyper"].get("steps_per_epoch", len(case["losses"]))
-        for step, expected in enumerate(case["losses"]):
+        losses = []
+        for step in range(len(case["losses"])):
             loss, found = method.gradients(self.images(step), labels[step], self.classes, differentiate(method))
-            self.loss(step, loss, expected)
+            losses.append(loss.total.detach())
+            self.loss(step, loss)
             for (key, parameter), gradient in zip(parameters.items(), found, strict=True):
                 parameter.grad = torch.zeros_like(parameter) if gradient is None else gradient
                 if step == 0:
@@ -149,13 +157,14 @@ class Replay:
                     with torch.no_grad():
                         self.trained()
                 method.epoch_ended(epoch, epochs)
+        note(self.errors, "losses", torch.stack(losses), torch.tensor(case["losses"], dtype=torch.float64))  # one may be all but zero
         self.parameters("final parameters", "final.", gradients, how)
 
     def trained(self) -> None:
         """After the last step, before the last epoch is called over."""
 
-    def loss(self, step: int, loss: Loss, expected: float) -> None:
-        note(self.errors, "losses", loss.total, expected)
+    def loss(self, step: int, loss: Loss) -> None:
+        """What is known of a loss beside its value."""
         if step == 0:
             self.check("logits", "logits", loss.logits)
 
@@ -168,7 +177,6 @@ class Replay:
 
     def after(self) -> None:
         """Logits of the trained parameters."""
-        self.method.eval()
         logits = self.method.logits(self.images(0), self.method.head(self.classes), seen=True)
         self.check("evaluation logits", "eval_logits", logits)
         self.check("evaluation logits", "eval_cosine", logits / self.method.logit_scale)

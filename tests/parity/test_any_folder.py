@@ -1,7 +1,7 @@
 """The golden tool works for any folder in the format, and judges it as it says.
 
-The folder has other widths, J, K, ranks and class names than the authors' numbers, and is made with the plain oracle in float64. So what
-the tool computes in float64 must agree to 1e-9, and a single wrong element is seen on every processor.
+The folders have other widths, J, K, ranks, variants and class names than the authors' numbers, and are made with the plain oracle and
+plain forms in float64. So what the tool computes in float64 must agree to 1e-9, and a single wrong element is seen on every processor.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.oracle.plain import Plain
+from tests.parity import made_up
 from tools import check_golden
+from tools.golden_baselines import method_of, options_of
+from tools.golden_judge import Tensors
+from tools.golden_replay import stepping
 
 NAMES = ["owl", "great_white shark", "x"]
 STEPS, FIRST, DEPTH = 3, 2, 4
@@ -102,6 +106,7 @@ def test_another_folder_agrees_to_the_last_digits_of_either_precision(whole: Pat
     found = check_golden.check_folder(whole)
     assert found.keys() == CASES.keys()
     for pair in found.values():
+        assert isinstance(pair, check_golden.Pair)
         assert pair.float64.keys() == pair.float32.keys() and len(pair.float64) == 7
         for group, error in pair.float64.items():
             assert error.norm < 1e-9 and error.element < 1e-9 and error.left_out == 0, group  # float64 numbers decide themselves
@@ -141,3 +146,127 @@ def test_what_is_judged() -> None:
     assert check_golden.over_tolerance(wrong, right) == ["float64 norm", "float64 element"]
     assert check_golden.over_tolerance(right, wrong) == ["float32 norm"]
     assert check_golden.over_tolerance(right, check_golden.Error(element=1.0)) == []
+
+
+# ---- the methods that the paper compares with ----
+
+
+@pytest.fixture(scope="module")
+def whole_baselines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_up.make_folder(tmp_path_factory.mktemp("golden"))
+
+
+@pytest.fixture
+def baselines(whole_baselines: Path, tmp_path: Path) -> Path:
+    """A copy, to change."""
+    return Path(shutil.copytree(whole_baselines.parent, tmp_path / "golden")) / "baselines"
+
+
+def keep(folder: Path, *names: str, **changes: object) -> None:
+    """Leave only these cases in golden.json, and change entries of the hyper-parameters of the first."""
+    about = json.loads((folder / "golden.json").read_text())
+    about["cases"] = {name: about["cases"][name] for name in names}
+    about["cases"][names[0]]["hyper"] |= changes
+    (folder / "golden.json").write_text(json.dumps(about))
+
+
+def test_variants_of_every_method_agree_to_the_last_digits_of_either_precision(whole_baselines: Path) -> None:
+    found = check_golden.check_folder(whole_baselines)
+    assert found.pop("kgcoop") is None
+    assert found.keys() == made_up.VARIANTS.keys()
+    for name, pair in found.items():
+        assert isinstance(pair, check_golden.Pair), pair
+        assert {"logits", "losses", "gradients", "final parameters", "evaluation logits"} <= pair.float64.keys()
+        for group, error in pair.float64.items():
+            assert error.norm < 1e-9 and error.element < 1e-9 and error.left_out == 0, (name, group)
+        assert all(error.norm < 1e-4 for error in pair.float32.values()), name
+
+
+def test_a_case_of_another_method_does_not_fail(baselines: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keep(baselines, "mma-2-3", "kgcoop")
+    assert check_golden.main([str(baselines)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["kgcoop", "not", "here", "yet"]
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "groups"),
+    [
+        ("coop_front", {"class_token_position": "middle"}, {"logits", "losses", "gradients", "final parameters", "evaluation logits"}),
+        ("mma-2-3", {"adapter_scale": 0.4}, {"logits", "losses", "gradients", "final parameters", "evaluation logits"}),
+        ("mma-2-3", {"optimizer": "SGD momentum 0.8 weight_decay 5e-4"}, {"losses", "final parameters", "evaluation logits"}),
+        ("promptsrc_shallow", {"gpa_mean": 2.5}, {"final parameters", "evaluation logits"}),
+        ("tip_adapter_f_grid", {"search_scale": [4, 8]}, {"search"}),
+    ],
+)
+def test_another_hyper_parameter_is_found(
+    baselines: Path, capsys: pytest.CaptureFixture[str], case: str, change: dict[str, object], groups: set[str]
+) -> None:
+    keep(baselines, case, **change)
+    assert check_golden.main([str(baselines)]) == 1
+    rows = [line.removeprefix(case).strip().split("  ")[0] for line in capsys.readouterr().out.splitlines() if "OVER" in line]
+    assert set(rows) == groups
+
+
+@pytest.mark.parametrize(
+    ("case", "method"),
+    [
+        ("tip_adapter_f_cosine", "tip-adapter-f"), ("tip_adapter", "tip-adapter"), ("cliplora_drop", "clip-lora"),
+        ("clip-lora-r4", "clip-lora"), ("coop_csc", "coop"), ("plotpp", None), ("kgcoop", None), ("metaprompt_b2n", None),
+    ],
+)  # fmt: skip
+def test_the_method_follows_from_the_name(case: str, method: str | None) -> None:
+    assert method_of(case) == method
+
+
+def test_what_golden_json_says_of_a_case() -> None:
+    text = {"hyper": {"optimizer": "AdamW betas (0.9,0.98) weight_decay 1e-2 eps 1e-8", "lr": 2e-4}}
+    assert stepping(text).settings == {"lr": 2e-4, "betas": (0.9, 0.98), "weight_decay": 1e-2, "eps": 1e-8}
+    sgd = stepping({"optimizer": {"class": "SGD", "lr": 0.1, "nesterov": True, "momentum": 0.9, "dampening": 0}})
+    assert sgd.kind == "SGD" and sgd.eps is None and sgd.settings["nesterov"] is True
+    drop = {"hyper": {"r": 4, "params": ["q", "v"], "position": "all (12+12 blocks)", "dropout_rate": 0.25}}
+    found = options_of("clip-lora", drop, Tensors())
+    assert found == {"rank": 4, "dropout": 0.25, "detach_input": False, "position": "all", "matrices": "qv"}
+
+
+# ---- what cannot be replayed ----
+
+
+def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    assert check_golden.main([str(folder)]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "Traceback" not in message
+    return message
+
+
+def test_files_that_are_missing(baselines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "golden.json" in refused(tmp_path / "nowhere", capsys)
+    (baselines / "mma-2-3.safetensors").unlink()
+    keep(baselines, "mma-2-3", "kgcoop")
+    assert "mma-2-3: cannot read" in refused(baselines, capsys)
+    (baselines.parent / "mmrl" / "clip.safetensors").unlink()
+    assert "clip.safetensors, the CLIP of these cases" in refused(baselines, capsys)
+
+
+def test_one_case_that_cannot_be_replayed_does_not_hide_the_others(baselines: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keep(baselines, "maple_depth3", "mma-2-3", prompt_depth=2)
+    assert check_golden.main([str(baselines)]) == 2
+    out, err = capsys.readouterr()
+    assert "mma-2-3" in out and "OVER" not in out
+    assert err == "maple_depth3: init.* of 'deep': shape (1, 3, 128) here, (2, 3, 128) in the file\n"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"cases": {"a": {}}}', '{"about": {}, "cases": {}}'])
+def test_a_format_that_is_not_known(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "golden.json").write_text(content)
+    assert "golden.json" in refused(tmp_path, capsys)
+
+
+def test_a_tensor_that_is_missing_or_of_another_shape(baselines: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keep(baselines, "coop_front")
+    file = baselines / "coop_front.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "logits": tensors["logits"][:1].contiguous()}, file)
+    assert "coop_front: logits: shape (2, 3) here, (1, 3) in the file" in refused(baselines, capsys)
+    del tensors["final.prompt_learner.ctx"]
+    save_file(tensors, file)
+    assert "coop_front: the file has no tensor final.prompt_learner.ctx" in refused(baselines, capsys)

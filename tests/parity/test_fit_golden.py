@@ -1,93 +1,119 @@
-"""The training loop against the authors' eight steps: loss of each step and every parameter after them.
+"""The training loop against the authors' steps: loss of each step and every parameter after them, with the optimiser of each method.
 
 What trains is float32, and its rounding is the processor's business, so it is held by norms. The same loop in float64 is held element by
-element, but for the two values that the rounding of the golden gradients decides (see `test_oracle_golden.py`).
+element, but for the values that the rounding of the golden gradients decides (see `test_oracle_golden.py`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from mmrl import engine, methods
-from mmrl.clip import load_clip
+from mmrl import engine
+from mmrl.clip import ClassList, Clip, load_clip
 from mmrl.engine.loop import Trainer
-from mmrl.engine.precision import accelerator
 from mmrl.methods import Method
-from mmrl.methods.authors import from_authors
 from tests.oracle.pair import relative_error
-from tests.parity.test_oracle_golden import ROUNDING_DECIDES, TOLERANCE, rounding_decides
+from tests.parity.test_oracle_golden import ROUNDING_DECIDES, TOLERANCE
+from tools import golden_baselines, golden_mmrl
+from tools.golden_judge import Tensors, load, ours, read_tensors, rounding_decides
+from tools.golden_replay import Stepping, stepping
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "mmrl"
-SHEET = json.loads((GOLDEN / "golden.json").read_text())
-CONFIG = engine.FitConfig(epochs=1, warmup_epochs=0, lr=1e-3, batch_size=4)
+GOLDEN = Path(__file__).parents[1] / "golden"
+SHEET = json.loads((GOLDEN / "mmrl" / "golden.json").read_text())
+BASELINES = json.loads((GOLDEN / "baselines" / "golden.json").read_text())
+STEPPED = [name for name, case in BASELINES["cases"].items() if len(case.get("losses", ())) > 1]
+ADAMW = Stepping("AdamW", {"lr": 1e-3, "weight_decay": 5e-4, "eps": 1e-8})
 
 
 class GoldenBatches:
-    def __init__(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
-        self.images, self.labels = tensors["images"].to(dtype), tensors["labels"].long()
+    """The golden batches, `each` of them an epoch."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], dtype: torch.dtype, each: int = 8) -> None:
+        self.images, self.labels, self.each = tensors["images"].to(dtype), tensors["labels"].long(), each
 
     def __len__(self) -> int:
-        return len(self.images)
+        return self.each
 
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from zip(self.images[start:], self.labels[start:], strict=True)
+        here = slice(number * self.each + start, (number + 1) * self.each)
+        yield from zip(self.images[here], self.labels[here], strict=True)
 
 
-def golden_tensors(case: str, method: type[Method], prefix: str) -> dict[str, Tensor]:
-    """The case's tensors behind `prefix`, under our names."""
-    tensors = load_file(GOLDEN / f"{case}.safetensors")
-    return from_authors(method, {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)})
+@pytest.fixture(scope="module")
+def clips() -> dict[torch.dtype, Clip]:
+    made = {dtype: load_clip(str(GOLDEN / "mmrl" / "clip.safetensors"), device="cpu") for dtype in (torch.float32, torch.float64)}
+    for dtype, clip in made.items():
+        clip.model.to(dtype)
+    return made
 
 
-def start(case: str, dtype: torch.dtype) -> tuple[Method, GoldenBatches]:
-    """The method with the case's initial parameters, and its batches."""
-    values = SHEET["cases"][case]
-    options = {"rep_tokens": values["K"], "rep_dim": values["dr"], "alpha": values["alpha"], "lam": values["reg"]}
-    options["first_layer"] = values["layers"][0]
-    if case == "mmrlpp":
-        options |= {"beta": values["beta"], "layer_rank": values["rlora"], "projection_rank": values["plora"]}
-    clip = load_clip(str(GOLDEN / "clip.safetensors"), device="cpu")
-    clip.model.to(dtype)
-    method = methods.build(case, clip, options).to(dtype)
-    method.load_state_dict(golden_tensors(case, type(method), "init."))
-    return method, GoldenBatches(load_file(GOLDEN / f"{case}.safetensors"), dtype)
+def start(case: str, clip: Clip) -> tuple[Method, Tensors]:
+    """MMRL or MMRL++ with the case's initial parameters, and the case's tensors."""
+    tensors = read_tensors(GOLDEN / "mmrl" / f"{case}.safetensors")
+    method = golden_mmrl.build(SHEET["cases"][case], clip).to(next(clip.model.parameters()).dtype)
+    load(method, tensors)
+    return method, tensors
 
 
-def losses_agree(history: list[dict[str, float]], case: str) -> bool:
-    found, golden = (torch.tensor(losses) for losses in ([row["loss"] for row in history], SHEET["cases"][case]["losses"]))
+def losses_agree(history: list[dict[str, float]], losses: list[float]) -> bool:
+    found, golden = torch.tensor([row["loss"] for row in history]), torch.tensor(losses)
     return relative_error(found, golden) <= TOLERANCE
 
 
+def config_of(how: Stepping, epochs: int) -> engine.FitConfig:
+    values: dict[str, Any] = {key: how.settings[key] for key in ("lr", "momentum", "weight_decay", "eps") if key in how.settings}
+    schedule = "constant" if how.cosine is None else "cosine"
+    return engine.FitConfig(
+        optimizer=how.kind.lower(), epochs=epochs, warmup_epochs=0, schedule=schedule, schedule_step="step", batch_size=4, **values
+    )
+
+
+def element_by_element(method: Method, tensors: Tensors, classes: ClassList, how: Stepping, case: Mapping[str, Any]) -> int:
+    """Run the loop in float64, which `engine.fit` refuses; compare, and count what rounding decides."""
+    hyper = case.get("hyper", {})
+    epochs = hyper.get("epochs", 1)
+    batches = GoldenBatches(tensors, torch.float64, hyper.get("steps_per_epoch", len(case["losses"])))
+    trainer = Trainer(method, batches, classes, config_of(how, epochs))
+    trainer.run()
+    assert losses_agree(trainer.history, case["losses"])
+    gradients, left_out = ours(method, tensors, "grad."), 0
+    for name, golden in ours(method, tensors, "final.").items():
+        found = method.get_parameter(name)
+        assert found.dtype == torch.float64
+        undecided = torch.zeros(golden.shape, dtype=torch.bool)
+        if how.eps is not None:
+            undecided = rounding_decides(gradients[name], golden, lr=how.lr, eps=how.eps)
+        assert (found - golden)[~undecided].abs().max() <= TOLERANCE * golden.abs().max(), name
+        left_out += int(undecided.sum())
+    return left_out
+
+
 @pytest.mark.parametrize("case", ["mmrl", "mmrlpp"])
-def test_eight_steps(case: str) -> None:
-    method, batches = start(case, torch.float32)
-    result = engine.train(method, batches, SHEET["classnames"], CONFIG, template=SHEET["template"], progress=False)
-    assert losses_agree(result.history, case)
-    for name, golden in golden_tensors(case, type(method), "final.").items():
+def test_eight_steps(clips: dict[torch.dtype, Clip], case: str) -> None:
+    method, tensors = start(case, clips[torch.float32])
+    data = engine.TrainingData(GoldenBatches(tensors, torch.float32), tuple(SHEET["classnames"]), SHEET["template"])
+    result = engine.fit(method, data, config_of(ADAMW, 1), engine.Place(progress=False))
+    assert losses_agree(result.history, SHEET["cases"][case]["losses"])
+    for name, golden in ours(method, tensors, "final.").items():
         assert relative_error(method.state_dict()[name], golden) <= TOLERANCE, name
 
 
 @pytest.mark.parametrize("case", ["mmrl", "mmrlpp"])
-def test_eight_steps_element_by_element(case: str) -> None:
-    """In float64, which `engine.train` refuses, so the loop it runs is called here."""
-    method, batches = start(case, torch.float64)
+def test_eight_steps_element_by_element(clips: dict[torch.dtype, Clip], case: str) -> None:
+    method, tensors = start(case, clips[torch.float64])
     classes = method.class_list(SHEET["classnames"], SHEET["template"])
-    with accelerator(CONFIG, torch.device("cpu"), None) as tools:
-        trainer = Trainer(method, batches, classes, CONFIG, tools)
-        trainer.run()
-    assert losses_agree(trainer.history, case)
-    gradients, left_out = golden_tensors(case, type(method), "grad."), 0
-    for name, golden in golden_tensors(case, type(method), "final.").items():
-        assert method.state_dict()[name].dtype == torch.float64
-        undecided = rounding_decides(gradients[name], golden)
-        difference = (method.state_dict()[name] - golden)[~undecided]
-        assert difference.abs().max() <= TOLERANCE * golden.abs().max(), name
-        left_out += int(undecided.sum())
-    assert left_out == ROUNDING_DECIDES[case]
+    assert element_by_element(method, tensors, classes, ADAMW, SHEET["cases"][case]) == ROUNDING_DECIDES[case]
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_steps_of_the_other_methods(clips: dict[torch.dtype, Clip], name: str) -> None:
+    case, tensors = BASELINES["cases"][name], read_tensors(GOLDEN / "baselines" / f"{name}.safetensors")
+    run = golden_baselines.start(name, case, tensors, clips[torch.float64], BASELINES["about"]["classnames"])
+    assert element_by_element(run.method, tensors, run.classes, stepping(case), case) == 0

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mmrl.cli.main import run
-from mmrl.engine.grid import Context
+from mmrl.engine import Context
 from tests.unit import grids
 
 Cli = Callable[..., tuple[int, str, str]]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrl.engine.grid import Bench, Context, Group, Outcome, ResultsFolder, bind, run_here
+from mmrl.engine import Bench, Context, Job, bind
+from mmrl.engine.grid import Outcome, ResultsFolder, run_here
 from mmrl.protocols import Cell, base_to_novel
 from tests.unit.colours import NAMES, read, smallest_clip
 
@@ -36,14 +37,14 @@ def planned(
     return base_to_novel(methods, (str(root),), seeds, shots=(shots,), overrides={**QUICK, **more})
 
 
-def groups_of(context: Context, cells: Sequence[Cell]) -> list[Group]:
+def jobs_of(context: Context, cells: Sequence[Cell]) -> list[Job]:
     return bind(cells, context)[0]
 
 
-def compute(groups: Sequence[Group], context: Context, folder: Path) -> tuple[Outcome, list[str]]:
+def compute(jobs: Sequence[Job], context: Context, folder: Path) -> tuple[Outcome, list[str]]:
     """Here, in one process; with the lines that were said."""
     said: list[str] = []
-    return run_here(groups, context.bench, ResultsFolder(folder), clip=context.clip, say=said.append), said
+    return run_here(jobs, context, ResultsFolder(folder), say=said.append), said
 
 
 def contents(folder: Path, part: str) -> dict[str, Any]:
@@ -52,12 +53,13 @@ def contents(folder: Path, part: str) -> dict[str, Any]:
 
 
 def scores(folder: Path) -> dict[str, Any]:
-    return {key: cell["scores"] for key, cell in contents(folder, "cells").items()}
+    """Of every test of every run, by key."""
+    return {test["key"]: test["scores"] for run in contents(folder, "runs").values() for test in run["tests"]}
 
 
 def losses(folder: Path) -> dict[str, Any]:
-    """Of every step of every training."""
-    return {key: training["history"] for key, training in contents(folder, "trainings").items()}
+    """Of every step of every training, by the run's key."""
+    return {key: run["training"]["history"] for key, run in contents(folder, "runs").items() if run["training"]}
 
 
 def times(folder: Path, *parts: str) -> dict[Path, int]:

@@ -40,7 +40,14 @@ OPTIONS = {
     "tip-adapter-f": CACHE,
     "linear-probe": "c_grid c_search_steps max_iter selection",
 }
-BUILT_IN = {"mmrl": {"first_layer"}, "mmrlpp": {"first_layer"}, "promptsrc": {"teacher_templates"}, "prograd": {"teacher_template"}}
+BUILT_IN = {
+    "mmrl": {"first_layer"},
+    "mmrlpp": {"first_layer"},
+    "mma": {"adapter_end"},
+    "maple": {"depth"},
+    "promptsrc": {"teacher_templates", "depth_text", "depth_vision"},
+    "prograd": {"teacher_template"},
+}
 UNTRAINED = {"tip-adapter": {"batch_size", "crop_scale"}, "linear-probe": set[str]()}  # by steps; what their recipes set of `fit`
 TRAINED = {
     "batch_size",
@@ -99,6 +106,8 @@ def test_every_published_value_is_what_a_run_gets(method: str):
                     assert dataset and [dataset_info(dataset).template] == own and got["method", "templates"] is None
                 elif own:
                     assert got["method", "templates"] == own
+                for place in [place for place in wanted if got[place] is None]:  # a layer, which a shallower backbone may not have
+                    assert f"published: {wanted.pop(place)}," in sources(run, "method")[place[1]]
                 assert {place: got[place] for place in wanted} == wanted, f"{method}, {protocol}, {dataset}, {shots} shots"
                 compared += len(wanted)
     assert compared > 100
@@ -251,11 +260,13 @@ def test_numbers_of_shots_between_and_beyond():
 
 
 def test_the_mini_benchmark_s_own_values():
-    for n in (1, 16):
-        run = get("clip-lora", "few-shot", "mini:digits", n)
-        assert run.fit["iterations"] == 400 and sources(run, "fit")["iterations"].startswith("ours: ")
+    for method, key, value in (("clip-lora", "iterations", 200), *((name, "epochs", 50) for name in ("coop", "prograd", "plot"))):
+        for n in (1, 16):
+            run = get(method, "few-shot", "mini:digits", n)
+            assert run.fit[key] == value and sources(run, "fit")[key].startswith("ours: ")
     ours = {(method, rule.dataset) for method in packaged() for rule in recipe_of(method).rules if rule.source.startswith("ours")}  # type: ignore[union-attr]
-    assert ours == {("mmrl", "mini:objects"), ("mmrlpp", "mini:objects"), ("mma", "mini:objects"), ("clip-lora", "mini:*")}
+    of_all = {(name, "mini:*") for name in ("clip-lora", "coop", "prograd", "plot")}
+    assert ours == {("mmrl", "mini:objects"), ("mmrlpp", "mini:objects"), ("mma", "mini:objects")} | of_all
 
 
 @pytest.mark.parametrize("method", methods.registered())

@@ -133,7 +133,7 @@ class Clip:
             self.text = TextTower(text)
             self.embed_dim = int(model.visual.proj.shape[1])
         else:
-            self.embed_dim = int(getattr(model.visual, "output_dim", 0))
+            self.embed_dim = int(getattr(model.visual, "output_dim", 0)) or self.encode_text(["a"]).shape[1]
 
     @property
     def device(self) -> torch.device:

@@ -91,8 +91,10 @@ def measure(what: Measurement) -> CostRow:
     method = methods.build(what.method, clip, ready.resolved.method if ready else None, seed=1)
     began = time.perf_counter()
     if data:
-        method.setup(Task(data.classes, data.template, data.images, data.validation, features=data.features))
+        task = Task(data.classes, data.template, data.images, data.validation, features=data.features)
+        method.setup(task)
         method.to(clip.device)
+        method.finish(task)
     minutes = (time.perf_counter() - began) / 60
     limit = ready.config.memory_gib if ready else None
     classes = method.class_list(dataset.classes, dataset.template, memory_gib=limit)

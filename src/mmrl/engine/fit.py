@@ -186,8 +186,10 @@ def fit(
         held = None if folder is None else RunFolder(folder, _identity(method, data, config), resume=place.resume)
         before = peers.on_main(lambda: stack.enter_context(held).load() if held else None)
         stack.enter_context(seeded(config.seed, device))
+        began = time.monotonic()
         method.setup(replace(task, features=None) if before else task)
         method.to(device)
+        seconds = time.monotonic() - began
         if held and before and before["finished"]:
             load_tensors(method, peers.on_main(lambda: _trained(held.path, method)), where=str(held.path))
             return FitResult(method, data, config, before["history"], before["seconds"], folder, loaded=True)
@@ -198,7 +200,7 @@ def fit(
                 lambda: save_adapter(path, method, classes=data.classes, template=data.template, dataset=data.about.get("dataset"))
             )
 
-        history, seconds, began = [], 0.0, time.monotonic()
+        history: list[Row] = []
         if method.trainable:
             trainer = stack.enter_context(_trainer(method, data, config, place, peers, held, before))
             try:
@@ -208,7 +210,8 @@ def fit(
                     raise
                 keep(folder / LAST_GOOD)  # the latest parameters whose loss was finite, and which score
                 raise NonFiniteError(f"{error} They are kept in {folder / LAST_GOOD}.") from error
-            history, seconds, began = trainer.history, trainer.seconds, time.monotonic()
+            history, seconds = trainer.history, seconds + trainer.seconds
+        began = time.monotonic()
         method.finish(task)
         seconds += time.monotonic() - began
         if held:

@@ -1,0 +1,211 @@
+"""A folder in the format of the golden baselines, made with the plain forms in float64: other variants than the authors' numbers have."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmrl import methods
+from mmrl.clip import Clip, load_clip
+from mmrl.methods import Task
+from tests.oracle.methods import tip_adapter
+from tests.oracle.methods.promptsrc import averaged
+
+NAMES = ["owl", "great_white shark", "x"]
+TEMPLATE = "{} texture."
+STEPS, DEPTH = 3, 4
+SGD = {"class": "SGD", "lr": 0.02, "momentum": 0.9, "dampening": 0, "weight_decay": 0.0005, "nesterov": False}
+SGD_TEXT = {"optimizer": "SGD momentum 0.9 weight_decay 5e-4 dampening 0 no nesterov", "lr": 0.02}
+ADAMW_TEXT = {"optimizer": "AdamW betas (0.9,0.999) weight_decay 1e-2 eps 1e-6", "lr": 0.002}
+ADAMW = {"class": "AdamW", "lr": 0.002, "eps": 1e-4, "betas": [0.9, 0.99], "weight_decay": 0.01}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with our options, the same in the authors' words, and more that golden.json says of the case."""
+
+    method: str
+    options: dict[str, Any]
+    hyper: dict[str, Any]
+    first_layer: int = 0  # number in the authors' names of the first layer that has tensors
+    more: dict[str, Any] = field(default_factory=lambda: {"optimizer": SGD})
+
+
+VARIANTS = {
+    "coop_front": Variant(
+        "coop", {"n_ctx": 3, "class_token_position": "front"}, {"n_ctx": 3, "csc": False, "class_token_position": "front", "ctx_init": ""}
+    ),
+    "coop_csc_middle": Variant(
+        "coop", {"n_ctx": 4, "csc": True, "class_token_position": "middle"}, {"n_ctx": 4, "csc": True, "class_token_position": "middle"}
+    ),
+    "cocoop_wide": Variant(
+        "cocoop", {"reduction": 5, "n_ctx": 3}, {"n_ctx": 3, "ctx_init": "a photo of", "meta_net": "Linear(embed, embed//5) -> ReLU"}
+    ),
+    "plot_csc": Variant(  # whose contexts the authors' code shares among the classes all the same
+        "plot",
+        {"n_prompts": 3, "n_ctx": 2, "sinkhorn_eps": 0.2, "sinkhorn_max_iter": 4, "sinkhorn_threshold": 1e-9},
+        {"N": 3, "n_ctx": 2, "eps": 0.2, "max_iter": 4, "thresh": 1e-9, "csc": True, "class_token_position": "end"},
+    ),
+    "prograd_half": Variant(
+        "prograd",
+        {"n_ctx": 5, "teacher_template": "a picture of {}.", "prograd_lambda": 0.5, "temperature": 2.0},
+        {"n_ctx": 5, "ctx_init": "template of the dataset", "LAMBDA": 0.5, "T": 2.0, "template": "a picture of {}."},
+    ),
+    "maple_depth3": Variant(
+        "maple", {"n_ctx": 3, "depth": 3}, {"n_ctx": 3, "ctx_init": "a photo of a", "prompt_depth": 3, **SGD_TEXT}, more={}
+    ),
+    "mma-2-3": Variant(
+        "mma",
+        {"adapter_start": 2, "adapter_end": 3, "adapter_dim": 8, "adapter_scale": 0.5, "template": "a {}, drawn."},
+        {"adapter_start": 2, "adapter_end": 3, "adapter_dim": 8, "adapter_scale": 0.5, "prompt": "a {}, drawn.", **SGD_TEXT},
+        first_layer=2,
+        more={},
+    ),
+    "cliplora_text_up": Variant(
+        "clip-lora",
+        {"rank": 3, "alpha": 2.0, "dropout": 0.0, "matrices": "qv", "encoder": "text", "position": "up", "detach_input": True},
+        {"r": 3, "alpha": 2, "dropout_rate": 0.0, "params": "q,v", "encoder": "text", "position": "up (2 blocks)",
+         "prompt": "a photo of a {}.", **ADAMW_TEXT},
+        first_layer=2,
+        more={},
+    ),
+    "promptsrc_shallow": Variant(
+        "promptsrc",
+        {"n_ctx_text": 2, "n_ctx_vision": 3, "depth_text": 1, "depth_vision": 3, "gpa_mean": 2.0, "text_loss_weight": 5.0,
+         "teacher_templates": ("a {}.", "no {}.")},
+        {"n_ctx_text": 2, "n_ctx_vision": 3, "ctx_init": "a photo of a", "depth_text": 1, "depth_vision": 3, "text_loss_weight": 5,
+         "image_loss_weight": 10, "gpa_mean": 2, "gpa_std": 1, "epochs": 3, "steps_per_epoch": 1, "templates_used": ["a {}.", "no {}."],
+         **SGD_TEXT},
+        first_layer=1,
+        more={},
+    ),
+    "tip_adapter_f_grid": Variant(
+        "tip-adapter-f",
+        {"alpha": 2.0, "beta": 3.0, "augment_epoch": 2, "search_scale": (4.0, 9.0), "search_step": (6, 5)},
+        {"alpha": 2.0, "beta": 3.0, "augment_epoch": 2, "search_scale": [4, 9], "search_step": [6, 5], "template": TEMPLATE},
+        more={"optimizer": ADAMW, "schedule": "official CosineAnnealingLR over T_max=5 steps, stepped every batch"},
+    ),
+}  # fmt: skip
+
+
+def make_folder(root: Path) -> Path:
+    """The folder, with its CLIP beside it."""
+    torch.manual_seed(0)
+    vision = {"layers": DEPTH, "width": 64, "patch_size": 8, "image_size": 24}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": DEPTH}
+    model = open_clip.CLIP(embed_dim=40, vision_cfg=vision, text_cfg=text, quick_gelu=True).eval()
+    for part in ("mmrl", "baselines"):
+        (root / part).mkdir()
+    save_file({k: v.contiguous() for k, v in model.state_dict().items() if k != "attn_mask"}, root / "mmrl" / "clip.safetensors")
+    clip = load_clip(str(root / "mmrl" / "clip.safetensors"), device="cpu")
+    clip.model.double()
+    cases = {name: make_case(root / "baselines", name, variant, clip) for name, variant in VARIANTS.items()}
+    cases["kgcoop"] = {"hyper": {}, "losses": []}
+    about = {"classnames": NAMES, "clip_weights": "../mmrl/clip.safetensors, cast to float32"}
+    (root / "baselines" / "golden.json").write_text(json.dumps({"about": about, "cases": cases}))
+    return root / "baselines"
+
+
+def images(count: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, count, 3, 24, 24, dtype=torch.float64)
+
+
+def in_authors_names(variant: Variant, tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """One tensor a layer, as they have it."""
+    out = {}
+    for ours, tensor in tensors.items():
+        theirs = prefix + methods.get(variant.method).authors_names[ours]
+        layers = enumerate(tensor, variant.first_layer if theirs.count("resblocks") or variant.method == "mma" else 0)
+        split = {theirs.replace("{i}", str(i)): part for i, part in layers} if "{i}" in theirs else {theirs: tensor}
+        out.update({name: part.detach().clone().contiguous() for name, part in split.items()})
+    return out
+
+
+def make_case(folder: Path, name: str, variant: Variant, clip: Clip) -> dict[str, Any]:
+    """Write the case's tensors; returns what golden.json says of it."""
+    torch.manual_seed(list(VARIANTS).index(name))
+    out: dict[str, Tensor] = {"images": images(2, STEPS), "labels": torch.randint(len(NAMES), (STEPS, 2))}
+    case = {"hyper": variant.hyper, **variant.more}
+    task = Task(tuple(NAMES), TEMPLATE)
+    if variant.method.startswith("tip"):
+        out |= {"cache_images": images(6, 2), "cache_labels": torch.tensor([0, 0, 1, 1, 2, 2])}
+        out["val_labels"] = torch.arange(7) % 3
+        out["val_images"] = out["cache_images"][0, 2 * out["val_labels"]] + 0.3 * images(7)  # so that the search is for a large alpha
+        out["test_features"] = F.normalize(clip.model.encode_image(out["images"].flatten(0, 1)), dim=-1)
+        task = Task(tuple(NAMES), TEMPLATE, 6, 7, features=lambda part, views=0: (torch.zeros(views, 6, 40).double(), out["cache_labels"]))
+    method = methods.build(variant.method, clip, variant.options, seed=0, task=task).double()
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+        if variant.method.startswith("tip"):
+            method.get_parameter("keys").copy_(tip_adapter.cache_keys(clip.model, out["cache_images"]))
+            out["cache_keys"] = method.get_parameter("keys").detach().T.clone()
+    module = importlib.import_module(f"tests.oracle.methods.{variant.method.replace('-', '_').removesuffix('_f')}")
+    plain = module.plain(method, NAMES, TEMPLATE)
+    first = out["images"][0]
+    out |= in_authors_names(variant, plain.parameters, "init.")
+    with torch.no_grad():
+        out["logits"] = plain.logits(first)
+    case["losses"], epochs = steps_of(plain, variant, case, out)
+    with torch.no_grad():
+        if variant.method == "promptsrc":
+            for key, value in averaged(epochs, 2.0, 1.0).items():
+                plain.parameters[key].copy_(value)
+        out["eval_logits"] = plain.logits(out["images"].flatten(0, 1) if "test_features" in out else first)
+        if "val_images" in out:
+            case["searched_beta_alpha"] = searched(plain, variant, out, clip)
+    out |= in_authors_names(variant, plain.parameters, "final.")
+    save_file({key: value.detach().contiguous() for key, value in out.items()}, folder / f"{name}.safetensors")
+    return case
+
+
+def steps_of(plain: Any, variant: Variant, case: dict[str, Any], out: dict[str, Tensor]) -> tuple[list[float], list[dict[str, Tensor]]]:
+    """Take the steps. Returns losses, and the parameters after each; adds gradients of the first to `out`."""
+    losses, after, parameters = [], [], plain.parameters
+    optimizer, schedule = optimizer_of(case, list(parameters.values()))
+    for step, (batch, labels) in enumerate(zip(out["images"], out["labels"])):
+        losses.append(float(plain.loss(batch, labels).detach()))
+        found = plain.gradients(batch, labels) if hasattr(plain, "gradients") else by_name(plain.loss(batch, labels), parameters)
+        for key, parameter in parameters.items():
+            parameter.grad = found[key]
+        if step == 0:
+            out |= in_authors_names(variant, found, "grad.")
+        optimizer.step()
+        schedule()
+        after.append({key: parameter.detach().clone() for key, parameter in parameters.items()})
+    return losses, after
+
+
+def by_name(loss: Tensor, parameters: dict[str, Any]) -> dict[str, Tensor]:
+    return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values()))))
+
+
+def optimizer_of(case: dict[str, Any], parameters: Sequence[Any]) -> tuple[torch.optim.Optimizer, Callable[[], object]]:
+    """Written out, so that what the tool reads in golden.json is checked."""
+    if "optimizer" not in case:
+        if case["hyper"]["optimizer"].startswith("SGD"):
+            return torch.optim.SGD(parameters, lr=0.02, momentum=0.9, weight_decay=5e-4), lambda: None
+        return torch.optim.AdamW(parameters, lr=0.002, weight_decay=1e-2, eps=1e-6), lambda: None
+    if case["optimizer"]["class"] == "SGD":
+        return torch.optim.SGD(parameters, lr=0.02, momentum=0.9, weight_decay=5e-4), lambda: None
+    optimizer = torch.optim.AdamW(parameters, lr=0.002, eps=1e-4, betas=(0.9, 0.99), weight_decay=0.01)
+    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5).step
+
+
+def searched(plain: Any, variant: Variant, out: dict[str, Tensor], clip: Clip) -> list[float]:
+    """Beta and alpha; adds the logits with them to `out`."""
+    val = F.normalize(clip.model.encode_image(out["val_images"]), dim=-1)
+    scale, step = variant.options["search_scale"], variant.options["search_step"]
+    beta, alpha = tip_adapter.search(val, out["val_labels"], plain.text, plain.keys, plain.values, scale, step)
+    out["searched_test_logits"] = tip_adapter.tip_logits(out["test_features"], plain.text, plain.keys, plain.values, alpha, beta)
+    return [beta, alpha]
