@@ -91,8 +91,8 @@ VARIANTS = {
     ),
     "tip_adapter_f_grid": Variant(
         "tip-adapter-f",
-        {"alpha": 2.0, "beta": 3.0, "augment_epoch": 2, "search_scale": (4.0, 9.0), "search_step": (6, 5)},
-        {"alpha": 2.0, "beta": 3.0, "augment_epoch": 2, "search_scale": [4, 9], "search_step": [6, 5], "template": TEMPLATE},
+        {"alpha": 2.0, "beta": 3.0, "augment_epoch": 2, "search_scale": (400.0, 60.0), "search_step": (6, 5)},
+        {"alpha": 2.0, "beta": 3.0, "augment_epoch": 2, "search_scale": [400, 60], "search_step": [6, 5], "template": TEMPLATE},
         more={"optimizer": ADAMW, "schedule": "official CosineAnnealingLR over T_max=5 steps, stepped every batch"},
     ),
 }  # fmt: skip
@@ -140,7 +140,7 @@ def make_case(folder: Path, name: str, variant: Variant, clip: Clip) -> dict[str
     if variant.method.startswith("tip"):
         out |= {"cache_images": images(6, 2), "cache_labels": torch.tensor([0, 0, 1, 1, 2, 2])}
         out["val_labels"] = torch.arange(7) % 3
-        out["val_images"] = out["cache_images"][0, 2 * out["val_labels"]] + 0.3 * images(7)  # so that the search is for a large alpha
+        out["val_images"] = out["cache_images"][0, 2 * out["val_labels"]] + 0.3 * images(7)  # so that the cache is of use
         out["test_features"] = F.normalize(clip.model.encode_image(out["images"].flatten(0, 1)), dim=-1)
         task = Task(tuple(NAMES), TEMPLATE, 6, 7, features=lambda part, views=0: (torch.zeros(views, 6, 40).double(), out["cache_labels"]))
     method = methods.build(variant.method, clip, variant.options, seed=0, task=task).double()

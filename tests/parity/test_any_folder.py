@@ -195,7 +195,7 @@ def test_a_case_of_another_method_does_not_fail(baselines: Path, capsys: pytest.
         ("mma-2-3", {"adapter_scale": 0.4}, {"logits", "losses", "gradients", "final parameters", "evaluation logits"}),
         ("mma-2-3", {"optimizer": "SGD momentum 0.8 weight_decay 5e-4"}, {"losses", "final parameters", "evaluation logits"}),
         ("promptsrc_shallow", {"gpa_mean": 2.5}, {"final parameters", "evaluation logits"}),
-        ("tip_adapter_f_grid", {"search_scale": [4, 8]}, {"search"}),
+        ("tip_adapter_f_grid", {"search_scale": [400, 50]}, {"search"}),
     ],
 )
 def test_another_hyper_parameter_is_found(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmrl import engine
+from mmrl import api, engine
 from mmrl.clip import Clip
 from mmrl.data import Dataset
 from mmrl.errors import UsageError
@@ -21,7 +22,7 @@ from mmrl.reports import read_record
 from mmrl.serve.predictor import Classifier
 from mmrl.templates import check_template, fill
 from tests.oracle.pair import relative_error
-from tests.unit.colours import base_draw, clip_on_one_thread, colours, fresh
+from tests.unit.colours import OPTIONS, base_draw, clip_on_one_thread, colours
 
 NAMES = ("cat", "a long_dog name", "owl")
 THREE = ("a photo of a {}.", "{}", "art of the {}, in a hall.")
@@ -129,19 +130,27 @@ def test_a_backbone_that_is_not_staged_averages_too(exact: Clip, monkeypatch: py
     assert relative_error(exact.class_list(NAMES, THREE).zero_shot, expected) < 1e-9
 
 
-@pytest.mark.filterwarnings("ignore::mmrl.engine.BelowZeroShotWarning")
+@pytest.mark.filterwarnings("ignore::mmrl.engine.BelowZeroShotWarning", "ignore::mmrl.errors.Notice")
 def test_a_run_keeps_its_templates(clip: Clip, tmp_path: Path) -> None:
-    config, two = {"epochs": 2, "batch_size": 8}, ("a photo of {}.", "the colour {}.")
-    result = engine.run(fresh(clip), colours(), base_draw(), config, out=tmp_path, progress=False, template=two)
-    assert result.fitted.template == read_record(tmp_path).template == two
+    two = ("a photo of {}.", "the colour {}.")
+
+    def train(template: object, **more: Any) -> engine.RunResult:
+        options = {**OPTIONS, "epochs": 2, "batch_size": 8, "draw": base_draw(), "classes": "base", "progress": False}
+        return api.train(colours(), backbone=clip, template=template, out=tmp_path, **options, **more)
+
+    result = train(two)
+    assert result.fitted is not None and result.record.training is not None
+    assert result.fitted.data.template == result.record.training.template == two
+    found = read_record(tmp_path)
+    assert found is not None and found.training is not None and found.training.template == two
     method, saved = engine.load_adapter(tmp_path, clip)
     assert saved.template == two
     card = (tmp_path / "README.md").read_text()
     assert all(f"| prompt, averaged | `{one}` |" in card for one in two)
-    again = engine.run(fresh(clip), colours(), base_draw(), config, out=tmp_path, progress=False, template=list(two), resume=True)  # type: ignore[arg-type]
-    assert again.record.metrics == result.record.metrics
+    again = train(list(two), resume=True)
+    assert [test.scores for test in again.record.tests] == [test.scores for test in result.record.tests]
     with pytest.raises(UsageError, match="template"):
-        engine.run(fresh(clip), colours(), base_draw(), config, out=tmp_path, progress=False, template=two[0], resume=True)
+        train(two[0], resume=True)
     classifier = Classifier(method, trained=saved.class_names, template=saved.template)
     image = colours().image(colours().test[0])
     assert classifier.predict_proba(image).tolist() == classifier.predict_proba(image, template=list(two)).tolist()  # type: ignore[arg-type]

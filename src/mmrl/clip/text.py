@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmrl.clip.layers import NO_EDITS, Edits, KeysValues, Layer, edit_of, join, output_is_used, place
+from mmrl.clip.layers import NO_EDITS, Edits, KeysValues, Layer, each_of, edit_of, join, output_is_used, place
 
 
 class TextHidden(NamedTuple):
@@ -105,7 +105,7 @@ class TextTower:
                 first, extra, rest = out[:, :1], out[:, 1 : 1 + slots] if slots else None, out[:, 1 + slots :]
             else:
                 mask = torch.cat([mask[:1], mask[1 + slots :]])
-                out = layer(join(first, rest), [shared[-1]], own=False, mask=mask, edit=edit)
+                out = layer(each_of(join(first, rest), len(whole)), [shared[-1]], own=False, mask=mask, edit=edit)
                 first, rest = out[:, :1], out[:, 1:]
         return TextHidden(join(first, extra, rest), body, 0 if extra is None else extra.shape[1]), shared
 
@@ -141,7 +141,8 @@ class TextTower:
 
 def rows_of(shared: list[KeysValues], rows: Tensor | None, count: int) -> list[KeysValues]:
     """Keys and values for the prompts `rows` (n,) of `count`; a prefix that all share stays as it is."""
-    if rows is None or len(shared[0][0]) == 1:
-        return shared
-    served = count // len(shared[0][0])  # prompts in a row by one prefix
-    return [(k[rows // served], v[rows // served]) for k, v in shared]
+
+    def part(x: Tensor) -> Tensor:
+        return x if rows is None or len(x) == 1 else x[rows // (count // len(x))]
+
+    return [(part(k), part(v)) for k, v in shared]
