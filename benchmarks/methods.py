@@ -144,7 +144,9 @@ def put(page: str, name: str, table: str) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="ViT-B-16", help="architecture of open_clip that parameters are counted on (default: %(default)s)")
+    parser.add_argument(
+        "--backbone", default="ViT-B-16", help="architecture of open_clip that parameters are counted on (default: %(default)s)"
+    )
     parser.add_argument("--golden", type=Path, nargs="+", metavar="FOLDER", help="replay the golden cases of these folders")
     parser.add_argument("--steps", type=Path, metavar="JSON", help="numbers of `benchmarks.train_step --out`")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables between their marks in this page")

@@ -22,6 +22,7 @@ from mmrl.errors import UsageError
 from mmrl.methods import Gradients, Loss, Method, Task, TwoTower
 from mmrl.recipes import recipe_of
 from tests.oracle.pair import relative_error
+from tools.golden_replay import differentiate
 
 TOLERANCE = 1e-9
 NAMES = ["cat", "dog", "great white shark", "owl"]
@@ -64,15 +65,6 @@ def make(clip: Clip, case: str, *, task: Task | None = None, **options: Any) -> 
     name, own = CASES[case]
     method = methods.build(name, clip, EXACT.get(name, {}) | own | options, seed=0, task=task or task_of(clip))
     return method.to(next(clip.model.parameters()).dtype)
-
-
-def differentiate(method: Method) -> Callable[..., Gradients]:
-    parameters = list(method.parameters())
-
-    def gradients(total: Tensor, *, retain_graph: bool = False) -> Gradients:
-        return list(torch.autograd.grad(total, parameters, retain_graph=retain_graph, allow_unused=True))
-
-    return gradients
 
 
 def step(method: Method, images: Tensor, classes: Any) -> tuple[Loss, Gradients]:

@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 import torch
+from mmrl.engine.evaluate import preprocess_of
 from torch import Tensor
 
 from mmrl import api, engine, methods
 from mmrl.clip import Clip, load_clip
 from mmrl.data import Dataset, TrainBatches, load_dataset, test_batches
-from mmrl.engine.evaluate import preprocess_of
 from mmrl.engine.loop import Trainer
 from mmrl.engine.precision import accelerator
 from mmrl.methods import Method

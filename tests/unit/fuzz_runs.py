@@ -14,14 +14,14 @@ from unittest.mock import patch
 
 import jinja2
 import torch
+from mmrl.engine.folder import RunFolder, _seal
+from mmrl.engine.setup import settings
 from safetensors.torch import load, save, save_file
 
 from mmrl import engine, methods
 from mmrl.cli.options import parse_classes, parse_seeds, parse_settings, parse_shots, parse_values
 from mmrl.clip import load_clip
 from mmrl.clip.load import read_openai_weights
-from mmrl.engine.folder import RunFolder, _seal
-from mmrl.engine.setup import settings
 from mmrl.engine.untrusted import TensorFile
 from mmrl.errors import MmrlError
 from mmrl.files import lock

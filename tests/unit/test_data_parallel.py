@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmrl.engine.evaluate import preprocess_of
 from torch import Tensor
 
 from mmrl import engine
@@ -26,7 +27,6 @@ from mmrl.cli.main import app
 from mmrl.clip import Clip
 from mmrl.clip.device import _own_gpu
 from mmrl.data import TrainBatches
-from mmrl.engine.evaluate import preprocess_of
 from mmrl.engine.loop import Trainer
 from mmrl.engine.parallel import joined
 from mmrl.engine.precision import accelerator

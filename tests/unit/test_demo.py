@@ -44,12 +44,10 @@ def test_a_demo_and_a_second_one(photos: Path, tmp_path: Path):
     assert told.exit_code == 0 and told.output.count("purple") == len(NAMES)
     weights = (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes()
     (key,) = (path.parent.name for path in tmp_path.rglob("results/work/*/adapter_model.safetensors") if path.read_bytes() == weights)
-    training = json.loads((tmp_path / "results" / "trainings" / f"{key}.json").read_text(encoding="utf-8"))
-    assert (training["method"], training["seed"]) == ("mmrl", 3)
+    run = json.loads((tmp_path / "results" / "runs" / f"{key}.json").read_text(encoding="utf-8"))
+    assert (run["method"], run["training"]["seed"]) == ("mmrl", 3)
 
-    computed = {
-        path: path.stat().st_mtime_ns for part in ("cells", "trainings", "work") for path in (tmp_path / "results" / part).rglob("*")
-    }
+    computed = {path: path.stat().st_mtime_ns for part in ("runs", "work") for path in (tmp_path / "results" / part).rglob("*")}
     again = invoke(*words)
     assert again.exit_code == 0 and "0 trainings and 0 zero-shot passes to do" in again.output and "MMRL++" in again.output
     assert computed == {path: path.stat().st_mtime_ns for path in computed}

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+from mmrl.engine.folder import read_state
 from torch import Tensor
 
 from mmrl import engine, methods
 from mmrl.clip import Clip
-from mmrl.engine.folder import read_state
 from mmrl.engine.loop import NonFiniteError, Trainer
 from mmrl.engine.precision import accelerator
 from mmrl.errors import MmrlError, UsageError

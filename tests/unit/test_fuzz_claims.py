@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from mmrl.engine.folder import RunFolder, _seal
 from safetensors.torch import save
 
 from mmrl import engine
 from mmrl.clip import load_clip
 from mmrl.clip.load import read_openai_weights
 from mmrl.data import load_dataset, read_coop_draw, to_rgb
-from mmrl.engine.folder import RunFolder, _seal
 from mmrl.engine.memory import forget_peak, peak_resident, resident
 from mmrl.engine.untrusted import TensorFile
 from mmrl.errors import MmrlError, UsageError

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from mmrl.engine.setup import prepare, read_draw
 
 from mmrl.data import draw_shots, load_dataset
-from mmrl.engine.setup import prepare, read_draw
 from mmrl.errors import MmrlError, UsageError
 
 PLAN = {"shots": 16, "classes": "base", "seed": 1, "protocol": "base-to-novel"}

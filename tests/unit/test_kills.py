@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmrl.reports.cells import CellRecord, Plan
 
 from mmrl import engine
 from mmrl.clip import Clip
@@ -31,7 +32,6 @@ from mmrl.engine.grid import ResultsFolder
 from mmrl.errors import MmrlError
 from mmrl.files import PARTIAL, sweep, write_text
 from mmrl.reports import read_record, report
-from mmrl.reports.cells import CellRecord, Plan
 from mmrl.reports.results import Results
 from tests import results_folder
 from tests.trees import make_tree

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from mmrl.engine.folder import read_state
 from safetensors.torch import load_file, save
 
 from mmrl import engine, methods
 from mmrl.clip import Clip
-from mmrl.engine.folder import read_state
 from mmrl.engine.loop import NonFiniteError
 from mmrl.errors import MmrlError
 from mmrl.serve.predictor import Classifier

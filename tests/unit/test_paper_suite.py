@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from mmrl.reports.cells import Plan
 
 from mmrl.clip import load_clip
 from mmrl.data.benchmark import published
 from mmrl.engine.grid import Bench, Context, ResultsFolder, bind, run_here
 from mmrl.protocols import EVALUATIONS, PAPER, evaluation
-from mmrl.reports.cells import Plan
 from mmrl.reports.results import Results
 from tests.trees import SPLIT_FILES, facts_of_tree, make_trees
 
