@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks import common
 from benchmarks.common import gib
-from benchmarks.sides import PLAIN, SHOTS
+from benchmarks.sides import PLAIN
 from mmrl import methods
 from mmrl.clip import Clip
 from mmrl.errors import MmrlError
@@ -51,15 +51,17 @@ def here() -> dict[str, type[Method]]:
 
 
 def trained(name: str, clip: Clip) -> str:
-    """How many numbers are trained, or how many for each class of `SHOTS` images where they depend on the classes."""
+    """How many numbers are trained, or how many for each image or class where they depend on these."""
 
-    def count(classes: int) -> int:
+    def count(classes: int, images: int) -> int:
         names = tuple(common.class_names(classes))
-        method = methods.build(name, clip, seed=0, task=Task(names, common.TEMPLATE, images=SHOTS * classes))
-        return sum(parameter.numel() for parameter in method.parameters())
+        return sum(p.numel() for p in methods.build(name, clip, seed=0, task=Task(names, common.TEMPLATE, images=images)).parameters())
 
-    few, more = count(2), count(5)
-    return f"{few:,}" if few == more else f"{(more - few) // 3:,} a class"
+    least = count(2, 8)
+    an_image, a_class = count(2, 9) - least, count(3, 8) - least
+    if an_image:
+        return f"{an_image:,} an image"
+    return f"{a_class:,} a class" if a_class else f"{least:,}"
 
 
 def method_rows(clip: Clip) -> list[list[str]]:

@@ -201,7 +201,8 @@ def without_dropout(work: Work) -> dict[str, Any]:
 
 def gradients_of(step: Step, method: str) -> dict[str, Tensor]:
     """Gradients after a backward pass, under the authors' names, layers apart where ours are stacked; zeros where autograd left none."""
-    names, found = methods.get(method).authors_names, {}
+    names = methods.get(method).authors_names
+    found: dict[str, Tensor] = {}
     for name, parameter in step.parameters.items():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         theirs = names.get(name, name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmrl import methods
+from mmrl import engine, methods
 from mmrl.clip import Clip, random_clip
 from mmrl.data import Dataset, Draw, Item, draw_shots
+from mmrl.engine.loop import Batches
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200), "grey": (120, 120, 120)}
 NAMES = tuple(COLOURS)
 OPTIONS = {"rep_tokens": 2, "rep_dim": 8}
+PROMPT = "a photo of {}."
+Batch = tuple[Tensor, Tensor]
 
 
 def read(key: str) -> Image.Image:
@@ -30,7 +34,7 @@ def items(first: int, last: int) -> list[Item]:
 
 
 def colours() -> Dataset:
-    return Dataset("colours", NAMES, "a photo of {}.", items(0, 8), items(8, 12), items(12, 20), read)
+    return Dataset("colours", NAMES, PROMPT, items(0, 8), items(8, 12), items(12, 20), read)
 
 
 def base_draw(shots: int = 4) -> Draw:
@@ -52,10 +56,59 @@ def clip_on_one_thread() -> Iterator[Clip]:
 
 
 def fresh(clip: Clip, name: str = "mmrl", **options: Any) -> methods.Method:
-    return methods.build(name, clip, {**OPTIONS, **options}, seed=1)
+    return methods.build(name, clip, {**(OPTIONS if name in ("mmrl", "mmrlpp") else {}), **options}, seed=1)
 
 
-def noise(batches: int, size: int = 2, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+def noise(batches: int, size: int = 2, seed: int = 0) -> list[Batch]:
     """Random images (size, 3, 32, 32) with random labels."""
     generator = torch.Generator().manual_seed(seed)
     return [(torch.randn(size, 3, 32, 32, generator=generator), torch.randint(0, 4, (size,), generator=generator)) for _ in range(batches)]
+
+
+class Same:
+    """Batches that are the same in every epoch; counts what was taken."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self.batches, self.taken = batches, 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        for batch in self.batches[start:]:
+            self.taken += 1
+            yield batch
+
+
+class Shuffled:
+    """Other batches in every epoch, decided by its number alone; the process is interrupted before it takes batch number `until`."""
+
+    def __init__(self, count: int = 3, until: int | None = None) -> None:
+        self.count, self.until, self.taken = count, until, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        for batch in noise(self.count, seed=number)[start:]:
+            if self.taken == self.until:
+                raise KeyboardInterrupt
+            self.taken += 1
+            yield batch
+
+
+def train(
+    method: methods.Method, batches: list[Batch] | Batches, config: engine.FitConfig, out: Path | None = None, *, resume: bool = False,
+    classes: Sequence[str] = NAMES, template: str = PROMPT,
+) -> engine.FitResult:  # fmt: skip
+    """On batches as they are."""
+    data = engine.TrainingData(Same(batches) if isinstance(batches, list) else batches, tuple(classes), template)
+    return engine.fit(method, data, config, engine.Place(out, resume=resume, progress=False))
+
+
+def train_on(
+    method: methods.Method, dataset: Dataset, items: Draw | Sequence[Item], values: dict[str, Any], out: Path | None = None
+) -> engine.FitResult:
+    """On images of a data set."""
+    config, place = engine.make_config(values), engine.Place(out, progress=False)
+    return engine.fit(method, engine.TrainingData.of(method.clip, dataset, items, config, place), config, place)

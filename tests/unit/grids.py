@@ -52,9 +52,13 @@ def contents(folder: Path, part: str) -> dict[str, Any]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / part).glob("*.json"))}
 
 
+def scored(folder: Path) -> dict[str, Any]:
+    """Every test of every run, by key."""
+    return {test["key"]: test for run in contents(folder, "runs").values() for test in run["tests"]}
+
+
 def scores(folder: Path) -> dict[str, Any]:
-    """Of every test of every run, by key."""
-    return {test["key"]: test["scores"] for run in contents(folder, "runs").values() for test in run["tests"]}
+    return {key: test["scores"] for key, test in scored(folder).items()}
 
 
 def losses(folder: Path) -> dict[str, Any]:

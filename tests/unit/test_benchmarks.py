@@ -57,11 +57,13 @@ def run(main: Any, arguments: list[str], out: Path) -> tuple[int, list[list[dict
 
 def test_train_step(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_step, "available", lambda: None)  # what else the machine does must not leave a side out
+    few = ("mmrl", "prograd", "clip-lora", "tip-adapter-f")
+    monkeypatch.setattr(train_step, "PLAIN", {name: PLAIN[name] for name in few})
     arguments = ["--classes", "3,5", "--plain-limit", "3", "--no-memory", "--method", "all"]
     code, (speed, work), numbers = run(train_step.main, arguments, tmp_path / "train.md")
     assert code == 0
     assert capsys.readouterr().out.strip() == (tmp_path / "train.md").read_text().strip()
-    assert [(row["method"], row["classes"]) for row in speed] == [(m, c) for m in PLAIN for c in ("3", "5")]
+    assert [(row["method"], row["classes"]) for row in speed] == [(m, c) for m in few for c in ("3", "5")]
     for row, shown, counted in zip(numbers["rows"], speed, work, strict=True):
         assert float(shown["fast s/step"]) > 0
         assert float(counted[BOUND]) > 1.4 and shown[BOUND] == counted[BOUND]  # exact counts, not times
@@ -74,7 +76,7 @@ def test_train_step(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
         assert shown["ratio"] == f"{row['median']['plain'] / row['median']['fast']:.2f}"
         assert len(row["seconds"]["plain"]) == len(row["seconds"]["fast"]) == 1
     found = {row["method"]: row for row in numbers["rows"]}
-    assert found["tip-adapter-f"]["longest_prompt"] is None and found["coop"]["longest_prompt"] > found["mma"]["longest_prompt"]
+    assert found["tip-adapter-f"]["longest_prompt"] is None and found["prograd"]["longest_prompt"] > found["mmrl"]["longest_prompt"]
     assert found["mmrl"]["gradients"] is None and numbers["rows"][0]["gradients"]["tensors"] >= 10
     rows = step_rows(numbers)
     assert [len(row) for row in rows] == [9] * len(rows)
@@ -122,7 +124,7 @@ def test_plain_side_is_left_out_when_memory_is_short(monkeypatch: pytest.MonkeyP
     assert str(train_step.refusal(WORK, clip, None, 1.0)).endswith("over --plain-memory 1")
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", [name for name in PLAIN if name != "tip-adapter-f"])  # which keeps next to nothing
 def test_estimate_of_the_plain_sides_memory_is_linear(name: str, clip: Clip) -> None:
     """Extrapolated from 2 and 6 classes; counted for 20."""
     work = Work(WORK.backbone, WORK.layers, name, classes=20, batch=2)

@@ -18,8 +18,11 @@ def test_train_eval_predict_on_a_folder_of_photos(cli: Cli, photos: Path, tmp_pa
     assert code == 0 and "zero-shot" in printed and "all classes" in printed
     assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "run.json", "draw.json"} <= {p.name for p in out.iterdir()}
     code, printed, _ = cli("eval", out, "--data", photos, "--json")
-    scores = json.loads(printed)
-    assert code == 0 and scores["trained"] == [True, True] and 0 <= scores["scores"]["top1"] <= 1
+    record = json.loads(printed)
+    (test,), kept = record["tests"], json.loads((out / "run.json").read_text())
+    assert code == 0 and test["seen"] is True and test["classifier"] == "fused on 2 classes that were trained on"
+    assert record["schema"] == "mmrl.run/2" and record["training"] == kept["training"]
+    assert test["scores"] == kept["tests"][0]["scores"] and test["zero_shot"] == kept["tests"][0]["zero_shot"]  # one way to score
     image = photos / "red_thing" / "0.jpg"
     code, printed, _ = cli("predict", out, image, "--classes", "red thing,blue thing,green thing", "--json")
     predictions = json.loads(printed)["predictions"]
@@ -51,15 +54,16 @@ def test_broken_photos_are_skipped_when_asked(cli: Cli, photos: Path, tmp_path: 
     code, _, err = cli(*train, "--out", out, "--skip-broken", "--template", "a {}.", "--template", "a photo of a {}.")
     kept = json.loads((out / "run.json").read_text())
     assert code == 0 and "warning: " in err and "left out" in err
-    assert kept["template"] == ["a {}.", "a photo of a {}."] and any("left out, missing or broken" in text for text in kept["warnings"])
+    assert kept["training"]["template"] == ["a {}.", "a photo of a {}."]
+    assert any("left out, missing or broken" in text for text in kept["training"]["warnings"])
     code, _, err = cli("eval", out, "--data", root)
     assert code == 2 and "every image of 'photos' was drawn to train this adapter" in err
     (out / "draw.json").unlink()
     code, _, err = cli("eval", out, "--data", root)
     assert code == 2 and "red_thing" in err and "the adapter does not say which it was trained on" in err
     code, printed, err = cli("eval", out, "--data", root, "--skip-broken", "--json", "--workers", 2)
-    scores = json.loads(printed)
-    assert code == 0 and scores["skipped"] and all(key in err for key in scores["skipped"][:1])
+    (said,) = [text for text in json.loads(printed)["tests"][0]["warnings"] if "left out" in text]
+    assert code == 0 and said in err and "red_thing" in said
     code, printed, err = cli("predict", out, root / "red_thing", "--skip-broken", "--json")
     counts = {Path(line["image"]).name: len(line["predictions"]) for line in map(json.loads, printed.splitlines())}
     assert code == 0 and counts == {f"{i}.jpg": 2 if i < 2 else 0 for i in range(8)}
@@ -173,7 +177,7 @@ def test_damaged_adapters_are_failures(cli: Cli, trained: Path, photos: Path, tm
         ("adapter_model.safetensors", lambda b: b[:-100], "edited, cut or exchanged"),
         ("adapter_config.json", lambda b: b[:50], "damaged"),
         ("adapter_config.json", lambda b: b.replace(b'"alpha": 0.7', b'"alpha": "abc"'), "adapter_config.json: alpha is 'abc'"),
-        ("adapter_config.json", lambda b: b.replace(b'"format": 2', b'"format": 99'), "later version"),
+        ("adapter_config.json", lambda b: b.replace(b'"format": 3', b'"format": 99'), "later version"),
     ):
         folder = tmp_path / f"{name}-{message[:6]}"
         shutil.copytree(trained, folder)
@@ -191,13 +195,13 @@ def test_no_permission_is_a_failure(cli: Cli, photos: Path) -> None:
 def test_datasets_are_read_from_below_the_root(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     make_tree("eurosat", tmp_path / "data", raw=True)
     code, printed, _ = cli("eval", "zero-shot", "--data", "eurosat", "--root", tmp_path / "data", "--json")
-    assert code == 0 and json.loads(printed)["dataset"] == "eurosat"
+    assert code == 0 and json.loads(printed)["tests"][0]["dataset"] == "eurosat"
     monkeypatch.setenv("DATA", str(tmp_path / "data"))
     settings = [word for setting in ("epochs=2", "batch_size=3", "rep_dim=16") for word in ("--set", setting)]
     code, _, err = cli("train", "--data", "eurosat", "--shots", 1, "--classes", "base", "--out", tmp_path / "run", "--quiet", *settings)
     assert code == 0, err
     code, printed, _ = cli("eval", tmp_path / "run", "--classes", "base", "--json")
-    assert code == 0 and json.loads(printed)["trained"] == [True] * 3
+    assert code == 0 and json.loads(printed)["tests"][0]["seen"] is True
     code, printed, _ = cli("data", "list")
     assert code == 0 and "eurosat  10 classes, 13500 / 5400 / 8100 images" in printed and "imagenet_a  200 classes, - / - / 7500" in printed
     code, printed, _ = cli("data", "list", "--json")

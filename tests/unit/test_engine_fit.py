@@ -7,50 +7,31 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from mmrl.engine.folder import read_state
 from torch import Tensor
 
 from mmrl import engine, methods
 from mmrl.clip import Clip
+from mmrl.engine.checkpoint import read_state
 from mmrl.engine.loop import NonFiniteError, Trainer
-from mmrl.engine.precision import accelerator
 from mmrl.errors import MmrlError, UsageError
 from mmrl.methods import Loss, Method
 from tests.oracle.pair import relative_error
-from tests.unit.colours import NAMES, base_draw, clip_on_one_thread, colours, fresh, noise, smallest_clip
+from tests.unit import colours
+from tests.unit.colours import NAMES, PROMPT, Batch, Same, clip_on_one_thread, fresh, noise, smallest_clip
 
 QUICK = {"epochs": 2, "lr": 1e-2}
-Batch = tuple[Tensor, Tensor]
-
 
 clip = pytest.fixture(scope="module")(clip_on_one_thread)
 
 
-class Same:
-    """Batches that are the same in every epoch; counts what was taken."""
-
-    def __init__(self, batches: list[Batch]) -> None:
-        self.batches, self.taken = batches, 0
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        for batch in self.batches[start:]:
-            self.taken += 1
-            yield batch
-
-
-def train(method: Method, batches: list[Batch], out: Path | None = None, resume: bool = False, **values: Any) -> engine.FitResult:
-    config = engine.FitConfig(**{**QUICK, **values})
-    return engine.train(method, Same(batches), NAMES, config, template="a photo of {}.", out=out, resume=resume, progress=False)
+def train(method: Method, batches: list[Batch] | Same, out: Path | None = None, resume: bool = False, **values: Any) -> engine.FitResult:
+    return colours.train(method, batches, engine.FitConfig(**{**QUICK, **values}), out, resume=resume)
 
 
 def parameters(method: Method) -> dict[str, Tensor]:
@@ -68,9 +49,9 @@ def test_equals_the_loop_written_out(clip: Clip) -> None:
     method, plain, batches = fresh(clip), fresh(clip), noise(3)
     result = train(method, batches, epochs=3, weight_decay=0.1)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1.0, betas=(0.9, 0.999), weight_decay=0.1)
-    classes = plain.class_list(NAMES, "a photo of {}.")
+    classes = plain.class_list(NAMES, PROMPT)
     losses = []
-    for rate in engine.learning_rates(3, 1e-2, warmup_epochs=1, warmup_lr=1e-5):
+    for rate in engine.learning_rates(3, 1e-2, warmup=1, warmup_lr=1e-5):
         optimizer.param_groups[0]["lr"] = rate
         for images, labels in batches:
             loss = plain.loss(images, labels, classes)
@@ -89,7 +70,7 @@ def test_history_has_every_step(clip: Clip) -> None:
 
 
 def test_accumulated_batches_equal_one_large_batch(clip: Clip) -> None:
-    """In float64, which `engine.train` refuses: Adam makes of float32's rounding what it likes."""
+    """In float64, which `engine.fit` refuses: Adam makes of float32's rounding what it likes."""
     exact = deepcopy(clip)
     exact.model.double()
     batches = [(images.double(), labels) for images, labels in noise(6)]
@@ -97,9 +78,8 @@ def test_accumulated_batches_equal_one_large_batch(clip: Clip) -> None:
 
     def trained(batches: Any, accumulate: int) -> Trainer:
         config, method = engine.FitConfig(**QUICK, accumulate=accumulate), fresh(exact).double()
-        with accelerator(config, torch.device("cpu"), None) as tools:
-            trainer = Trainer(method, Same(batches), method.class_list(NAMES, "a photo of {}."), config, tools)
-            trainer.run()
+        trainer = Trainer(method, Same(batches), method.class_list(NAMES, PROMPT), config)
+        trainer.run()
         return trainer
 
     a, b = trained(batches, 2), trained(joined, 1)
@@ -119,7 +99,7 @@ def test_fit_is_deterministic_and_leaves_the_global_generator_alone(clip: Clip) 
     found = []
     for seed in (1, 1, 2):
         method = fresh(clip)
-        engine.fit(method, colours(), base_draw(), {**QUICK, "seed": seed}, progress=False)
+        colours.train_on(method, colours.colours(), colours.base_draw(), {**QUICK, "seed": seed})
         found.append(parameters(method))
     assert equal(found[0], found[1]) and not equal(found[0], found[2])
     assert torch.equal(before, torch.get_rng_state())
@@ -133,18 +113,6 @@ def test_two_precisions_in_one_process(clip: Clip) -> None:
         assert all(p.dtype == torch.float32 for p in method.parameters())
     assert results["fp32"][0] == results["fp32"][1] != results["bf16"][0]
     assert results["bf16"][0] == pytest.approx(results["fp32"][0], rel=0.1)
-
-
-def test_the_callers_accelerator_survives(clip: Clip) -> None:
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    mine = Accelerator(cpu=True, mixed_precision="no")
-    try:
-        train(fresh(clip), noise(1), precision="bf16")
-        assert mine.mixed_precision == "no" and AcceleratorState().mixed_precision == "no"
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.gpu
@@ -236,20 +204,17 @@ class Wrapped(Method):
         super().__init__(inner.clip, inner.options)
         self.inner = inner
 
-    def class_list(self, names: Any, template: str, *, memory_gib: float | None = None) -> Any:
+    def class_list(self, names: Any, template: Any, *, memory_gib: float | None = None) -> Any:
         return self.inner.class_list(names, template, memory_gib=memory_gib)
 
     def loss(self, images: Tensor, labels: Tensor, classes: Any) -> Loss:
         return self.inner.loss(images, labels, classes)
 
-    def text_features(self, classes: Any) -> Tensor:
-        return self.inner.text_features(classes)
+    def head(self, classes: Any) -> Any:
+        return self.inner.head(classes)
 
-    def image_features(self, images: Tensor) -> Any:
-        return self.inner.image_features(images)
-
-    def combine(self, images: Any, text: Tensor, seen: Any) -> Tensor:
-        return self.inner.combine(images, text, seen)
+    def logits(self, images: Tensor, head: Any, seen: Tensor | bool) -> Tensor:
+        return self.inner.logits(images, head, seen)
 
 
 class Poisoned(Wrapped):
@@ -370,8 +335,8 @@ def test_resuming_a_finished_run_loads_it(clip: Clip, tmp_path: Path) -> None:
     done = train(first, noise(2), tmp_path)
     size = (tmp_path / "training_state.bin").stat().st_size
     again, other = fresh(clip), Same(noise(2))
-    result = engine.train(again, other, NAMES, engine.FitConfig(**QUICK), template="a photo of {}.", out=tmp_path, resume=True)
-    assert other.taken == 0 and equal(parameters(first), parameters(again))
+    result = train(again, other, tmp_path, resume=True)
+    assert result.loaded and not done.loaded and other.taken == 0 and equal(parameters(first), parameters(again))
     assert result.history == done.history and result.seconds == done.seconds
     assert size < 8000  # parameters and optimizer are gone
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from mmrl.engine.grid import Context, bind
+from mmrl.engine import Context, bind
 from mmrl.errors import UsageError
-from mmrl.protocols import ABLATIONS, ablate, base_to_novel
+from mmrl.methods.mmrl import MMRL
+from mmrl.protocols import ABLATIONS, Tower, ablate, base_to_novel
 from tests.unit.grids import photos, planned, smallest
 
 
@@ -22,7 +23,7 @@ def test_a_changed_option_has_keys_of_its_own(context: Context, root: Path, chan
     before, after = (bind(planned(root, **{"methods": ("mmrl",), **more}), context)[1] for more in ({}, changed))
     assert len(before) == len(after) == 2
     assert not {slot.key for slot in before} & {slot.key for slot in after}
-    assert not {slot.training for slot in before} & {slot.training for slot in after}
+    assert not {slot.run for slot in before} & {slot.run for slot in after}
 
 
 @pytest.mark.parametrize("same", [{"lam": 1}, {"lam": 1.0}, {"rep_dim": 8.0}, {"alpha": 0.7}, {"memory_gib": 3}, {"epochs": 2}], ids=str)
@@ -32,17 +33,18 @@ def test_a_value_written_in_another_way_is_the_same_training(context: Context, r
 
 @pytest.mark.parametrize("name", sorted(set(ABLATIONS) - {"lambda"}))  # the value of a folder's recipe, 1, is not in the paper's sweep
 def test_an_ablations_unchanged_row_is_that_of_bench(context: Context, root: Path, name: str) -> None:
+    depth = context.clip.vision.depth
     unchanged = bind(base_to_novel(("mmrl",), (str(root),), (1,)), context)[1]
-    slots = bind(ablate(name, (str(root),), (1,), depth=context.clip.vision.depth), context)[1]
+    slots = bind(ablate(name, (str(root),), (1,), tower=Tower(depth, MMRL.default_layer(depth))), context)[1]
     assert {slot.key for slot in unchanged} <= {slot.key for slot in slots}
 
 
 def test_rows_that_differ_at_test_only_share_the_training(context: Context, root: Path) -> None:
-    groups, slots = bind(ablate("variants", (str(root),), (1,)), context)
+    jobs, slots = bind(ablate("variants", (str(root),), (1,)), context)
     keys = {label: [slot.key for slot in slots if slot.variant == label] for label in ("full", "w/o DS1", "w/o DS2")}
-    (shared,) = {slot.training for slot in slots if slot.variant in keys}
-    assert len(groups) == 5 and len({key for pair in keys.values() for key in pair}) == 6
-    assert {key for group in groups if group.key == shared for _, key in group.cells} == {key for pair in keys.values() for key in pair}
+    (shared,) = {slot.run for slot in slots if slot.variant in keys}
+    assert len(jobs) == 5 and len({key for pair in keys.values() for key in pair}) == 6
+    assert {key for job in jobs if job.key == shared for _, key in job.tests} == {key for pair in keys.values() for key in pair}
 
 
 def test_other_pictures_and_another_prompt_are_other_results(context: Context, root: Path, tmp_path: Path) -> None:

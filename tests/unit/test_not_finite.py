@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from mmrl.engine.folder import read_state
 from safetensors.torch import load_file, save
 
 from mmrl import engine, methods
 from mmrl.clip import Clip
+from mmrl.engine.checkpoint import read_state
 from mmrl.engine.loop import NonFiniteError
 from mmrl.errors import MmrlError
 from mmrl.serve.predictor import Classifier
-from tests.unit.colours import NAMES, OPTIONS, clip_on_one_thread, colours, fresh, noise, read
+from tests.unit.colours import NAMES, OPTIONS, PROMPT, clip_on_one_thread, colours, fresh, noise, read, train
 
 
 @pytest.fixture(scope="module")
@@ -25,22 +25,11 @@ def clip() -> Iterator[Clip]:
     yield from clip_on_one_thread()
 
 
-class Same:
-    def __init__(self, batches: list[Any]) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def epoch(self, number: int, start: int = 0) -> Iterator[Any]:
-        yield from self.batches[start:]
-
-
 def blown_up(clip: Clip, name: str, out: Path | None, lr: float = 1e30) -> methods.Method:
     method = methods.build(name, clip, OPTIONS, seed=1)
     config = engine.FitConfig(epochs=2, warmup_epochs=0, lr=lr, batch_size=2)
     with pytest.raises(NonFiniteError, match=r"step 2: .* is not finite; the trained tensor '[\w.]+' had grown to \d.*e\+\d\d"):
-        engine.train(method, Same(noise(3)), NAMES, config, template="a photo of {}.", out=out, progress=False)
+        train(method, noise(3), config, out)
     return method
 
 
@@ -63,20 +52,18 @@ def test_nothing_is_kept_where_nothing_scores(clip: Clip, tmp_path: Path) -> Non
         method.projection[0, 0] = float("nan")  # type: ignore[operator]
     config = engine.FitConfig(epochs=1, warmup_epochs=0, batch_size=2)
     with pytest.raises(NonFiniteError, match="parameter 'projection' is not finite"):
-        engine.train(method, Same(noise(1)), NAMES, config, template="a photo of {}.", out=tmp_path, progress=False)
+        train(method, noise(1), config, tmp_path)
     assert not (tmp_path / "last_good").exists()
 
 
 def test_what_is_not_finite_is_not_written_loaded_or_used(clip: Clip, tmp_path: Path) -> None:
     method = fresh(clip)
-    engine.save_adapter(tmp_path, method, classes=NAMES, template="a photo of {}.")
+    engine.save_adapter(tmp_path, method, classes=NAMES, template=PROMPT)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     tensors["projection"][0, 0] = float("inf")
     content = save(tensors)
     (tmp_path / "adapter_model.safetensors").write_bytes(content)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    import hashlib
-
     config["sha256"] = hashlib.sha256(content).hexdigest()
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(MmrlError, match="tensor 'projection' of .*adapter_model.safetensors has values that are not finite"):
@@ -84,7 +71,7 @@ def test_what_is_not_finite_is_not_written_loaded_or_used(clip: Clip, tmp_path: 
     with torch.no_grad():
         method.projection[0, 0] = float("nan")  # type: ignore[operator]
     with pytest.raises(MmrlError, match="tensor 'projection' of the method has values that are not finite"):
-        engine.save_adapter(tmp_path / "other", method, classes=NAMES, template="a photo of {}.")
+        engine.save_adapter(tmp_path / "other", method, classes=NAMES, template=PROMPT)
     assert not (tmp_path / "other").exists()
     with pytest.raises(MmrlError, match="the scores are not finite"):
         Classifier(method, trained=NAMES).predict(read("red/1"))
@@ -93,7 +80,7 @@ def test_what_is_not_finite_is_not_written_loaded_or_used(clip: Clip, tmp_path: 
 def test_a_flipped_bit_of_a_state_is_found(clip: Clip, tmp_path: Path) -> None:
     """torch reads most states with a bit flipped without a word: each is refused here, wherever the bit is."""
     config = engine.FitConfig(epochs=1, warmup_epochs=0, batch_size=2)
-    engine.train(fresh(clip), Same(noise(1)), NAMES, config, template="a photo of {}.", out=tmp_path, progress=False)
+    train(fresh(clip), noise(1), config, tmp_path)
     path = tmp_path / "training_state.bin"
     whole = path.read_bytes()
     assert read_state(path)["finished"]
@@ -103,4 +90,4 @@ def test_a_flipped_bit_of_a_state_is_found(clip: Clip, tmp_path: Path) -> None:
         altered[place] ^= 1 << place % 8
         path.write_bytes(bytes(altered))
         with pytest.raises(MmrlError, match="training state is damaged"):
-            engine.train(fresh(clip), Same(noise(1)), NAMES, config, template="a photo of {}.", out=tmp_path, resume=True, progress=False)
+            train(fresh(clip), noise(1), config, tmp_path, resume=True)

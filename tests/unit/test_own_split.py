@@ -1,4 +1,4 @@
-"""A split is the published one only where its content is: the file's name says nothing. Cells of results carry what was found."""
+"""A split is the published one only where its content is: the file's name says nothing. Tests of results carry what was found."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mmrl.data.benchmark.entries import ENTRIES
 from mmrl.data.benchmark.published import Facts, Split, all_facts, facts_of, known_split, lists_hash, split_of
 from mmrl.data.records import Contents, Item
 from mmrl.data.splits import PARTS
-from mmrl.engine.grid import Bench, Context
+from mmrl.engine import Bench, Context
 from tests.trees import SPLIT_FILES, facts_of_tree, make_tree
 from tests.unit.colours import smallest_clip
-from tests.unit.grids import compute, contents, groups_of, planned
+from tests.unit.grids import compute, contents, jobs_of, planned
 
 Rows = dict[str, list[list[Any]]]
 EVEN = {name: [ENTRIES[name].train // ENTRIES[name].classes] * ENTRIES[name].classes for name in ("dtd", "food101", "sun397")}
@@ -175,13 +175,14 @@ def test_sets_without_a_published_split() -> None:
 
 
 @pytest.mark.parametrize("kind", ["published", "other", "raw"])
-def test_a_cell_says_whether_the_split_is_the_published_one(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_test_says_whether_the_split_is_the_published_one(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_tree("dtd", tmp_path / "data", raw=kind == "raw", per_class=4, classes=2)
     if kind == "published":
         facts = facts_of_tree("dtd", tmp_path / "data")
         monkeypatch.setattr(published, "all_facts", lambda: {"dtd": facts})
     context = Context(Bench("smallest", root=tmp_path / "data"), smallest_clip())
     cells = planned(Path("dtd"), methods=("zero-shot",))
-    compute(groups_of(context, cells), context, tmp_path / "results")
+    compute(jobs_of(context, cells), context, tmp_path / "results")
     own = kind != "published"
-    assert [cell["own_split"] for cell in contents(tmp_path / "results", "cells").values()] == [own, own]  # base and novel
+    (run,) = contents(tmp_path / "results", "runs").values()
+    assert [test["own_split"] for test in run["tests"]] == [own, own]  # base and novel

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from mmrl.errors import UsageError
-from mmrl.protocols import ABLATIONS, EVALUATIONS, MINI, PAPER, Cell, Suite, Training, ablate, evaluation
-from mmrl.protocols.ablations import layers_of
+from mmrl.protocols import ABLATIONS, EVALUATIONS, MINI, PAPER, Cell, Suite, Tower, Training, ablate, evaluation
 from mmrl.reports import paper
 
 METHODS = ("zero-shot", "mmrl", "mmrlpp")
@@ -166,7 +165,7 @@ COUNTED = {
 @pytest.mark.parametrize("name", COUNTED)
 def test_the_papers_ablations_counted_by_hand(name: str) -> None:
     rows, trained = COUNTED[name]
-    plan = ablate(name, ("dtd", "ucf101"), SEEDS, depth=12)
+    plan = ablate(name, ("dtd", "ucf101"), SEEDS, tower=Tower(12, 6))
     assert len(plan) == len(set(plan)) == rows * 2 * 3 * 2  # data sets, seeds, halves
     assert len(trainings(plan)) == trained * 2 * 3
     assert len({cell.variant for cell in plan}) == rows
@@ -198,7 +197,7 @@ def test_the_representation_dimension_of_eurosat_stays_its_recipes() -> None:
 
 @pytest.mark.parametrize(("depth", "expected"), [(12, [1, 2, 4, 6, 8, 10, 12]), (8, [1, 2, 4, 6, 8]), (7, [1, 2, 3, 4, 6]), (1, [1])])
 def test_first_layers_hold_the_default_of_any_depth(depth: int, expected: list[int]) -> None:
-    assert layers_of(depth) == expected
+    assert Tower(depth, max(1, depth // 2)).layers == expected
 
 
 def test_own_values_and_options_of_every_row() -> None:

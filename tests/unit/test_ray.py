@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from mmrl.clip import load_clip
-from mmrl.engine.grid import Bench, Context, Group, ResultsFolder, bind, cluster, remote, run_here
+from mmrl.engine import Bench, Context, Job, bind
+from mmrl.engine.grid import ResultsFolder, cluster, remote, run_here
 from mmrl.engine.grid.remote import Result, Worker, pack, unpack
 from mmrl.errors import MmrlError, UsageError
 from mmrl.protocols import base_to_novel
@@ -43,13 +44,15 @@ def photos(root: Path) -> Path:
     return root
 
 
-def groups_of(*roots: Path, methods: tuple[str, ...] = ("zero-shot", "mmrl"), seeds: tuple[int, ...] = (1, 2)) -> list[Group]:
+def jobs_of(*roots: Path, methods: tuple[str, ...] = ("zero-shot", "mmrl"), seeds: tuple[int, ...] = (1, 2)) -> list[Job]:
     cells = base_to_novel(methods, [str(root) for root in roots], seeds, shots=(4,), overrides=OPTIONS)
     return bind(cells, Context(BENCH, load_clip("tiny")))[0]
 
 
-def scores(groups: list[Group], store: ResultsFolder) -> dict[str, Any]:
-    return {key: getattr(store.read("cells", key), "scores", None) for group in groups for _, key in group.cells}
+def scores(jobs: list[Job], store: ResultsFolder) -> dict[str, Any]:
+    records = [store.run(job.key) for job in jobs]
+    found = {test.key: test.scores for record in records if record for test in record.tests}
+    return {key: found.get(key) for job in jobs for _, key in job.tests}
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +68,16 @@ def two_sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def groups(two_sets: tuple[Path, Path]) -> list[Group]:
+def jobs(two_sets: tuple[Path, Path]) -> list[Job]:
     """Of the good set: zero-shot and two trainings."""
-    return groups_of(two_sets[0])
+    return jobs_of(two_sets[0])
 
 
 @dataclass
 class Ended:
     code: int
     printed: str
-    groups: list[Group]
+    jobs: list[Job]
     store: ResultsFolder
     killed: list[int] = field(default_factory=list)
 
@@ -117,16 +120,16 @@ def ended(two_sets: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
         finally:
             stop.set()
             watcher.join()
-    yield Ended(int(left.value.code or 0), "\n".join(lines), groups_of(*two_sets, seeds=(1,)), ResultsFolder(out), killed)
+    yield Ended(int(left.value.code or 0), "\n".join(lines), jobs_of(*two_sets, seeds=(1,)), ResultsFolder(out), killed)
 
 
 @pytest.mark.slow
-def test_a_killed_worker_and_a_failing_group_cost_nothing_else(ended: Ended, tmp_path: Path) -> None:
+def test_a_killed_worker_and_a_failing_job_cost_nothing_else(ended: Ended, tmp_path: Path) -> None:
     alone = ResultsFolder(tmp_path / "alone")
-    run_here(ended.groups, BENCH, alone, clip=load_clip("tiny"), say=lambda _: None)
-    expected = scores(ended.groups, alone)
+    run_here(ended.jobs, Context(BENCH, load_clip("tiny")), alone, say=lambda _: None)
+    expected = scores(ended.jobs, alone)
     assert sum(found is not None for found in expected.values()) == 6  # of 8
-    assert scores(ended.groups, ended.store) == expected
+    assert scores(ended.jobs, ended.store) == expected
     assert len(ended.killed) == 1
     assert ended.printed.count("its worker process died; once more") == 1
     assert not ray.is_initialized()
@@ -136,18 +139,18 @@ def test_a_killed_worker_and_a_failing_group_cost_nothing_else(ended: Ended, tmp
 def test_a_failure_is_noted_beside_the_others(ended: Ended) -> None:
     assert ended.code == 1
     failed = {path.stem for path in (ended.store.folder / "failed").glob("*.json")}
-    assert failed == {group.key for group in ended.groups if Path(group.cells[0][0].dataset).name == "bad"}
+    assert failed == {job.key for job in ended.jobs if Path(job.tests[0][0].dataset).name == "bad"}
     for key in failed:
         assert "thing 3" in getattr(ended.store.read("failed", key), "error", "")
     assert not list((ended.store.folder / "locks").iterdir())
-    for group in ended.groups:
-        if group.training:
-            assert {"adapter_model.safetensors", "draw.json"} <= {path.name for path in ended.store.work(group.key).iterdir()}
+    for job in ended.jobs:
+        if job.training:
+            assert {"adapter_model.safetensors", "draw.json"} <= {path.name for path in ended.store.work(job.key).iterdir()}
 
 
-def test_an_address_where_nothing_answers(groups: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_where_nothing_answers(jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def go(address: str) -> None:
-        cluster.run_on_ray(groups, BENCH, ResultsFolder(tmp_path / "out"), address=address, say=print)
+        cluster.run_on_ray(jobs, BENCH, ResultsFolder(tmp_path / "out"), address=address, say=print)
 
     monkeypatch.setattr(cluster, "PATIENCE", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:  # it listens, and says nothing
@@ -162,10 +165,10 @@ def test_an_address_where_nothing_answers(groups: list[Group], tmp_path: Path, m
             go(bad)
 
 
-def test_without_ray(groups: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray(jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"pip install 'mmrl\[ray\]'"):
-        cluster.run_on_ray(groups, BENCH, ResultsFolder(tmp_path / "out"), say=print)
+        cluster.run_on_ray(jobs, BENCH, ResultsFolder(tmp_path / "out"), say=print)
 
 
 @pytest.mark.parametrize("fraction", [-1, 0.001, 1.5, 2, float("nan")])
@@ -186,27 +189,31 @@ def far(monkeypatch: pytest.MonkeyPatch) -> Worker:
 
 
 def test_a_far_worker_sends_its_files_and_goes_on_from_those_it_gets(far: Worker, two_sets: tuple[Path, Path], tmp_path: Path) -> None:
-    (group,) = groups_of(two_sets[0], methods=("mmrl",), seeds=(1,))
-    home, cells = tmp_path / "work" / group.key, {key for _, key in group.cells}
-    first = far.compute(group, cells, home, [])
-    assert first.failure is None and not home.exists()
-    assert [kind for kind, _, _ in first.records] == ["trainings", "cells", "cells"]
+    (job,) = jobs_of(two_sets[0], methods=("mmrl",), seeds=(1,))
+    home = tmp_path / "work" / job.key
+    first = far.compute(job, None, home, [])
+    assert first.failure is None and not home.exists() and first.record is not None
+    assert [test.key for test in first.record.tests] == [key for _, key in job.tests]
     assert {"adapter_config.json", "adapter_model.safetensors", "draw.json", "training_state.bin"} <= set(first.files)
     unpack(first.files, home)
     assert pack(home) == first.files
-    again = far.compute(group, cells, home, [first.files])
-    assert [kind for kind, _, _ in again.records] == ["cells", "cells"]  # it was not trained anew
-    for (_, _, once), (_, _, twice) in zip(first.records[1:], again.records, strict=True):
-        assert once.scores == twice.scores  # type: ignore[attr-defined]
+    half = first.record.model_copy(update={"tests": first.record.tests[:1]})
+    again = far.compute(job, half, home, [first.files]).record
+    assert again is not None and again.training == first.record.training  # it was not trained anew
+    assert again.tests[0] == first.record.tests[0] and again.tests[1].environment != first.record.tests[1].environment
+    assert again.tests[1].scores == first.record.tests[1].scores
+    anew = far.compute(job, None, home, [first.files]).record  # its record was lost
+    assert anew is not None and anew.trained.seconds == first.record.trained.seconds and anew.trained.history == first.record.trained.history
+    assert [test.scores for test in anew.tests] == [test.scores for test in first.record.tests]
 
 
 def test_other_data_than_the_drivers_are_refused(far: Worker, tmp_path: Path) -> None:
     root = photos(tmp_path / "set")
-    groups = groups_of(root, seeds=(1,))
+    jobs = jobs_of(root, seeds=(1,))
     (root / "thing 3" / "0.png").unlink()
-    for group in groups:
-        result = far.compute(group, {key for _, key in group.cells}, tmp_path / "home", [])
-        assert result.failure is not None and not result.records
+    for job in jobs:
+        result = far.compute(job, None, tmp_path / "home", [])
+        assert result.failure is not None and result.record is None
         assert f"{socket.gethostname()} has another mmrl, another backbone 'tiny' or other files of {root}" in result.failure.error
 
 
@@ -226,9 +233,9 @@ def test_unpacking_replaces_all_and_forgets_what_a_kill_left(tmp_path: Path) -> 
 
 @dataclass
 class Played:
-    """Workers whose answers are `answer(group)`, in a cluster of `nodes`."""
+    """Workers whose answers are `answer(job)`, in a cluster of `nodes`."""
 
-    answer: Callable[[Group], Any] = lambda group: Result()
+    answer: Callable[[Job], Any] = lambda job: Result()
     nodes: list[dict[str, Any]] = field(default_factory=lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
     ready: Callable[[], None] = lambda: None
     hired: int = 0
@@ -236,7 +243,7 @@ class Played:
 
     def remote(self, *_: Any) -> Any:
         self.hired += 1
-        compute = SimpleNamespace(remote=lambda group, *_: lambda: self.answer(group))
+        compute = SimpleNamespace(remote=lambda job, *_: lambda: self.answer(job))
         return SimpleNamespace(__ray_ready__=SimpleNamespace(remote=lambda: lambda: self.ready()), compute=compute)
 
     def kill(self, _: Any) -> None:
@@ -251,7 +258,7 @@ class Stage:
         self.said: list[str] = []
         self.began = datetime.now(timezone.utc)
 
-    def play(self, played: Played, groups: list[Group], gpu_fraction: float = 0.0) -> None:
+    def play(self, played: Played, jobs: list[Job], gpu_fraction: float = 0.0) -> None:
         self.patch.setattr(cluster, "WAIT", 0.02)
         self.patch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
         self.patch.setattr(ray, "nodes", lambda: played.nodes)
@@ -259,14 +266,14 @@ class Stage:
         self.patch.setattr(ray, "get", lambda call: call())
         self.patch.setattr(ray, "kill", played.kill)
         self.patch.setattr(ray, "remote", lambda _: SimpleNamespace(options=lambda **_: played))
-        cluster._Crew(BENCH, self.store, gpu_fraction, self.began, self.said.append).work_through(groups)
+        cluster._Crew(BENCH, self.store, gpu_fraction, self.began, self.said.append).work_through(jobs)
 
-    def failure(self, group: Group) -> Any:
-        return self.store.read("failed", group.key)
+    def failure(self, job: Job) -> Any:
+        return self.store.read("failed", job.key)
 
-    def free(self, groups: list[Group]) -> bool:
+    def free(self, jobs: list[Job]) -> bool:
         """Whether nothing is claimed."""
-        claims = [self.store.claim(group.key) for group in groups]
+        claims = [self.store.claim(job.key) for job in jobs]
         return None not in claims
 
 
@@ -282,60 +289,60 @@ def raises(error: BaseException) -> Callable[..., Any]:
     return call
 
 
-def test_a_group_that_kills_its_workers_is_given_up(stage: Stage, groups: list[Group]) -> None:
-    deadly = groups[1]
-    played = Played(lambda group: raises(ray.exceptions.WorkerCrashedError())() if group is deadly else Result())
-    stage.play(played, groups)
-    assert [bool(stage.failure(group)) for group in groups] == [group is deadly for group in groups]
+def test_a_job_that_kills_its_workers_is_given_up(stage: Stage, jobs: list[Job]) -> None:
+    deadly = jobs[1]
+    played = Played(lambda job: raises(ray.exceptions.WorkerCrashedError())() if job is deadly else Result())
+    stage.play(played, jobs)
+    assert [bool(stage.failure(job)) for job in jobs] == [job is deadly for job in jobs]
     assert "its worker process died 4 times, as when memory runs out" in stage.failure(deadly).error
     assert sum("once more" in line for line in stage.said) == cluster.RETRIES
-    assert played.ended >= played.hired >= 4 and stage.free(groups)
+    assert played.ended >= played.hired >= 4 and stage.free(jobs)
 
 
-def test_workers_that_cannot_start_end_it(stage: Stage, groups: list[Group]) -> None:
+def test_workers_that_cannot_start_end_it(stage: Stage, jobs: list[Job]) -> None:
     with pytest.raises(MmrlError, match="workers cannot start. Is the same mmrl on every machine.*no module"):
-        stage.play(Played(ready=raises(ray.exceptions.RayError("traceback\nno module"))), groups)
-    assert stage.free(groups)
+        stage.play(Played(ready=raises(ray.exceptions.RayError("traceback\nno module"))), jobs)
+    assert stage.free(jobs)
 
 
-def test_stopped_by_the_user(stage: Stage, groups: list[Group]) -> None:
+def test_stopped_by_the_user(stage: Stage, jobs: list[Job]) -> None:
     played = Played(raises(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
-        stage.play(played, groups)
-    noted = [stage.failure(group) for group in groups]
-    assert {failure.kind for failure in noted if failure} == {"cancelled"} and stage.free(groups)
+        stage.play(played, jobs)
+    noted = [stage.failure(job) for job in jobs]
+    assert {failure.kind for failure in noted if failure} == {"cancelled"} and stage.free(jobs)
     assert played.ended == played.hired
 
 
-def test_a_group_that_another_process_has_is_waited_for(stage: Stage, groups: list[Group]) -> None:
-    held, asked = stage.store.claim(groups[0].key), []
+def test_a_job_that_another_process_has_is_waited_for(stage: Stage, jobs: list[Job]) -> None:
+    held, asked = stage.store.claim(jobs[0].key), []
     assert held is not None
 
-    def answer(group: Group) -> Result:
-        asked.append(group.key)
-        if len(asked) == len(groups) - 1:
-            threading.Timer(0.1, stage.store.release, (groups[0].key, held)).start()
+    def answer(job: Job) -> Result:
+        asked.append(job.key)
+        if len(asked) == len(jobs) - 1:
+            threading.Timer(0.1, stage.store.release, (jobs[0].key, held)).start()
         return Result()
 
-    stage.play(Played(answer), groups)
-    assert sorted(asked) == sorted(group.key for group in groups) and asked[-1] == groups[0].key
+    stage.play(Played(answer), jobs)
+    assert sorted(asked) == sorted(job.key for job in jobs) and asked[-1] == jobs[0].key
 
 
-def test_a_clock_that_is_behind_hides_no_failure(stage: Stage, groups: list[Group]) -> None:
-    failure = cluster.failure_of(groups[0], MmrlError("no"), cluster.HERE)
+def test_a_clock_that_is_behind_hides_no_failure(stage: Stage, jobs: list[Job]) -> None:
+    failure = cluster.failure_of(jobs[0], MmrlError("no"), cluster.HERE)
     early = failure.environment.model_copy(update={"started": datetime(2020, 1, 1, tzinfo=timezone.utc)})
-    stage.play(Played(lambda _: Result(failure=failure.model_copy(update={"environment": early}))), groups[:1])
-    assert cluster.outcome_of(groups[:1], stage.store, stage.began).failed == [groups[0].key]
+    stage.play(Played(lambda _: Result(failure=failure.model_copy(update={"environment": early}))), jobs[:1])
+    assert cluster.outcome_of(jobs[:1], stage.store, stage.began).failed == [jobs[0].key]
 
 
-def test_a_full_disk_ends_it(stage: Stage, groups: list[Group]) -> None:
+def test_a_full_disk_ends_it(stage: Stage, jobs: list[Job]) -> None:
     stage.patch.setattr(remote, "write_bytes", raises(OSError(28, "No space left on device")))
-    for group in groups:
-        stage.store.work(group.key).mkdir(parents=True)
+    for job in jobs:
+        stage.store.work(job.key).mkdir(parents=True)
     stage.patch.setattr(ray, "put", lambda value: value)
     with pytest.raises(MmrlError, match="cannot write .*No space left on device"):
-        stage.play(Played(lambda _: Result(files={"a": b""})), groups)
-    assert stage.free(groups)
+        stage.play(Played(lambda _: Result(files={"a": b""})), jobs)
+    assert stage.free(jobs)
 
 
 @pytest.mark.parametrize(
@@ -349,14 +356,14 @@ def test_a_full_disk_ends_it(stage: Stage, groups: list[Group]) -> None:
         ([{"CPU": 16.0, "GPU": 1.0}], 0.1, 10),
     ],
 )
-def test_places(stage: Stage, groups: list[Group], resources: list[dict[str, float]], fraction: float, places: int) -> None:
-    stage.play(Played(nodes=[{"Alive": True, "Resources": each} for each in resources]), groups[:1], fraction)
+def test_places(stage: Stage, jobs: list[Job], resources: list[dict[str, float]], fraction: float, places: int) -> None:
+    stage.play(Played(nodes=[{"Alive": True, "Resources": each} for each in resources]), jobs[:1], fraction)
     assert stage.said[0] == f"Ray: up to {places} runs at a time"
 
 
-def test_what_the_cluster_lacks_is_said_at_once(stage: Stage, groups: list[Group]) -> None:
+def test_what_the_cluster_lacks_is_said_at_once(stage: Stage, jobs: list[Job]) -> None:
     nodes = [{"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": False, "Resources": {"CPU": 4.0, "GPU": 8.0}}]
     with pytest.raises(UsageError, match="no GPU, and --gpu-fraction is 0.5; give 0 to compute on CPUs"):
-        stage.play(Played(nodes=nodes), groups, 0.5)
+        stage.play(Played(nodes=nodes), jobs, 0.5)
     with pytest.raises(UsageError, match="no CPU, or add a machine"):
-        stage.play(Played(nodes=nodes[1:]), groups)
+        stage.play(Played(nodes=nodes[1:]), jobs)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mmrl import engine
 from mmrl.clip import Clip
-from tests.unit.colours import NAMES, fresh, noise, smallest_clip
+from tests.unit.colours import fresh, noise, smallest_clip, train
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {"epochs": 3, "lr": 1e-2, "checkpoint_every": 2, "accumulate": 2}
@@ -66,7 +66,7 @@ class Shuffled:
 def attempt(clip: Clip, name: str, out: Path, fatal: int | None) -> list[str]:
     moments = Moments(fatal)
     config = engine.FitConfig(**CONFIG)
-    engine.train(fresh(clip, name), Shuffled(moments), NAMES, config, template="a {}.", out=out, resume=True, progress=False)
+    train(fresh(clip, name), Shuffled(moments), config, out, resume=True)
     return moments.names
 
 

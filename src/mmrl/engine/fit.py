@@ -180,6 +180,8 @@ def fit(
     folder = None if place.out is None else user_path(place.out)
     task = Task(data.classes, data.template, data.images, data.validation, config.seed, data.features)
     check_surroundings(config, device, folder)
+    if not method.state_dict() and type(method).setup is Method.setup:
+        raise UsageError(f"method '{method.name}' has nothing to train; evaluate it, or train another method.")
     with ExitStack() as stack:
         peers = peers or stack.enter_context(joined(device))
         peers.check_devices(device)
@@ -269,8 +271,6 @@ def _trained(folder: Path, method: Method) -> dict[str, Tensor]:
 
 
 def _check(method: Method, batches: Batches) -> None:
-    if not method.state_dict():
-        raise UsageError(f"method '{method.name}' has nothing to train; evaluate it, or train another method.")
     other = [name for name, parameter in method.named_parameters() if parameter.dtype != torch.float32]
     if other:
         raise UsageError(f"trained tensors must be float32, but '{other[0]}' is not; set precision instead of converting the method.")

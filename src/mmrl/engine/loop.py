@@ -242,7 +242,7 @@ class Trainer:
 
     def _grown(self) -> str:
         """Which trained tensor has grown most since the parameters were good, where one has grown beyond all measure."""
-        sizes = {name: float(value.abs().max()) for name, value in self._tensors().items() if value.numel()}
+        sizes = {name: float(value.detach().abs().max()) for name, value in self._tensors().items() if value.numel()}
         ratios = {name: size / (float(self._good[name].abs().max()) + 1e-6) for name, size in sizes.items() if _finite(size)}
         worst = max(ratios, key=lambda name: ratios[name], default=None)
         return f"; the trained tensor '{worst}' had grown to {sizes[worst]:.3g}" if worst and ratios[worst] > GROWTH else ""

@@ -23,14 +23,14 @@ _STYLE: Any = {
     "text.parse_math": False,  # a class may be called "$5 note"
 }
 
-Guess = tuple[str, float, bool]
+Ranked = tuple[str, float, bool]  # name, probability, trained
 
 
-def predictions_plot(images: Sequence[Path], guesses: Sequence[Sequence[Guess]], truths: Sequence[str], path: Path) -> None:
+def predictions_plot(images: Sequence[Path], predictions: Sequence[Sequence[Ranked]], truths: Sequence[str], path: Path) -> None:
     """Each image over its likeliest classes, as bars; classes that were never trained are hatched and marked as new.
 
     Args:
-        guesses: for each image (name, probability, trained), likeliest first.
+        predictions: for each image (name, probability, trained), likeliest first.
         truths: the right class of each image, for the titles.
     """
     columns = min(4, len(images))
@@ -41,7 +41,7 @@ def predictions_plot(images: Sequence[Path], guesses: Sequence[Sequence[Guess]],
         grid = drawn.subfigures(rows, columns, squeeze=False)
         for place in grid.flat[len(images) :]:
             place.set_visible(False)
-        for place, file, ranked, truth in zip(grid.flat, images, guesses, truths):
+        for place, file, ranked, truth in zip(grid.flat, images, predictions, truths):
             upper, lower = place.subplots(2, 1, height_ratios=(3, 1.3))
             with Image.open(file) as image:
                 upper.imshow(image.convert("RGB"), interpolation="nearest")

@@ -186,7 +186,7 @@ def _problems(results: Results) -> Iterator[tuple[str, str, str, list[str]]]:
         runs = {slot.run for _, slot, state in states if state == kind}
         lines = [f"{each.what}: {each.error}" for run, each in results.failures.items() if run in runs]
         yield kind, name, "", lines
-    missing = [f"{TITLES.get(plan.study, plan.study)}: {describe(slot)}" for plan, slot, state in states if state == "to do"]
+    missing = [f"{TITLES.get(plan.study, plan.study)}: {_slot_name(slot)}" for plan, slot, state in states if state == "to do"]
     more = [f"and {len(missing) - 50} more"] if len(missing) > 50 else []
     yield "missing", "Not done yet", "", missing[:50] + more
     counted = Counter(name for run in results.runs.values() for name in _dirty(run))
@@ -198,7 +198,7 @@ def _problems(results: Results) -> Iterator[tuple[str, str, str, list[str]]]:
     yield "warnings", "Warnings", "", sorted(warned)
 
 
-def describe(slot: Slot) -> str:
+def _slot_name(slot: Slot) -> str:
     """A slot in words."""
     more = [slot.variant, f"{slot.shots} shots" if slot.shots else "", "" if slot.seed is None else f"seed {slot.seed}"]
     source = f", trained on {slot.trained_on}" if slot.trained_on not in (None, slot.dataset) else ""
