@@ -14,8 +14,8 @@ from unittest.mock import patch
 
 import jinja2
 import torch
-from mmrl.engine.folder import RunFolder, _seal
-from mmrl.engine.setup import settings
+from mmrl.engine.checkpoint import STATE_FORMAT, RunFolder, _seal
+from mmrl.engine.context import settings
 from safetensors.torch import load, save, save_file
 
 from mmrl import engine, methods
@@ -29,7 +29,7 @@ from mmrl.names import check_names
 from mmrl.reports import report
 from mmrl.reports.card import model_card
 from mmrl.reports.cost import CostTable
-from mmrl.reports.records import RunRecord, read_record
+from mmrl.reports.records import RunRecord, TestRecord, TrainingRecord, read_record
 from mmrl.reports.status import status
 from mmrl.serve.predictor import Classifier
 from tests import results_folder
@@ -154,7 +154,7 @@ def states(folder: Path) -> Once:
             path.write_bytes(damaged(random, whole))
         elif random.random() < 0.3:
             content = BytesIO()
-            torch.save(altered(random, state | {"run": run, "format": 2}), content)
+            torch.save(altered(random, state | {"run": run, "format": STATE_FORMAT}), content)
             path.write_bytes(_seal(content.getvalue()) + content.getvalue())
         else:
             changed = damaged_archive(random, inner, trap)
@@ -186,15 +186,24 @@ def weights(folder: Path) -> Once:
 
 
 def record_content() -> dict[str, Any]:
-    scores = results_folder.scores(0.7).model_dump(mode="json")
-    environment = results_folder.environment().model_dump(mode="json")
-    return RunRecord(
-        method="mmrl", dataset="x", classes="base", shots=4, seed=1, draw_hash="a" * 64, backbone="tiny", backbone_hash="f" * 16,
-        options=({"section": "fit", "key": "lr", "value": 0.1, "source": "paper"},), seconds=3.0,
-        **{key: environment[key] for key in ("versions", "commit", "dirty", "hardware", "started")},
-        metrics={"base": scores, "novel": scores}, zero_shot={"base": scores, "novel": scores}, template="a {}.", trained_parameters=5,
-        warnings=("w",), history=({"step": 1.0, "loss": 0.5},),
-    ).model_dump(mode="json", by_alias=True)  # fmt: skip
+    """A run with two tests beside zero-shot CLIP."""
+    environment, scores = results_folder.environment(), results_folder.scores(0.7)
+    training = TrainingRecord(
+        dataset="x", classes="base", shots=4, seed=1, draw_hash="a" * 64, images=8, template="a {}.", seconds=3.0, trained_parameters=5,
+        options=({"section": "fit", "key": "lr", "value": 0.1, "source": "paper"},), history=({"step": 1.0, "loss": 0.5},),
+        environment=environment, warnings=("w",),
+    )  # fmt: skip
+    tests = [
+        TestRecord(
+            key=f"{number:020d}", dataset="x", classes=classes, seen=seen, options={"alpha": 0.7}, template="a {}.", scores=scores,
+            zero_shot=scores, seconds=1.0, environment=environment, warnings=("below",),
+        )
+        for number, (classes, seen) in enumerate((("base", True), ("novel", (False, True, False))))
+    ]  # fmt: skip
+    record = RunRecord(
+        key="k" * 20, method="mmrl", title="MMRL", backbone="tiny", backbone_hash="f" * 16, training=training, tests=tuple(tests)
+    )
+    return record.model_dump(mode="json", by_alias=True)
 
 
 def records(folder: Path) -> Once:
@@ -217,8 +226,8 @@ def results(folder: Path) -> Once:
     place = _results(folder / "results")
     files = {path: json.loads(path.read_text()) for path in sorted(place.rglob("*.json"))}
     (place / "locks").mkdir()
-    group = next(iter(json.loads(next((place / "plans").iterdir()).read_text())["slots"]))["group"]
-    held = place / "locks" / f"{group}.lock"
+    run = next(iter(json.loads(next((place / "plans").iterdir()).read_text())["slots"]))["run"]
+    held = place / "locks" / f"{run}.lock"
     kept = lock(held)
     told = {"pid": 1, "host": "here", "since": "2026-01-01T00:00:00.000+00:00", "died": []}
 

@@ -11,7 +11,7 @@ import pytest
 
 from mmrl import files
 from mmrl.cli.main import run
-from tests.unit.grids import COMMON, contents, losses, photos, scores, times
+from tests.unit.grids import COMMON, contents, losses, photos, scored, scores, times
 
 Bench = Callable[..., tuple[int, str, str]]
 SHORT = ("--seeds", "1", "--shots", "2")
@@ -42,10 +42,10 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bench") / "out"
 
 
-def test_a_dry_run_writes_no_plan_and_no_cell(mmrl: Bench, root: Path, out: Path) -> None:
+def test_a_dry_run_writes_no_plan_and_no_run(mmrl: Bench, root: Path, out: Path) -> None:
     code, printed, _ = mmrl("bench", "base-to-novel", "--datasets", root, *SHORT, "--out", out, *COMMON, "--dry-run")
-    assert code == 0 and "6 cells, 0 of them there already; 2 trainings and 1 zero-shot passes to do" in printed
-    assert not (out / "plans").exists() and not (out / "cells").exists()
+    assert code == 0 and "6 scores, 0 of them computed already; 2 trainings and 1 zero-shot passes to do" in printed
+    assert not (out / "plans").exists() and not (out / "runs").exists()
 
 
 def test_bench_and_the_same_again(mmrl: Bench, root: Path, out: Path) -> None:
@@ -54,42 +54,43 @@ def test_bench_and_the_same_again(mmrl: Bench, root: Path, out: Path) -> None:
     assert code == 0 and "1 trainings and 1 zero-shot passes to do" in printed and "MMRL" in printed
     (plan,) = contents(out, "plans").values()
     assert plan["suite"] == "own" and {slot["key"] for slot in plan["slots"]} == set(scores(out)) and len(scores(out)) == 4
-    before = times(out, "cells", "trainings", "work")
+    before = times(out, "runs", "work")
     code, printed, _ = mmrl(*words)
-    assert code == 0 and "4 cells, 4 of them there already; 0 trainings and 0 zero-shot passes" in printed and "MMRL" in printed
-    assert before == times(out, "cells", "trainings", "work")
+    assert code == 0 and "4 scores, 4 of them computed already; 0 trainings and 0 zero-shot passes" in printed and "MMRL" in printed
+    assert before == times(out, "runs", "work")
 
 
 def test_a_changed_option_is_computed_beside_the_others(mmrl: Bench, root: Path, out: Path) -> None:
     before = scores(out)
     words = ("bench", "base-to-novel", "--datasets", root, "--methods", "mmrl", *SHORT, "--out", out, *COMMON)
     code, printed, _ = mmrl(*words, "--set", "lam=2")
-    assert code == 0 and "2 cells, 0 of them there already; 1 trainings" in printed
+    assert code == 0 and "2 scores, 0 of them computed already; 1 trainings" in printed
     assert before.items() < scores(out).items() and len(scores(out)) == 6
     assert len(contents(out, "plans")["base-to-novel"]["slots"]) == 6
 
 
 def test_ablate_shares_the_unchanged_training_with_bench(mmrl: Bench, root: Path, out: Path) -> None:
-    before = set(contents(out, "trainings"))
+    before = set(losses(out))
     code, printed, _ = mmrl("ablate", "variants", "--datasets", root, *SHORT, "--out", out, *COMMON)
-    assert code == 0 and "14 cells, 2 of them there already; 5 trainings" in printed  # of the unchanged one, two rows are to be tested
-    assert len(set(contents(out, "trainings")) - before) == 4 and before < set(contents(out, "trainings"))
+    assert code == 0 and "14 scores, 2 of them computed already; 5 trainings" in printed  # of the unchanged one, two rows are to be tested
+    assert len(set(losses(out)) - before) == 4 and before < set(losses(out))
     slots = contents(out, "plans")["variants"]["slots"]
-    cells = {(slot["variant"].split(",")[0], slot["classes"]): contents(out, "cells")[slot["key"]] for slot in slots}
-    assert cells["w/o DS1", "novel"]["scores"] == cells["full", "novel"]["scores"]  # new classes have the class token alone, as published
-    assert cells["w/o DS2", "base"]["scores"] == cells["full", "base"]["scores"]
-    assert cells["w/o DS1", "base"]["options"]["inference"] == "class"
+    found = scored(out)
+    tests = {(slot["variant"].split(",")[0], slot["classes"]): found[slot["key"]] for slot in slots}
+    assert tests["w/o DS1", "novel"]["scores"] == tests["full", "novel"]["scores"]  # new classes have the class token alone, as published
+    assert tests["w/o DS2", "base"]["scores"] == tests["full", "base"]["scores"]
+    assert tests["w/o DS1", "base"]["options"]["inference"] == "class"
     code, printed, _ = mmrl("ablate", "alpha", "--values", "0.7", "--datasets", root, *SHORT, "--out", out, *COMMON)
-    assert code == 0 and "2 cells, 2 of them there already; 0 trainings" in printed
+    assert code == 0 and "2 scores, 2 of them computed already; 0 trainings" in printed
 
 
-def test_status_names_a_damaged_cell_and_bench_makes_it_anew(mmrl: Bench, root: Path, out: Path) -> None:
-    expected, broken = scores(out), sorted((out / "cells").glob("*.json"))[0]
+def test_status_names_a_damaged_record_and_bench_makes_it_anew(mmrl: Bench, root: Path, out: Path) -> None:
+    expected, broken = scores(out), sorted((out / "runs").glob("*.json"))[0]
     broken.write_text(broken.read_text()[:100])
     code, printed, _ = mmrl("status", out)
     assert code == 1 and "damaged: " in printed and broken.name in "".join(printed.split("\n"))
     bench = ("bench", "base-to-novel", "--methods", "zero-shot,mmrl")
-    for words in (bench, (*bench, "--set", "lam=2"), ("ablate", "variants")):  # it is a cell of one of them
+    for words in (bench, (*bench, "--set", "lam=2"), ("ablate", "variants")):  # it is a run of one of them
         assert mmrl(*words, "--datasets", root, *SHORT, "--out", out, *COMMON)[0] == 0
     assert scores(out) == expected
     assert mmrl("status", out)[0] == 0
@@ -103,7 +104,7 @@ def test_missing_data_sets_are_left_out_where_asked(mmrl: Bench, root: Path, tmp
     code, _, err = mmrl(*words, "--out", tmp_path / "refused")
     assert code == 2 and "none does not exist" in err and not (tmp_path / "refused" / "plans").exists()
     code, printed, err = mmrl(*words, "--out", tmp_path / "out", "--skip-missing")
-    assert code == 0 and "left out: " in err and "2 cells" in printed and len(scores(tmp_path / "out")) == 2
+    assert code == 0 and "left out: " in err and "2 scores" in printed and len(scores(tmp_path / "out")) == 2
     code, _, err = mmrl(*words[:3], f"{tmp_path}/none", *words[4:], "--out", tmp_path / "nothing", "--skip-missing")
     assert code == 2 and "none of the data sets is there" in err
 
@@ -121,7 +122,7 @@ def test_a_broken_image_fails_its_own_data_set_until_it_is_mended(mmrl: Bench, r
     for path, content in good.items():
         path.write_bytes(content)
     code, printed, _ = mmrl(*words)
-    assert code == 0 and "4 cells, 3 of them there already" in printed and not contents(out, "failed")
+    assert code == 0 and "4 scores, 3 of them computed already" in printed and not contents(out, "failed")
     assert mmrl("status", out)[0] == 0
 
 
@@ -171,7 +172,7 @@ BAD = [
     (("bench", "few-shot", "--mini", "--datasets", "mini:digits", "--set", "lma=2"), "did you mean 'lam'"),
     (("bench", "few-shot", "--mini", "--datasets", "mini:digits", "--precision", "fp8"), "precision is 'fp8'"),
     (("bench", "few-shot", "--mini", "--jobs", "0"), "--jobs"),
-    (("bench", "few-shot", "--datasets", "dtd"), "Give it with --root"),
+    (("bench", "few-shot", "--datasets", "dtd"), "Pass it with --root"),
 ]  # fmt: skip
 
 
@@ -180,7 +181,7 @@ def test_a_mistake_is_one_message_and_computes_nothing(mmrl: Bench, tmp_path: Pa
     backbone = () if "--mini" in words else ("--backbone", "tiny")
     code, _, err = mmrl(*words, *backbone, "--out", tmp_path / "out")
     assert code == 2 and message in err, err
-    assert "Traceback" not in err and not (tmp_path / "out" / "cells").exists()
+    assert "Traceback" not in err and not (tmp_path / "out" / "runs").exists()
 
 
 def test_two_mistakes_are_reported_together(mmrl: Bench, tmp_path: Path) -> None:

@@ -75,15 +75,16 @@ def test_odd_draw_files(cli: Cli, photos: Path, tmp_path: Path, text: str, messa
     assert code in (1, 2) and message in err and "Traceback" not in err and err.count("\n") == 1
 
 
-def test_a_cell_nested_too_deeply_stops_nothing(cli: Cli, tmp_path: Path) -> None:
-    bench = ("bench", "base-to-novel", "--mini", "--methods", "zero-shot", "--datasets", "mini:digits", "--out", tmp_path / "r")
+def test_a_record_nested_too_deeply_stops_nothing(cli: Cli, tmp_path: Path) -> None:
+    sets = "mini:digits,mini:textures"
+    bench = ("bench", "base-to-novel", "--mini", "--methods", "zero-shot", "--datasets", sets, "--out", tmp_path / "r")
     assert cli(*bench)[0] == 0
-    cell = next((tmp_path / "r" / "cells").glob("*.json"))
-    cell.write_text(DEEP)
+    record = next((tmp_path / "r" / "runs").glob("*.json"))
+    record.write_text(DEEP)
     code, printed, err = cli("status", tmp_path / "r")
     assert code == 1 and "nested too deeply" in " ".join(printed.split()) and "Traceback" not in err
     assert cli("report", tmp_path / "r", "--out", tmp_path / "report")[0] == 0
-    assert cli(*bench)[0] == 0 and json.loads(cell.read_text())["schema"] == "mmrl.cell/1"
+    assert cli(*bench)[0] == 0 and json.loads(record.read_text())["schema"] == "mmrl.run/2"
 
 
 def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:

@@ -57,7 +57,8 @@ def test_an_optimiser_equals_torchs(clip: Clip, name: str) -> None:
     method, plain, other = fresh(clip), fresh(clip), fresh(clip)
     config = engine.FitConfig(**QUICK, optimizer=name, schedule="constant", **values)
     train(method, Shuffled(), config)
-    written_out(plain, [(1e-2, [batch]) for epoch in range(2) for batch in noise(3, seed=epoch)], kind(plain.parameters(), lr=1.0, **values))
+    batches = [batch for epoch in range(2) for batch in noise(3, seed=epoch)]
+    written_out(plain, [(1e-2, [batch]) for batch in batches], kind(plain.parameters(), lr=1.0, **values))
     assert equal(method, plain)
     key = "momentum" if name == "sgd" else "eps"
     train(other, Shuffled(), engine.FitConfig(**{**config.model_dump(), key: 0.1}))
@@ -91,7 +92,7 @@ def cosine(at: float, lr: float = 1e-2, final: float = 0.0) -> float:
     ({"schedule_step": "step"}, [cosine(step / 9) for step in range(9)]),
     ({"schedule_step": "step", "warmup_epochs": 1, "warmup_lr": 1e-4}, [1e-4] * 3 + [cosine(step / 9) for step in range(6)]),
     ({"schedule_step": "step", "accumulate": 2}, [cosine(step / 6) for step in range(6)]),
-    ({"schedule_step": "step", "accumulate": 2, "warmup_epochs": 1, "warmup_lr": 1e-4}, [1e-4] * 2 + [cosine(step / 6) for step in range(4)]),
+    ({"schedule_step": "step", "accumulate": 2, "warmup_epochs": 1, "warmup_lr": 2e-4}, [2e-4] * 2 + [cosine(i / 6) for i in range(4)]),
     ({"schedule_step": "step", "iterations": 5, "final_lr": 1e-3}, [cosine(step / 5, final=1e-3) for step in range(5)]),
     ({"iterations": 5}, [cosine(0)] * 3 + [cosine(1 / 2)] * 2),
 ])  # fmt: skip
@@ -207,7 +208,7 @@ def test_the_crop_scale_reaches_the_images(clip: Clip, tmp_path: Path) -> None:
         train_on(method, colours(), base_draw(), {**QUICK, "crop_scale": scale}, tmp_path / str(scale[0]))
     assert not equal(*trained)
     config = engine.FitConfig(**QUICK)
-    with pytest.raises(UsageError, match=r"fit\.crop_scale was \[0\.08, 0\.2\], is \(0\.5, 1\.0\)|fit\.crop_scale was \(0\.08, 0\.2\), is \(0\.5, 1\.0\)"):
+    with pytest.raises(UsageError, match=r"fit\.crop_scale was \(0\.08, 0\.2\), is \(0\.5, 1\.0\)"):
         place = engine.Place(tmp_path / "0.08", resume=True, progress=False)
         engine.fit(fresh(clip), engine.TrainingData.of(clip, colours(), base_draw(), config), config, place)
     with pytest.raises(UsageError, match="crop_scale is .*0 < from <= to <= 1"):

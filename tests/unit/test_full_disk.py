@@ -26,7 +26,7 @@ from mmrl.cli import boundary
 from mmrl.cli.main import app
 from mmrl.clip import Clip, load_clip
 from mmrl.data.benchmark import unpack
-from mmrl.engine import run_record
+from mmrl.engine import record as records
 from mmrl.errors import MmrlError
 from mmrl.reports import report
 from mmrl.reports.records import read_record
@@ -277,7 +277,7 @@ def main(place: Path) -> None:
     global PLACE
     PLACE = place
     torch.set_num_threads(1)
-    run_record.source_state = lambda: (None, None)  # git takes longer than a training here
+    records.source_state = lambda: (None, None)  # git takes longer than a training here
     report.Environment = Remembering  # type: ignore[misc, assignment]
     load_clip("tiny", device="cpu")
     print(json.dumps({name: filled(case, place / "small") for name, case in cases().items()}))

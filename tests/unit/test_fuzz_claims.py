@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from mmrl.engine.folder import RunFolder, _seal
+from mmrl.engine.checkpoint import RunFolder, _seal
 from safetensors.torch import save
 
 from mmrl import engine
@@ -228,7 +228,7 @@ def test_a_picture_that_is_a_program_is_not_run(tmp_path: Path) -> None:
 def test_records_that_claim(tmp_path: Path) -> None:
     def refused(change: Callable[[dict[str, Any]], object]) -> MmrlError | None:
         content = record_content()
-        change(content["metrics"]["base"])
+        change(content["tests"][0]["scores"])
         (tmp_path / "run.json").write_text(json.dumps(content))
         return bounded(lambda: read_record(tmp_path))
 
@@ -306,7 +306,7 @@ def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
     place = results_folder.make_results(tmp_path / "results", slots := results_folder.halves(datasets=("one",), seeds=(1,)))
     results_folder.fill(place, slots)
     (place / "locks").mkdir()
-    os.mkfifo(place / "locks" / f"{slots[0].group}.lock")
+    os.mkfifo(place / "locks" / f"{slots[0].run}.lock")
     os.mkfifo(place / "cost.json")
     assert bounded(lambda: status(place)) is None and bounded(lambda: build_report(place, tmp_path / "report")) is None
 

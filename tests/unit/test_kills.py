@@ -19,15 +19,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mmrl.reports.cells import CellRecord, Plan
+from mmrl.reports.plans import Plan
+from mmrl.reports.records import RunRecord
 
-from mmrl import engine
+from mmrl import api, engine
 from mmrl.clip import Clip
 from mmrl.data.benchmark.entries import ENTRIES
 from mmrl.data.benchmark.prepare import prepare_dataset
 from mmrl.data.mini.sets import MINI_SETS, SPLITS
 from mmrl.data.mini.store import Store
-from mmrl.engine import run_record
+from mmrl.engine import record as records
 from mmrl.engine.grid import ResultsFolder
 from mmrl.errors import MmrlError
 from mmrl.files import PARTIAL, sweep, write_text
@@ -35,7 +36,7 @@ from mmrl.reports import read_record, report
 from mmrl.reports.results import Results
 from tests import results_folder
 from tests.trees import make_tree
-from tests.unit.colours import NAMES, base_draw, colours, fresh, smallest_clip
+from tests.unit.colours import NAMES, OPTIONS, base_draw, colours, fresh, smallest_clip
 from tests.unit.fuzz_runs import Remembering
 from tests.unit.test_data_prepare import downloads
 from tests.unit.test_import_authors import authors_state, trained
@@ -184,24 +185,33 @@ def runs(clip: Clip) -> Case:
     def run(folder: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            config = {"epochs": 2, "batch_size": 4}
-            engine.run(fresh(clip), colours(), base_draw(), config, out=folder, resume=True, progress=False)
+            overrides = {**OPTIONS, "epochs": 2, "batch_size": 4}
+            api.train(
+                colours(), backbone=clip, draw=base_draw(), classes="base", overrides=overrides, out=folder, resume=True, progress=False
+            )
 
     def look(folder: Path) -> str:
         record = read_record(folder) if (folder / "run.json").exists() else None
-        assert record is None or record.dataset == "colours"
+        assert record is None or record.trained.dataset == "colours"
         return refused(lambda: f"{engine.load_adapter(folder, clip)[1].method} {'with' if record else 'without'} record")
 
     def same(name: str, content: bytes) -> bytes:
         if name != "run.json":
             return b"" if name == "training_state.bin" else content  # which holds seconds, and is compared in test_resume
-        return json.dumps({key: value for key, value in json.loads(content).items() if key not in ("started", "seconds")}).encode()
+        return json.dumps(untimed(json.loads(content))).encode()
 
     def cuts(names: list[str]) -> list[int]:
         last = max(at for at, name in enumerate(names) if name == "after training_state.bin")
         return list(range(last, len(names)))
 
     return Case(lambda folder: None, run, look, cuts, same, twice=("README.md",))
+
+
+def untimed(content: Any) -> Any:
+    """Without what says when something began and how long it took."""
+    if isinstance(content, dict):
+        return {key: untimed(value) for key, value in content.items() if key not in ("started", "seconds")}
+    return [untimed(value) for value in content] if isinstance(content, list) else content
 
 
 def results_of(folder: Path, level: float) -> None:
@@ -211,12 +221,13 @@ def results_of(folder: Path, level: float) -> None:
 
 
 def results() -> Case:
-    """Cells, a plan and costs written over others."""
+    """Runs, a plan and costs written over others."""
 
     def work(folder: Path) -> None:
         store = ResultsFolder(folder)
-        for key, cell in Results(folder).cells.items():
-            store.write("cells", key, cell.model_copy(update={"scores": results_folder.scores(0.9)}))
+        for key, run in runs_of(folder).items():
+            tests = tuple(test.model_copy(update={"scores": results_folder.scores(0.9)}) for test in run.tests)
+            store.write("runs", key, run.model_copy(update={"tests": tests}))
         more = results_folder.halves(datasets=("mini:objects",), seeds=(1,))
         store.add_plan(Plan(study="base-to-novel", suite="mini", slots=tuple(more)))
         store.add_costs(results_folder.cost_row("mmrl"))
@@ -340,7 +351,7 @@ def test_only_what_is_old_and_held_by_nobody_is_swept(tmp_path: Path) -> None:
 
 def main(place: Path) -> None:
     torch.set_num_threads(1)
-    run_record.source_state = lambda: (None, None)  # git takes longer than a training here
+    records.source_state = lambda: (None, None)  # git takes longer than a training here
     report.Environment = Remembering  # type: ignore[misc, assignment]
     made = cases(place)
     for name, case in made.items():  # what every fork needs is imported before

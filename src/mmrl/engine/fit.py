@@ -187,6 +187,8 @@ def fit(
         peers.check_devices(device)
         held = None if folder is None else RunFolder(folder, _identity(method, data, config), resume=place.resume)
         before = peers.on_main(lambda: stack.enter_context(held).load() if held else None)
+        if before and not before["finished"] and "step" not in before:  # a closed form that was interrupted begins again
+            before = None
         stack.enter_context(seeded(config.seed, device))
         began = time.monotonic()
         method.setup(replace(task, features=None) if before else task)
@@ -213,6 +215,8 @@ def fit(
                 keep(folder / LAST_GOOD)  # the latest parameters whose loss was finite, and which score
                 raise NonFiniteError(f"{error} They are kept in {folder / LAST_GOOD}.") from error
             history, seconds = trainer.history, seconds + trainer.seconds
+        elif held:
+            peers.on_main(lambda: held.save({"finished": False}))  # from here on the folder is this run's
         began = time.monotonic()
         method.finish(task)
         seconds += time.monotonic() - began
