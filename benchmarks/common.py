@@ -60,15 +60,17 @@ def add_common_options(parser: argparse.ArgumentParser, *, batch: int, repeats: 
     parser.add_argument("--out", type=Path, help="write the table there as Markdown, and all numbers beside it as .json")
 
 
-def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each run, one after the other in every repeat, so that a change of the machine's speed meets all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
             gc.collect()
-            start = time.perf_counter()
+            start = clock()
             run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 
@@ -87,11 +89,11 @@ def count_flops(run: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def matrix_peak(size: int = 2048, repeats: int = 5) -> float:
+def matrix_peak(size: int = 2048, repeats: int = 5, clock: Callable[[], float] = time.perf_counter) -> float:
     """Float32 operations a second of this machine: the fastest of some products of square matrices, with torch's present threads."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     a @ b
-    seconds = interleaved({"product": lambda: a @ b}, repeats)["product"]
+    seconds = interleaved({"product": lambda: a @ b}, repeats, clock)["product"]
     return 2 * size**3 / min(seconds)
 
 
@@ -114,7 +116,8 @@ def heading(about: dict[str, Any], what: str) -> str:
     """One line that says what `what` was measured with."""
     cut = f" cut to {about['layers']} layers" if about["layers"] else ""
     where = f"{about['processor']}, {about['threads']} thread{'s' if about['threads'] > 1 else ''}, torch {about['torch']}"
-    return f"{what}: {about['backbone']}{cut}, random weights, batch {about['batch']}; {where}; {about['repeats']} runs each."
+    clock = ", processor seconds" if about.get("cpu_time") else ""
+    return f"{what}: {about['backbone']}{cut}, random weights, batch {about['batch']}; {where}; {about['repeats']} runs each{clock}."
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

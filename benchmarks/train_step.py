@@ -20,6 +20,8 @@ import argparse
 import gc
 import math
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -85,6 +87,10 @@ def same_step(work: Work, clip: Clip, steps: dict[str, Step]) -> dict[str, Any]:
     return compare_gradients(steps["fast"], steps["plain"], work.method) | {"options": options}
 
 
+def clock_of(options: argparse.Namespace) -> Callable[[], float]:
+    return time.process_time if options.cpu_time else time.perf_counter
+
+
 def measure(work: Work, clip: Clip, options: argparse.Namespace, peak: float) -> dict[str, Any]:
     """One row. The first, counted step also warms up; then both sides are timed in turn."""
     why_not = refusal(work, clip, options.plain_limit, options.plain_memory)
@@ -94,7 +100,8 @@ def measure(work: Work, clip: Clip, options: argparse.Namespace, peak: float) ->
     flops = {side: common.count_flops(step.backward) for side, step in steps.items()}
     row: dict[str, Any] = {"method": work.method, "classes": work.classes, "longest_prompt": steps["fast"].longest_prompt}
     row |= {"plain_left_out": why_not, "gradients": None if why_not else same_step(work, clip, steps)}
-    row["seconds"] = common.interleaved({side: steps[side] for side in sorted(steps, reverse=True)}, options.repeats)
+    runs = {side: steps[side] for side in sorted(steps, reverse=True)}
+    row["seconds"] = common.interleaved(runs, options.repeats, clock_of(options))
     row["median"] = {side: common.median(times) for side, times in row["seconds"].items()}
     row["of_peak"] = {side: flops[side] / row["median"][side] / peak for side in flops}
     row["flops"] = flops if why_not is None else flops | {"plain": extrapolated_flops(work, clip)}
@@ -151,15 +158,21 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--plain-memory", type=float, help="most GiB that the plain side may need, by an estimate")
     parser.add_argument("--plain-limit", type=int, help="most classes of the plain side; it is also left out where memory is short")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out (it needs a process for every side and row)")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="time that the processor spent, for a machine that others use too; with --threads 1"
+    )
     common.add_common_options(parser, batch=4, repeats=3)
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = make_parser().parse_args(arguments)
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.cpu_time and options.threads != 1:
+        parser.error("--cpu-time counts the time that threads wait for each other too; give --threads 1")
     torch.set_num_threads(options.threads)
     clip = common.make_clip(options.backbone, options.layers)
-    peak = common.matrix_peak()
+    peak = common.matrix_peak(clock=clock_of(options))
     rows = []
     for method in PLAIN if options.method == "all" else options.method.split(","):
         for classes in map(int, options.classes.split(",")):
