@@ -18,15 +18,17 @@ from typing import Any
 
 import pytest
 import torch
-from mmrl.engine.evaluate import preprocess_of
 from torch import Tensor
 
 from mmrl import api, engine, methods
 from mmrl.clip import Clip, load_clip
 from mmrl.data import Dataset, TrainBatches, load_dataset, test_batches
+from mmrl.engine.context import Prepared
 from mmrl.engine.loop import Trainer
-from mmrl.engine.precision import accelerator
+from mmrl.engine.score import preprocess_of
 from mmrl.methods import Method
+from mmrl.protocols import Training
+from mmrl.protocols.plan import values
 from tests.oracle.pair import relative_error
 
 RECORDED = Path(__file__).parents[1] / "golden" / "loss_curves.json"
@@ -63,14 +65,14 @@ class InFloat64:
         yield from in_float64(self.batches.epoch(number, start))
 
 
-def prepared(name: str, data: Dataset, epochs: int = EPOCHS) -> engine.Prepared:
+def prepared(name: str, data: Dataset, clip: Clip, epochs: int = EPOCHS) -> Prepared:
     """Values and images as `api.train` takes them for a run on the base classes."""
-    overrides = {"epochs": epochs}
-    return engine.prepare(name, data, shots=SHOTS, classes="base", seed=SEED, protocol="base-to-novel", overrides=overrides)
+    context = engine.Context(engine.Bench("tiny"), clip, datasets={data.name: data})
+    return context.prepare(Training(name, data.name, "base", SHOTS, SEED, "base-to-novel", values({"epochs": epochs})))
 
 
-def train_in_float64(method: Method, ready: engine.Prepared, data: Dataset) -> list[float]:
-    """The loop that `engine.train` runs, which itself trains float32 alone: loss of every step."""
+def train_in_float64(method: Method, ready: Prepared, data: Dataset) -> list[float]:
+    """The loop that `engine.fit` runs, which itself trains float32 alone: loss of every step."""
     losses: list[float] = []
     inner = method.loss
 
@@ -83,8 +85,7 @@ def train_in_float64(method: Method, ready: engine.Prepared, data: Dataset) -> l
     base, config = data.restrict("base"), ready.config
     images = preprocess_of(method.clip, flip=base.flip)
     batches = InFloat64(TrainBatches(base, ready.draw.train, images, config.batch_size, config.seed))
-    with accelerator(config, torch.device("cpu"), None) as tools:
-        Trainer(method, batches, method.class_list(base.classes, base.template), config, tools).run()
+    Trainer(method, batches, method.class_list(base.classes, base.template), config).run()
     return losses
 
 
@@ -97,7 +98,7 @@ def base_accuracy(method: Method, data: Dataset) -> float:
 def numbers(name: str, clip: Clip) -> Numbers:
     """Loss of every step, size and movement of every trained tensor, and accuracy on the base classes, with everything in float64."""
     data = load_dataset("mini:digits")
-    ready = prepared(name, data)
+    ready = prepared(name, data, clip)
     with float64():
         method = methods.build(name, clip, ready.resolved.method, seed=SEED)
     before = {key: value.clone() for key, value in method.state_dict().items()}
@@ -142,13 +143,14 @@ def test_a_run_begins_as_the_exact_loop_does(name: str, tiny: Clip, exact: Clip)
     result = api.train(
         data, method=name, backbone=tiny, shots=SHOTS, classes="base", seed=SEED, overrides={"epochs": EPOCHS}, progress=False
     )
+    assert result.fitted is not None
     losses = torch.tensor([row["loss"] for row in result.fitted.history], dtype=torch.float64)
-    ready = prepared(name, data)
+    ready = prepared(name, data, tiny)
     assert result.fitted.config == ready.config
     start = methods.build(name, tiny, ready.resolved.method, seed=SEED).state_dict()
     method = methods.build(name, exact, ready.resolved.method).double()
     method.load_state_dict(start)
-    first = train_in_float64(method, prepared(name, data, epochs=2), data)[:EPOCH]  # an epoch of warm-up, however many there are
+    first = train_in_float64(method, prepared(name, data, exact, epochs=2), data)[:EPOCH]  # an epoch of warm-up, however many there are
     assert relative_error(losses[:EPOCH], torch.tensor(first, dtype=torch.float64)) <= 1e-4
 
 

@@ -14,14 +14,14 @@ from unittest.mock import patch
 
 import jinja2
 import torch
-from mmrl.engine.checkpoint import STATE_FORMAT, RunFolder, _seal
-from mmrl.engine.context import settings
 from safetensors.torch import load, save, save_file
 
 from mmrl import engine, methods
 from mmrl.cli.options import parse_classes, parse_seeds, parse_settings, parse_shots, parse_values
 from mmrl.clip import load_clip
 from mmrl.clip.load import read_openai_weights
+from mmrl.engine.checkpoint import STATE_FORMAT, RunFolder, _seal
+from mmrl.engine.context import settings
 from mmrl.engine.untrusted import TensorFile
 from mmrl.errors import MmrlError
 from mmrl.files import lock
@@ -81,9 +81,11 @@ def adapters(folder: Path) -> Once:
     """Adapters of which the configuration, the tensors or both are damaged; the hash may follow, as a stranger's would."""
     clip = smallest_clip()
     whole = []
-    for name in ("mmrl", "mmrlpp", "zero-shot"):
+    task = methods.Task(NAMES, "a photo of a {}.", images=8)
+    for name in ("mmrl", "mmrlpp", "zero-shot", "linear-probe", "tip-adapter", "plot"):
         place = folder / f"whole {name}"
-        method = methods.build("zero-shot", clip) if name == "zero-shot" else fresh(clip, name)
+        method = fresh(clip, name, **({"n_ctx": 4} if name == "plot" else {}))
+        method.setup(task)
         engine.save_adapter(place, method, classes=NAMES, template="a photo of a {}.", dataset="colours")
         whole.append((json.loads((place / "adapter_config.json").read_text()), (place / "adapter_model.safetensors").read_bytes()))
     place = folder / "adapter"
@@ -100,7 +102,7 @@ def adapters(folder: Path) -> Once:
         method, found = engine.load_adapter(place, clip)
         classifier = Classifier(method, trained=found.class_names, template=found.template, trained_on=found.dataset)
         method.class_list(classifier.trained or ("cat",), classifier.template)
-        assert all(bool(value.isfinite().all()) and value.dtype == torch.float32 for value in method.state_dict().values())
+        assert all(bool(value.isfinite().all()) and value.dtype in (torch.float32, torch.int64) for value in method.state_dict().values())
         return engine.save_adapter(folder / "again", method, classes=found.class_names, template=found.template)
 
     return once

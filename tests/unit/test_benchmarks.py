@@ -59,7 +59,7 @@ def test_train_step(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.setattr(train_step, "available", lambda: None)  # what else the machine does must not leave a side out
     few = ("mmrl", "prograd", "clip-lora", "tip-adapter-f")
     monkeypatch.setattr(train_step, "PLAIN", {name: PLAIN[name] for name in few})
-    arguments = ["--classes", "3,5", "--plain-limit", "3", "--no-memory", "--method", "all"]
+    arguments = ["--classes", "3,5", "--plain-limit", "3", "--no-memory", "--method", "all", "--cpu-time"]
     code, (speed, work), numbers = run(train_step.main, arguments, tmp_path / "train.md")
     assert code == 0
     assert capsys.readouterr().out.strip() == (tmp_path / "train.md").read_text().strip()
@@ -81,6 +81,12 @@ def test_train_step(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     rows = step_rows(numbers)
     assert [len(row) for row in rows] == [9] * len(rows)
     assert rows[0][0] == "MMRL" and rows[1][2] == "left out: over --plain-limit 3"
+
+
+def test_processor_time_needs_one_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train_step.main(["--cpu-time", "--threads", "2"])
+    assert "give --threads 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", PLAIN)

@@ -12,28 +12,29 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from mmrl.engine.evaluate import preprocess_of
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmrl import engine
+from mmrl import api, engine
 from mmrl.cli.main import app
 from mmrl.clip import Clip
 from mmrl.clip.device import _own_gpu
 from mmrl.data import TrainBatches
 from mmrl.engine.loop import Trainer
 from mmrl.engine.parallel import joined
-from mmrl.engine.precision import accelerator
+from mmrl.engine.score import preprocess_of
 from mmrl.errors import MmrlError, UsageError
-from mmrl.methods import Loss, Method
+from mmrl.methods import Method, Task
+from mmrl.methods.mmrl import MMRL
 from tests.oracle.pair import relative_error
-from tests.unit.colours import COLOURS, NAMES, base_draw, clip_on_one_thread, colours, fresh, noise, read, smallest_clip
+from tests.unit import colours as of_colours
+from tests.unit.colours import COLOURS, NAMES, OPTIONS, base_draw, clip_on_one_thread, colours, fresh, noise, read, smallest_clip
 
 ROOT = Path(__file__).parents[2]
 FIT = {"epochs": 3, "lr": 1e-3, "batch_size": 4}
@@ -43,6 +44,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "accumulated": ("mmrl", {"batch_size": 2, "accumulate": 3}),  # of 4 batches an epoch
     "bf16": ("mmrl", {"precision": "bf16"}),
 }
+OWN = {"prograd": {"n_ctx": 4}}  # options: the small text tower reads 16 tokens
+TWICE = ("prograd", {"lr": 0.1, "optimizer": "sgd"})  # two backward passes a batch, projected on each other
 IN_FLOAT64 = [case for case, (_, values) in CASES.items() if "precision" not in values]
 Found = dict[str, Any]
 
@@ -113,25 +116,28 @@ def state(method: Method) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in method.state_dict().items()}
 
 
+def many() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
 def fitted(clip: Clip, case: str, out: Path | None = None) -> Found:
     name, values = CASES[case]
     method = fresh(clip, name)
-    result = engine.fit(method, colours(), base_draw(), {**FIT, **values}, out=out, progress=False)
-    return {"state": state(method), "history": result.history, "processes": result.processes}
+    result = of_colours.train_on(method, colours(), base_draw(), {**FIT, **values}, out)
+    return {"state": state(method), "history": result.history, "processes": many()}
 
 
-def in_float64(clip: Clip, case: str) -> Found:
-    """As `fitted`; `engine.train` takes float32 alone, so the loop it runs is called here."""
-    name, values = CASES[case]
+def in_float64(clip: Clip, name: str, values: dict[str, Any]) -> Found:
+    """As `fitted`; `engine.fit` takes float32 alone, so the loop it runs is called here."""
     data, config, exact = colours().restrict("base"), engine.FitConfig(**{**FIT, **values}), copy.deepcopy(clip)
     exact.model.double()
-    method = fresh(exact, name).double()
-    with ExitStack() as stack:
-        tools = stack.enter_context(accelerator(config, clip.device, None))
-        peers = stack.enter_context(joined(tools.num_processes))
+    method = fresh(exact, name, **OWN.get(name, {}))
+    method.setup(Task(data.classes, data.template))
+    method = method.double()
+    with joined(clip.device) as peers:
         whole = TrainBatches(data, base_draw().train, preprocess_of(clip, flip=data.flip), config.batch_size, config.seed)
         batches = InFloat64(whole.shard(peers.rank, peers.count))
-        trainer = Trainer(method, batches, method.class_list(data.classes, data.template), config, tools, peers=peers)
+        trainer = Trainer(method, batches, method.class_list(data.classes, data.template), config, peers=peers)
         trainer.run()
     return {"state": state(method), "history": trainer.history, "processes": peers.count}
 
@@ -147,8 +153,7 @@ def trained(
     clip: Clip, batches: Any, out: Path | None = None, resume: bool = False, *, name: str = "mmrl", classes: Any = NAMES, **values: Any
 ) -> Found:
     method = fresh(clip, name)
-    config = engine.FitConfig(**{**FIT, **values})
-    result = engine.train(method, batches, classes, config, template="a photo of {}.", out=out, resume=resume, progress=False)
+    result = of_colours.train(method, batches, engine.FitConfig(**{**FIT, **values}), out, resume=resume, classes=classes)
     return {"state": state(method), "history": result.history}
 
 
@@ -161,33 +166,30 @@ def refused(work: Callable[[], object]) -> str:
     return "no error"
 
 
+class Idle(MMRL):
+    """A method with a parameter that its loss does not use."""
+
+    def __init__(self, clip: Clip) -> None:
+        super().__init__(clip, fresh(clip).options)
+        self.unused = nn.Parameter(torch.ones(2))
+
+
 def untouched(clip: Clip) -> Found:
-    """A method of one's own with a parameter that its loss does not use."""
-
-    class Idle(type(fresh(clip))):  # type: ignore[misc]
-        def loss(self, *arguments: Any) -> Loss:
-            self.projection.requires_grad_(True)
-            with torch.no_grad():
-                fixed = self.projection.clone()
-            kept, self._parameters["projection"] = self._parameters["projection"], fixed
-            try:
-                return super().loss(*arguments)
-            finally:
-                self._parameters["projection"] = kept
-
-    method = fresh(clip)
-    method.__class__ = Idle
-    config = engine.FitConfig(**FIT)
-    return {"error": refused(lambda: engine.train(method, Noise(), NAMES, config, template="a {}.", progress=False))}
+    torch.manual_seed(1)
+    method = Idle(clip)
+    before = state(method)
+    of_colours.train(method, Noise(), engine.FitConfig(**FIT))
+    return {"before": before, "state": state(method)}
 
 
 def scenarios(clip: Clip, place: Path) -> Found:
     found: Found = {case: fitted(clip, case, place / case) for case in CASES}
-    found |= {f"{case} in float64": in_float64(clip, case) for case in IN_FLOAT64}
-    found["uneven"] = refused(lambda: engine.fit(fresh(clip), colours(), base_draw(), {**FIT, "batch_size": 3}, progress=False))
+    found |= {f"{case} in float64": in_float64(clip, *CASES[case]) for case in IN_FLOAT64}
+    found["twice"] = in_float64(clip, *TWICE)
+    found["uneven"] = refused(lambda: of_colours.train_on(fresh(clip), colours(), base_draw(), {**FIT, "batch_size": 3}))
     found["without shard"] = refused(lambda: trained(clip, Without()))
     found["taken"] = refused(lambda: fitted(clip, "mmrl", place / "mmrl"))
-    found["unused"] = untouched(clip)["error"]
+    found["unused"] = untouched(clip)
     broken = Noise((1, 2), UsageError("photo.jpg cannot be read"))
     found["stopped"] = refused(lambda: trained(clip, broken, place / "resumed", checkpoint_every=1))
     found["resumed"] = trained(clip, Noise(), place / "resumed", resume=True)
@@ -195,7 +197,7 @@ def scenarios(clip: Clip, place: Path) -> Found:
     found["other"] = refused(lambda: trained(clip, Noise(), place / "resumed", resume=True, lr=0.5))
     found["not finite"] = refused(lambda: trained(clip, Noise((1, 2), float("nan")), place / "nan"))
     found["large"] = refused(lambda: trained(clip, Noise((1, 2), 1e38), place / "large"))
-    run = engine.run(fresh(clip), colours(), base_draw(), FIT, out=place / "run", progress=False)
+    run = api.train(colours(), backbone=clip, classes="base", shots=4, out=place / "run", progress=False, workers=0, **FIT, **OPTIONS)
     found["run"] = run.record.model_dump_json()
     found["bug"] = refused(lambda: trained(clip, Noise((0, 0), KeyError("number"))))
     return found
@@ -266,7 +268,7 @@ def test_two_processes_equal_one(both: list[Found], clip: Clip, case: str) -> No
 
 @pytest.mark.parametrize("case", IN_FLOAT64)
 def test_two_processes_equal_one_in_float64(both: list[Found], clip: Clip, case: str) -> None:
-    alone = in_float64(clip, case)
+    alone = in_float64(clip, *CASES[case])
     first, second = (found[f"{case} in float64"] for found in both)
     assert first["processes"] == 2 and alone["processes"] == 1
     assert error(first["state"], second["state"]) == 0 and first["history"] == second["history"]
@@ -292,6 +294,14 @@ def test_a_shard_is_its_part_of_every_batch(clip: Clip) -> None:
         assert torch.equal(images, torch.cat([part[0] for part in parts])) and torch.equal(labels, torch.cat([part[1] for part in parts]))
 
 
+def test_gradients_of_ones_own_are_means_over_the_processes(both: list[Found], clip: Clip) -> None:
+    """Projected after both were averaged, so two processes do what one does; the mean of two projections is another direction."""
+    alone = in_float64(clip, *TWICE)
+    for found in both:
+        assert error(found["twice"]["state"], alone["state"]) <= 1e-9
+        assert error(columns(found["twice"]["history"]), columns(alone["history"])) <= 1e-6  # the history keeps float32
+
+
 def test_one_record_of_the_main_process(both: list[Found], place: Path) -> None:
     assert both[0]["run"] == both[1]["run"]
     record = engine.read_config(place / "run"), (place / "run" / "run.json").read_text()
@@ -310,6 +320,12 @@ def test_a_resumed_training_equals_an_undisturbed_one(both: list[Found], clip: C
         assert error(found["again"]["state"], found["resumed"]["state"]) == 0
 
 
+def test_a_parameter_that_the_loss_does_not_use_stays(both: list[Found]) -> None:
+    first, second = (found["unused"] for found in both)
+    assert error(first["state"], second["state"]) == 0
+    assert {name for name, value in first["state"].items() if torch.equal(value, first["before"][name])} == {"unused"}
+
+
 # ---- failing together ----
 
 
@@ -320,7 +336,6 @@ def test_a_resumed_training_equals_an_undisturbed_one(both: list[Found], clip: C
         ("without shard", "UsageError: 2 processes cannot train on a Without"),
         ("taken", "holds another run already"),
         ("other", "fit.lr was 0.001, is 0.5"),
-        ("unused", "does not depend on its parameter 'projection'"),
         ("not finite", "NonFiniteError: training stopped in epoch 2, step 7: an input image is not finite"),
         ("large", "NonFiniteError: training stopped in epoch 2, step 7: loss term"),
     ],

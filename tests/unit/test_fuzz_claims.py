@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 import torch
-from mmrl.engine.checkpoint import RunFolder, _seal
 from safetensors.torch import save
 
-from mmrl import engine
+from mmrl import engine, methods
 from mmrl.clip import load_clip
 from mmrl.clip.load import read_openai_weights
 from mmrl.data import load_dataset, read_coop_draw, to_rgb
+from mmrl.engine.checkpoint import RunFolder, _seal
 from mmrl.engine.memory import forget_peak, peak_resident, resident
 from mmrl.engine.untrusted import TensorFile
 from mmrl.errors import MmrlError, UsageError
@@ -197,6 +197,10 @@ def test_adapters_that_claim(tmp_path: Path) -> None:
         assert "do not fit" in str(bounded(lambda: engine.load_adapter(tmp_path, clip)))
         path.write_text(json.dumps({**written, "template": [f"{n} {{}}" for n in range(100_000)]}))
         assert "at most 1,000 can be averaged" in str(bounded(lambda: engine.load_adapter(tmp_path, clip)))
+    method = methods.build("tip-adapter", clip, task=methods.Task(NAMES, "a {}.", images=8))
+    engine.save_adapter(tmp_path, method, classes=NAMES, template="a {}.")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "images": 10**9}))
+    assert "do not fit" in str(bounded(lambda: engine.load_adapter(tmp_path, clip)))
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", 2**60) + save({"visual.proj": torch.zeros(2)})[8:])
     assert bounded(lambda: read_openai_weights(tmp_path / "x.safetensors"))
 

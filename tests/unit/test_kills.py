@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mmrl.reports.plans import Plan
-from mmrl.reports.records import RunRecord
 
 from mmrl import api, engine
 from mmrl.clip import Clip
@@ -33,6 +31,7 @@ from mmrl.engine.grid import ResultsFolder
 from mmrl.errors import MmrlError
 from mmrl.files import PARTIAL, sweep, write_text
 from mmrl.reports import read_record, report
+from mmrl.reports.plans import Plan
 from mmrl.reports.results import Results
 from tests import results_folder
 from tests.trees import make_tree
@@ -225,7 +224,7 @@ def results() -> Case:
 
     def work(folder: Path) -> None:
         store = ResultsFolder(folder)
-        for key, run in runs_of(folder).items():
+        for key, run in Results(folder).runs.items():
             tests = tuple(test.model_copy(update={"scores": results_folder.scores(0.9)}) for test in run.tests)
             store.write("runs", key, run.model_copy(update={"tests": tests}))
         more = results_folder.halves(datasets=("mini:objects",), seeds=(1,))
@@ -234,8 +233,8 @@ def results() -> Case:
 
     def look(folder: Path) -> str:
         found = Results(folder)
-        levels = {cell.scores.top1 for cell in found.cells.values()}
-        assert not found.damaged and len(found.cells) == 4 and all(isinstance(cell, CellRecord) for cell in found.cells.values())
+        levels = {test.scores.top1 for test in found.tests.values()}
+        assert not found.damaged and len(found.tests) == 4 and len(found.runs) == 2
         assert len(found.plans["base-to-novel"].slots) in (4, 8)
         return str(sorted(levels))
 

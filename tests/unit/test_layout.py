@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from mmrl import methods
+from mmrl.protocols.plan import ZERO_SHOT
+
 ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src" / "mmrl"
 PYTHON = sorted(path for folder in ("src", "tests", "tools", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
@@ -39,8 +42,28 @@ ALLOWED |= {"errors": set(), "version": set(), "files": {"errors"}, "names": {"e
 ALLOWED |= {"__init__": ALLOWED["cli"], "__main__": {"cli"}}
 
 WITHOUT_TORCH = ("recipes", "reports", "protocols")
-TORCH = {"torch", "torchvision", "open_clip", "timm", "accelerate", "safetensors"}
+TORCH = {"torch", "torchvision", "open_clip", "timm", "safetensors"}
 HEAVY = TORCH | {"matplotlib", "sklearn", "scipy", "pydantic", "numpy", "PIL", "huggingface_hub", "jinja2"}
+GONE = {"accelerate"}  # torch has what was taken from it
+
+THE_PACKAGE = "the command and the package, of the same name"
+A_DEFAULT = "what a user gets who names no method"
+NAMING = {  # files outside `methods` that may name a method, and why
+    "api.py": A_DEFAULT,
+    "cli/ablate.py": A_DEFAULT,
+    "cli/bench.py": A_DEFAULT,
+    "cli/config.py": A_DEFAULT,
+    "cli/cost.py": A_DEFAULT,
+    "cli/train.py": A_DEFAULT,
+    "cli/demo.py": "what it shows",
+    "cli/grid.py": THE_PACKAGE,
+    "cli/main.py": THE_PACKAGE,
+    "engine/record.py": THE_PACKAGE,
+    "engine/grid/store.py": THE_PACKAGE,
+    "protocols/ablations.py": "the paper's ablations are of MMRL",
+    "reports/claims.py": "the paper's claims are about MMRL",
+    "reports/paper/__init__.py": "a row of the paper's Table 4",
+}
 
 
 def part_of(path: Path) -> str:
@@ -96,6 +119,49 @@ def test_open_clip_is_known_to_clip_alone():
     for path in SOURCES:
         roots = {name.split(".")[0] for name in imported(ast.parse(path.read_text(encoding="utf-8")), path)}
         assert part_of(path) == "clip" or "open_clip" not in roots, f"{path.relative_to(ROOT)} imports open_clip"
+
+
+def named_in(tree: ast.AST, names: set[str]) -> set[str]:
+    """Method names that are string constants in `tree`, alone or in a list with commas; zero-shot CLIP alone is no adapted method."""
+    parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}  # of f-strings: messages
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in parts]
+    lists = [{part.strip() for part in text.split(",")} for text in texts if isinstance(text, str)]
+    return set().union(*(found for found in lists if found <= names | {ZERO_SHOT})) & names
+
+
+def of_the_package() -> dict[str, str]:
+    """Modules of the methods in this package, by name."""
+    return {name: cls.__module__ for name, cls in methods.registered().items() if cls.__module__.startswith("mmrl.methods.")}
+
+
+def test_methods_are_named_by_themselves_alone():
+    modules = of_the_package()
+    adapted, wrong = set(modules) - {ZERO_SHOT}, {}
+    assert {"mmrl", "coop", "linear-probe"} <= adapted
+    for path in SOURCES:
+        tree, place = ast.parse(path.read_text(encoding="utf-8")), path.relative_to(SRC).as_posix()
+        if part_of(path) == "methods":
+            continue
+        named = named_in(tree, adapted) | {module for module in imported(tree, path) if module.startswith(tuple(modules.values()))}
+        if named and place not in NAMING:
+            wrong[place] = sorted(named)
+        elif place in NAMING:
+            assert named, f"src/mmrl/{place} names no method any more: take it out of NAMING"
+    assert not wrong, f"methods are found by their names in the registry, and say of themselves what is special: {wrong}"
+
+
+def test_the_rule_on_names_sees_every_form():
+    names = {"mmrl", "coop"}
+    for code in ('x == "coop"', '{"coop": 1}', 'f(x="zero-shot,mmrl, coop")', 'match x:\n    case "coop": pass', 'f"{x}" in ("coop",)'):
+        assert "coop" in named_in(ast.parse(code), names), code
+    for code in ('"the coop of hens"', "coop", '"zero-shot"', '"coop.json"', '"mmrl.run/2"', 'f"mmrl {x}"'):
+        assert not named_in(ast.parse(code), names), code
+
+
+def test_what_is_gone_is_nowhere():
+    for path in PYTHON:
+        roots = {name.split(".")[0] for name in imported(ast.parse(path.read_text(encoding="utf-8")), path)}
+        assert not roots & GONE, f"{path.relative_to(ROOT)} imports {sorted(roots & GONE)}"
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
@@ -179,3 +245,4 @@ def test_packaging_files_agree():
     wanted = [*project["dependencies"], *(each for extra in project["optional-dependencies"].values() for each in extra)]
     names = {re.sub("[-_.]+", "-", re.split(r"[\[><=; ]", each)[0]).lower() for each in wanted}
     assert names - {"mmrl"} <= pinned
+    assert not (names | pinned) & GONE

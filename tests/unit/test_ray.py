@@ -203,7 +203,9 @@ def test_a_far_worker_sends_its_files_and_goes_on_from_those_it_gets(far: Worker
     assert again.tests[0] == first.record.tests[0] and again.tests[1].environment != first.record.tests[1].environment
     assert again.tests[1].scores == first.record.tests[1].scores
     anew = far.compute(job, None, home, [first.files]).record  # its record was lost
-    assert anew is not None and anew.trained.seconds == first.record.trained.seconds and anew.trained.history == first.record.trained.history
+    assert (
+        anew is not None and anew.trained.seconds == first.record.trained.seconds and anew.trained.history == first.record.trained.history
+    )
     assert [test.scores for test in anew.tests] == [test.scores for test in first.record.tests]
 
 

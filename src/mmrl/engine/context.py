@@ -131,6 +131,13 @@ class Context:
             dataset = dataset.held_out(self.prepare(cell.training).draw.train)
         return dataset.restrict(cell.classes)
 
+    def applicable(self, cell: Cell) -> bool:
+        """Whether the cell can be scored: a method with a closed vocabulary knows no classes but those it was trained on."""
+        if cell.training is None or cell.seen:
+            return True
+        cls = methods.get(cell.method)
+        return cls.open_vocabulary(methods.make_options(cls, self.options_at_test(cell)))
+
     def prepare(self, training: Training) -> Prepared:
         """Values and draw of a training. A published batch larger than the draw is lowered to it; one that the user gave is not.
 

@@ -57,12 +57,11 @@ def bind(cells: Sequence[Cell], context: Context) -> tuple[list[Job], list[Slot]
 
 def _slot(cell: Cell, key: str, run: str, context: Context) -> Slot:
     t, cls = cell.training, methods.get(cell.method)
-    options = methods.make_options(cls, context.options_at_test(cell))
     return Slot(
         study=cell.study, method=cell.method, title=cls.title, published=cls.published or cls.title, variant=cell.variant,
         backbone=context.clip.name, trained_on=t.dataset if t else None, shots=t.shots if t else None, seed=t.seed if t else None,
-        dataset=cell.dataset, classes=cell.classes, seen=cell.seen, applicable=t is None or cell.seen or cls.open_vocabulary(options),
-        key=key, run=run, setting=context.setting(cell),
+        dataset=cell.dataset, classes=cell.classes, seen=cell.seen, applicable=context.applicable(cell), key=key, run=run,
+        setting=context.setting(cell),
     )  # fmt: skip
 
 

@@ -191,10 +191,10 @@ def own_tests(training: Training, context: Context) -> tuple[list[Cell], list[st
     """What a single run is tested on, and sentences on classes of which no image is left to test on.
 
     A draw of the base classes is tested on base classes (trained on) and novel ones (not), each among themselves, as in the paper; a draw
-    of all classes on all.
+    of all classes on all. A method with a closed vocabulary is tested on classes that it was trained on alone.
 
     Warns:
-        Notice: how many images test, where they are those that were not drawn.
+        Notice: how many images test, where they are those that were not drawn; that the method is not tested on novel classes.
         UntestedWarning: of some classes none is left to.
 
     Raises:
@@ -203,19 +203,23 @@ def own_tests(training: Training, context: Context) -> tuple[list[Cell], list[st
     dataset, drawn = context.dataset(training.dataset), context.prepare(training).draw.train
     names: list[Classes] = ["all"] if training.classes == "all" else ["base", "novel"] if len(dataset.classes) > 1 else ["base"]
     cells = [Cell("train", training, training.dataset, name, seen=name == training.classes) for name in names]
-    parts = [(cell, context.tested(cell)) for cell in cells]
+    able = [cell for cell in cells if context.applicable(cell)]
+    if len(able) < len(cells):
+        said = f"method '{training.method}' knows only the classes it is trained on, so it is not tested on the others."
+        warnings.warn(said, Notice, stacklevel=3)
+    parts = [(cell, context.tested(cell)) for cell in able]
     if not dataset.rest_tests:
         empty = next((cell.classes for cell, part in parts if not part.test), None)
         if empty:
             raise UsageError(f"'{dataset.name}' has no test images of its {empty} classes, so the run could not be scored; add some.")
-        return cells, []
+        return able, []
     held_out = dataset.held_out(drawn)
     said = f"{len(drawn)} images of '{dataset.name}' train, and the {len(held_out.test)} that were not drawn test."
     warnings.warn(said, Notice, stacklevel=3)
     counts = Counter(item.label for item in held_out.test)
     bare = [name for label, name in enumerate(held_out.classes) if not counts[label]]
     if not bare:
-        return cells, []
+        return able, []
     some = ", ".join(bare[:5]) + (f" and {len(bare) - 5} more" if len(bare) > 5 else "")
     text = f"no image of '{dataset.name}' is left to test on of {some}: fewer shots, or a folder of test images, would leave some."
     warnings.warn(text, UntestedWarning, stacklevel=3)
