@@ -41,24 +41,26 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def scores(cli: Cli, *arguments: object) -> tuple[str, float, list[bool]]:
+def scores(cli: Cli, *arguments: object) -> tuple[str, float, bool | list[bool]]:
+    """The rule, the calibration error, and which classes count as trained on: one answer, or one for each."""
     code, printed, err = cli("eval", *arguments, "--json")
     assert code == 0, err
-    found = json.loads(printed)
-    return found["classifier"], found["scores"]["ece"], found["trained"]
+    (test,) = json.loads(printed)["tests"]
+    return test["classifier"], test["scores"]["ece"], test["seen"]
 
 
 def test_eval_scores_a_shifted_set_with_the_class_token_alone(cli: Cli, adapter: Path) -> None:
     assert engine.read_config(adapter).dataset == "mini:objects"
     shifted = (adapter, "--data", "mini:objects-sketch", "--classes", "base", "--device", "cpu")
-    rule, auto, trained = scores(cli, *shifted)
-    assert rule == "the class token alone: trained on 'mini:objects', which is another data set" and not any(trained)
+    rule, auto, seen = scores(cli, *shifted)
+    assert rule == "the class token alone: trained on 'mini:objects', which is another data set" and seen is False
     assert scores(cli, *shifted, "--classifier", "class")[1] == auto != scores(cli, *shifted, "--classifier", "fused")[1]
-    rule, fused, trained = scores(cli, adapter, "--data", "mini:objects", "--classes", "base", "--device", "cpu")
-    assert rule == "fused on 10 classes that were trained on" and all(trained)
+    rule, fused, seen = scores(cli, adapter, "--data", "mini:objects", "--classes", "base", "--device", "cpu")
+    assert rule == "fused on 10 classes that were trained on" and seen is True
     assert scores(cli, adapter, "--data", "mini:objects", "--classes", "base", "--classifier", "fused", "--device", "cpu")[1] == fused
-    rule, _, trained = scores(cli, adapter, "--data", "mini:objects", "--device", "cpu")
-    assert rule == "fused on 10 classes that were trained on, the class token alone on 10 new ones" and sum(trained) == 10
+    rule, _, seen = scores(cli, adapter, "--data", "mini:objects", "--device", "cpu")
+    assert rule == "fused on 10 classes that were trained on, the class token alone on 10 new ones"
+    assert isinstance(seen, list) and len(seen) == 20 and sum(seen) == 10
 
 
 def test_the_data_set_trained_on_goes_with_the_adapter(adapter: Path, tmp_path: Path) -> None:

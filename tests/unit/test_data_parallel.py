@@ -45,7 +45,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "bf16": ("mmrl", {"precision": "bf16"}),
 }
 OWN = {"prograd": {"n_ctx": 4}}  # options: the small text tower reads 16 tokens
-TWICE = ("prograd", {"lr": 0.1, "optimizer": "sgd"})  # two backward passes a batch, projected on each other
+TWICE = ("prograd", {"lr": 0.1, "optimizer": "sgd", "batch_size": 2, "accumulate": 3})  # two backward passes a batch, and projections
 IN_FLOAT64 = [case for case, (_, values) in CASES.items() if "precision" not in values]
 Found = dict[str, Any]
 

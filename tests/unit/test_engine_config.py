@@ -10,6 +10,8 @@ def test_defaults_are_the_published_ones() -> None:
     config = make_config(None)
     assert (config.epochs, config.batch_size, config.lr, config.weight_decay) == (10, 4, 1e-3, 5e-4)
     assert (config.warmup_epochs, config.warmup_lr, config.precision, config.accumulate) == (1, 1e-5, "fp32", 1)
+    assert (config.optimizer, config.eps, config.schedule, config.schedule_step, config.final_lr) == ("adamw", 1e-8, "cosine", "epoch", 0)
+    assert (config.iterations, config.drop_last, config.crop_scale) == (None, True, (0.5, 1.0))
 
 
 def test_every_option_is_described() -> None:
@@ -34,6 +36,18 @@ def test_all_problems_come_together() -> None:
     ({"seed": -1}, ["seed is -1"]),
     ({"checkpoint_every": 0}, ["checkpoint_every is 0"]),
     ({"memory_gib": 0}, ["memory_gib is 0"]),
+    ({"iterations": 0}, ["iterations is 0", "greater than or equal to 1"]),
+    ({"optimizer": "adagrad"}, ["optimizer is 'adagrad'", "'adamw', 'adam' or 'sgd'"]),
+    ({"momentum": 1.0}, ["momentum is 1.0", "less than 1"]),
+    ({"eps": 0}, ["eps is 0", "greater than 0"]),
+    ({"schedule": "linear"}, ["schedule is 'linear'", "'cosine' or 'constant'"]),
+    ({"schedule_step": "batch"}, ["schedule_step is 'batch'", "'epoch' or 'step'"]),
+    ({"final_lr": -1e-3}, ["final_lr is -0.001"]),
+    ({"drop_last": 2}, ["drop_last is 2"]),
+    ({"accumulate": True}, ["accumulate is True", "no true or false"]),
+    ({"crop_scale": (0.5, 0.2)}, ["crop_scale is (0.5, 0.2)", "0 < from <= to <= 1"]),
+    ({"crop_scale": (0.0, 1.0)}, ["crop_scale is (0.0, 1.0)"]),
+    ({"crop_scale": (0.1, 1.1)}, ["crop_scale is (0.1, 1.1)"]),
 ])  # fmt: skip
 def test_out_of_range(values: dict[str, object], words: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
@@ -43,6 +57,18 @@ def test_out_of_range(values: dict[str, object], words: list[str]) -> None:
 
 def test_one_epoch_without_warmup_is_fine() -> None:
     assert FitConfig(epochs=1, warmup_epochs=0).epochs == 1
+
+
+def test_what_identifies_a_run() -> None:
+    """Options that change nothing of what comes out may change when it is resumed; all others may not."""
+    plain = FitConfig().identity()
+    assert plain == FitConfig(checkpoint_every=3, memory_gib=1.0, log="tensorboard").identity()
+    others: dict[str, object] = {
+        "iterations": 5, "drop_last": False, "optimizer": "sgd", "momentum": 0.5, "eps": 1e-3, "schedule": "constant",
+        "schedule_step": "step", "final_lr": 1e-6, "crop_scale": (0.1, 1.0), "precision": "bf16", "accumulate": 2,
+    }  # fmt: skip
+    for key, value in others.items():
+        assert FitConfig(**{key: value}).identity() != plain, key
 
 
 def test_it_is_frozen_and_strict_about_names() -> None:
