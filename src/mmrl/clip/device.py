@@ -37,7 +37,7 @@ def checked_device(name: str | torch.device = AUTO) -> torch.device:
 
 
 def _own_gpu(device: torch.device) -> torch.device:
-    """'cuda' in one of several processes that a launcher started is a GPU of its own, the one that accelerate gives it."""
+    """'cuda' in one of several processes that a launcher started is a GPU of its own, by its local rank."""
     if device.type != "cuda" or device.index is not None or "LOCAL_RANK" not in os.environ:
         return device
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % max(1, torch.cuda.device_count()))
