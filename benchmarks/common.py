@@ -116,8 +116,9 @@ def heading(about: dict[str, Any], what: str) -> str:
     """One line that says what `what` was measured with."""
     cut = f" cut to {about['layers']} layers" if about["layers"] else ""
     where = f"{about['processor']}, {about['threads']} thread{'s' if about['threads'] > 1 else ''}, torch {about['torch']}"
+    runs = "1 run" if about["repeats"] == 1 else f"{about['repeats']} runs"
     clock = ", processor seconds" if about.get("cpu_time") else ""
-    return f"{what}: {about['backbone']}{cut}, random weights, batch {about['batch']}; {where}; {about['repeats']} runs each{clock}."
+    return f"{what}: {about['backbone']}{cut}, random weights, batch {about['batch']}; {where}; {runs} each{clock}."
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks import common
 from benchmarks.common import gib
 from benchmarks.sides import PLAIN
+from benchmarks.train_step import gradient_cell
 from mmrl import methods
 from mmrl.clip import Clip
 from mmrl.errors import MmrlError
@@ -31,17 +32,6 @@ from mmrl.methods import Method, Task
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ["method", "name", "file", "lines", "paper", "towers", "trained parameters", "new classes"]
 GOLDEN = ["method", "golden cases", "largest error, norm", "largest error, element"]
-STEPS = [
-    "method",
-    "classes",
-    "plain, s",
-    "mmrl, s",
-    "ratio",
-    "bound (FLOP ratio)",
-    "plain peak",
-    "mmrl peak",
-    "largest gradient difference",
-]
 
 
 def here() -> dict[str, type[Method]]:
@@ -102,27 +92,24 @@ def golden_rows(folders: list[Path]) -> list[list[str]]:
     return rows
 
 
-def step_rows(numbers: Mapping[str, Any]) -> list[list[str]]:
-    """Of the numbers that `benchmarks.train_step --out` writes."""
-    rows = []
+def step_table(numbers: Mapping[str, Any]) -> str:
+    """Of the numbers that `benchmarks.train_step --out` writes; a column that was not measured is left out."""
+    rows: list[dict[str, str]] = []
     for row in numbers["rows"]:
-        seconds, flops = row["median"], row["flops"]
-        peaks = {side: gib(peak["most"]) for side, peak in row["memory"].items() if peak}
-        left_out, gradients = row["plain_left_out"], row["gradients"]
-        rows.append(
-            [
-                methods.get(row["method"]).title,
-                str(row["classes"]),
-                f"left out: {left_out}" if left_out else f"{seconds['plain']:.2f}",
-                f"{seconds['fast']:.2f}",
-                "-" if left_out else f"{seconds['plain'] / seconds['fast']:.2f}",
-                f"{flops['plain'] / flops['fast']:.2f}" if "plain" in flops else "-",
-                peaks.get("plain", "-"),
-                peaks.get("fast", "-"),
-                f"{gradients['relative']:.1e}" if gradients else "-",
-            ]
-        )
-    return rows
+        seconds, flops, left_out = row["median"], row["flops"], row["plain_left_out"]
+        cells = {
+            "method": methods.get(row["method"]).title,
+            "classes": str(row["classes"]),
+            "plain, s": f"left out: {left_out}" if left_out else f"{seconds['plain']:.2f}",
+            "mmrl, s": f"{seconds['fast']:.2f}",
+            "ratio": "-" if left_out else f"{seconds['plain'] / seconds['fast']:.2f}",
+            "bound (FLOP ratio)": f"{flops['plain'] / flops['fast']:.2f}",
+        }
+        if not numbers["no_memory"]:
+            peaks = {side: gib(peak["most"]) for side, peak in row["memory"].items() if peak}
+            cells |= {f"{shown} peak": peaks.get(side, "-") for shown, side in (("plain", "plain"), ("mmrl", "fast"))}
+        rows.append(cells | {"largest gradient difference": gradient_cell(row["gradients"])})
+    return common.markdown(list(rows[0]), [list(row.values()) for row in rows])
 
 
 def linked(rows: list[list[str]], folder: Path) -> list[list[str]]:
@@ -166,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise SystemExit(str(error)) from error
     if options.steps:
         numbers = json.loads(options.steps.read_text(encoding="utf-8"))
-        tables["steps"] = f"{common.heading(numbers, 'Measured')}\n\n{common.markdown(STEPS, step_rows(numbers))}"
+        tables["steps"] = f"{common.heading(numbers, 'Measured')}\n\n{step_table(numbers)}"
     print("\n\n".join(tables.values()))
     if options.write:
         page = options.write.read_text(encoding="utf-8")

@@ -125,14 +125,19 @@ def _ratio(values: dict[str, Any], over: str, under: str) -> str:
     return f"{values[over] / values[under]:.2f}" if values.get(over) and values.get(under) else "-"
 
 
+def gradient_cell(found: dict[str, Any] | None) -> str:
+    """Of what `same_step` gives: the largest difference, and the options that it was found with where they are not those that are timed."""
+    if found is None:
+        return "-"
+    options = ", ".join(f"{name} {value:g}" for name, value in found["options"].items())
+    return f"{found['relative']:.1e} ({options})" if options else f"{found['relative']:.1e}"
+
+
 def speed_cells(row: dict[str, Any]) -> list[str]:
     plain, fast = _both(row["median"], lambda seconds: f"{seconds:.3g}")
-    gradient = "-" if row["gradients"] is None else f"{row['gradients']['relative']:.1e}"
-    if row["gradients"] and row["gradients"]["options"]:
-        gradient += f" ({', '.join(f'{name} {value:g}' for name, value in row['gradients']['options'].items())})"
     ratios = (_ratio(row[what], "plain", "fast") for what in ("median", "flops"))
     longest = str(row["longest_prompt"] or "-")
-    return [row["method"], str(row["classes"]), longest, row["plain_left_out"] or plain, fast, *ratios, gradient]
+    return [row["method"], str(row["classes"]), longest, row["plain_left_out"] or plain, fast, *ratios, gradient_cell(row["gradients"])]
 
 
 def work_cells(row: dict[str, Any]) -> list[str]:
