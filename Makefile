@@ -11,7 +11,7 @@ demo: .venv-demo/.installed
 	.venv-demo/bin/mmrl demo --out demo
 
 test: lint
-	.venv-test/bin/python -m pytest
+	.venv-test/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: .venv-test/.stamp
 	.venv-test/bin/ruff check .

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,16 +14,24 @@ from PIL import Image
 
 from mmrl import engine
 from mmrl.clip import Clip
-from mmrl.data import Broken, BrokenImageWarning, Dataset, Item, Preprocess, describe_broken, readable, test_batches, to_rgb
+from mmrl.data import Broken, BrokenImageWarning, Dataset, Draw, Item, Preprocess, describe_broken, readable, test_batches, to_rgb
 from mmrl.data.broken import warn_broken
 from mmrl.data.mini.store import Store
 from mmrl.data.parallel import usual_workers
+from mmrl.engine import Bench, Context, FitConfig, FitResult, Job, Place, TrainingData, fit, run
+from mmrl.engine.run import own_tests
 from mmrl.errors import UsageError
+from mmrl.protocols import Training
 from mmrl.serve.predictor import Classifier
-from tests.unit.colours import base_draw, clip_on_one_thread, colours, fresh, read
+from tests.unit.colours import base_draw, clip_on_one_thread, colours, fresh, read, smallest_clip
 
 clip = pytest.fixture(scope="module")(clip_on_one_thread)
 CONFIG = {"epochs": 2, "batch_size": 2}
+
+
+def train(clip: Clip, dataset: Dataset, items: Draw | Sequence[Item], *, skip_broken: bool = False) -> FitResult:
+    place = Place(progress=False, skip_broken=skip_broken)
+    return fit(fresh(clip), TrainingData.of(clip, dataset, items, FitConfig(**CONFIG), place), CONFIG, place)
 
 
 def damaged(*keys: str) -> Dataset:
@@ -85,27 +95,32 @@ def test_training_goes_on_with_the_others(clip: Clip) -> None:
     draw = base_draw()
     lost = draw.train[1].key
     with pytest.raises(UsageError, match=f"{lost} is broken"):
-        engine.fit(fresh(clip), damaged(lost), draw, CONFIG, progress=False)
+        train(clip, damaged(lost), draw)
     with pytest.warns(BrokenImageWarning, match=f"1 of 8 images of 'colours' left out, missing or broken: {lost} is broken"):
-        fitted = engine.fit(fresh(clip), damaged(lost), draw, CONFIG, progress=False, skip_broken=True)
+        fitted = train(clip, damaged(lost), draw, skip_broken=True)
     others = [item for item in draw.train if item.key != lost]
-    expected = engine.fit(fresh(clip), colours().restrict("base"), others, CONFIG, progress=False)
-    assert fitted.history == expected.history and len(fitted.warnings) == 1
+    expected = train(clip, colours().restrict("base"), others)
+    assert fitted.history == expected.history and len(fitted.data.warnings) == 1
     red = [item.key for item in draw.train if item.label == 0]
     with pytest.raises(UsageError, match="all 4 training images of class 'red' of 'colours' are missing or broken"):
-        engine.fit(fresh(clip), damaged(*red), draw, CONFIG, progress=False, skip_broken=True)
+        train(clip, damaged(*red), draw, skip_broken=True)
 
 
 @pytest.mark.filterwarnings("ignore::mmrl.engine.BelowZeroShotWarning")
 def test_a_run_records_what_was_left_out(clip: Clip) -> None:
     draw = base_draw()
     lost = draw.train[0].key
+    training = Training("mmrl", "colours", "base", 4, seed=1, recipe="base-to-novel", overrides=tuple(CONFIG.items()))
+    context = Context(Bench("made here", skip_broken=True, draw=draw), clip, datasets={"colours": damaged(lost, "grey/12")})
+    job = Job(context.training_key(training), training, tuple((cell, "") for cell in own_tests(training, context)[0]))
     with pytest.warns(BrokenImageWarning):
-        record = engine.run(fresh(clip), damaged(lost, "grey/12"), draw, CONFIG, progress=False, skip_broken=True).record
-    assert record.metrics.base and record.metrics.base.count == 16
-    assert record.metrics.novel and record.metrics.novel.count == 15
-    left_out = [text for text in record.warnings if "left out" in text]
-    assert len(left_out) == 2 and lost in left_out[0] and "1 of 16 images of 'colours'" in left_out[1] and "grey/12" in left_out[1]
+        record = run(job, context, Place(progress=False, skip_broken=True)).record
+    base, novel = record.tests
+    assert base.scores.count == 16 and novel.scores.count == 15
+    assert record.training and record.training.images == 7
+    (trained,) = (text for text in record.training.warnings if "left out" in text)
+    (tested,) = (text for text in novel.warnings if "left out" in text)
+    assert lost in trained and "1 of 16 images of 'colours'" in tested and "grey/12" in tested
 
 
 def test_evaluation_says_what_it_left_out(clip: Clip) -> None:
@@ -119,12 +134,14 @@ def test_evaluation_says_what_it_left_out(clip: Clip) -> None:
 
 
 def test_a_published_batch_fits_what_can_be_read() -> None:
-    lost = base_draw().train[0].key
-    options = {"shots": 4, "classes": "base", "seed": 1, "protocol": "base-to-novel"}
-    assert engine.prepare("mmrl", damaged(lost), **options).config.batch_size == 4  # the published one
-    everything = base_draw().train
-    few = damaged(*(item.key for i, item in enumerate(everything) if i not in (0, 4, 5)))
-    assert engine.prepare("mmrl", few, **options, skip_broken=True).config.batch_size == 3
+    everything, training = base_draw().train, Training("mmrl", "colours", "base", 4, seed=1, recipe="base-to-novel")
+
+    def batch_size(lost: Sequence[Item], **options: Any) -> int:
+        datasets = {"colours": damaged(*(item.key for item in lost))}
+        return Context(Bench("made here", **options), smallest_clip(), datasets=datasets).prepare(training).config.batch_size
+
+    assert batch_size(everything[:1]) == 4  # the published one
+    assert batch_size([item for i, item in enumerate(everything) if i not in (0, 4, 5)], skip_broken=True) == 3
 
 
 def test_classifier_gives_no_predictions_for_a_broken_image(clip: Clip, tmp_path: Path) -> None:
