@@ -72,8 +72,7 @@ def golden_rows(folders: list[Path]) -> list[list[str]]:
         SystemExit: a case cannot be replayed.
     """
     from tools.check_golden import GoldenError, check_folder
-    from tools.golden_baselines import method_of
-    from tools.golden_features import METHODS
+    from tools.golden import baselines, features
 
     cases: dict[str, list[tuple[str, float, float]]] = {}
     for folder in folders:
@@ -81,7 +80,7 @@ def golden_rows(folders: list[Path]) -> list[list[str]]:
             if isinstance(result, GoldenError):
                 raise SystemExit(f"{folder}: {result}")
             if result is not None:
-                name = METHODS.get(case.split("/")[0]) or method_of(case) or case
+                name = features.method_of(case) or baselines.method_of(case) or case
                 worst = [max(errors) for errors in zip(*((e.norm, e.element) for e in result.float64.values()))]
                 cases.setdefault(name, []).append((case, *worst))
     rows = []

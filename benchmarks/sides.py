@@ -13,7 +13,7 @@ from benchmarks.common import TEMPLATE, class_names, make_clip
 from mmrl import methods
 from mmrl.clip import Clip
 from mmrl.methods import Gradients, Method, Task
-from tests.oracle.methods import clip_lora, cocoop, coop, maple, mma, plot, prograd, promptsrc, tip_adapter
+from tests.oracle.methods import plain_of
 from tests.oracle.pair import disturb, oracle_of
 
 SHOTS = 16  # training images of a class, for a method that holds them all
@@ -39,19 +39,28 @@ class _Representation:
         self.loss: Callable[[Tensor, Tensor], Tensor] = lambda images, labels: plain(images, labels)["loss"]
 
 
-PLAIN: dict[str, Callable[[Any, Sequence[str], str], Form]] = {  # of every method that is trained by steps
-    "mmrl": _Representation,
-    "mmrlpp": _Representation,
-    "coop": coop.plain,
-    "cocoop": cocoop.plain,
-    "maple": maple.plain,
-    "promptsrc": promptsrc.plain,
-    "prograd": prograd.plain,
-    "plot": plot.plain,
-    "mma": mma.plain,
-    "clip-lora": clip_lora.plain,
-    "tip-adapter-f": tip_adapter.plain,
-}
+METHODS = (  # that are trained by steps
+    "mmrl",
+    "mmrlpp",
+    "coop",
+    "cocoop",
+    "maple",
+    "promptsrc",
+    "prograd",
+    "plot",
+    "mma",
+    "clip-lora",
+    "tip-adapter-f",
+)
+
+
+def _plain(method: str) -> Callable[[Any, Sequence[str], str], Form]:
+    found: Callable[[Any, Sequence[str], str], Form] | None = _Representation if method.startswith("mmrl") else plain_of(method)
+    assert found is not None, method
+    return found
+
+
+PLAIN = {method: _plain(method) for method in METHODS}
 
 
 @dataclass(frozen=True)

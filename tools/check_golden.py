@@ -2,10 +2,10 @@
 
 FOLDER holds golden.json and one CASE.safetensors a case, in one of three formats, which golden.json tells apart:
 
-- MMRL and MMRL++ (`golden_mmrl.py`): with clip.safetensors (OpenAI's layout) and, in golden.json, class names, prompt, hyper-parameters
+- MMRL and MMRL++ (`golden/mmrl.py`): with clip.safetensors (OpenAI's layout) and, in golden.json, class names, prompt, hyper-parameters
   and losses of each case; MMRL++ if the case has a beta.
-- the methods that the paper compares with (`golden_baselines.py`): cases named after their method, the CLIP in ../mmrl/.
-- methods on cached features (`golden_features.py`): no CLIP is needed.
+- the methods that the paper compares with (`golden/baselines.py`): cases named after their method, the CLIP in ../mmrl/.
+- methods on cached features (`golden/features.py`): no CLIP is needed.
 
 Files hold initial parameters, images, labels, features, logits and gradients of step 1, parameters after all steps, and logits after
 them. Every case is computed twice, in float64 and in float32. Prints the largest error of every group of tensors in both. Exits with 1 if
@@ -37,8 +37,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from mmrl.clip import Clip, load_clip
 from mmrl.errors import MmrlError
-from tools import golden_baselines, golden_features, golden_mmrl
-from tools.golden_judge import TOLERANCE, Error, Errors, GoldenError, Pair, over_tolerance, read_tensors
+from tools.golden import baselines, features, mmrl
+from tools.golden.judge import TOLERANCE, Error, Errors, GoldenError, Pair, over_tolerance, read_tensors
 
 __all__ = ["TOLERANCE", "Error", "Errors", "GoldenError", "Pair", "check_folder", "main", "over_tolerance"]
 
@@ -74,17 +74,17 @@ def replays(folder: Path, sheet: Mapping[str, Any], kind: str, clip: Clip | None
     """What computes the errors of each case."""
     cases: Mapping[str, Any] = sheet["cases"]
     if kind == "features":
-        return {name: partial(golden_features.replay, folder, name, case) for name, case in cases.items()}
+        return {name: partial(features.replay, folder, name, case) for name, case in cases.items()}
     assert clip is not None
     names = sheet["classnames"] if kind == "mmrl" else sheet["about"]["classnames"]
 
     def one(name: str, dtype: torch.dtype) -> Errors | None:
-        if kind == "baselines" and golden_baselines.method_of(name) is None:
+        if kind == "baselines" and baselines.method_of(name) is None:
             return None
         tensors = read_tensors(folder / f"{name}.safetensors")
         if kind == "mmrl":
-            return golden_mmrl.replay(cases[name], tensors, clip, names, sheet["template"])
-        return golden_baselines.replay(name, cases[name], tensors, clip, names)
+            return mmrl.replay(cases[name], tensors, clip, names, sheet["template"])
+        return baselines.replay(name, cases[name], tensors, clip, names)
 
     return {name: partial(one, name) for name in cases}
 

@@ -22,7 +22,7 @@ from mmrl.errors import UsageError
 from mmrl.methods import Gradients, Loss, Method, Task, TwoTower
 from mmrl.recipes import recipe_of
 from tests.oracle.pair import relative_error
-from tools.golden_replay import differentiate
+from tools.golden.replay import differentiate
 
 TOLERANCE = 1e-9
 NAMES = ["cat", "dog", "great white shark", "owl"]

@@ -13,7 +13,7 @@ from mmrl.clip import Clip
 from mmrl.methods.clip_lora import CLIPLoRA, layers_at
 from tests.oracle.methods.clip_lora import changed_layers, plain
 from tests.oracle.methods.compare import NAMES, TEMPLATE, batch, disturbed, same, same_logits, same_step, small_clip_in_float64
-from tools.golden_dropout import MASK, replayed_dropout
+from tools.golden.dropout import MASK, replayed_dropout
 
 
 def lora(options: dict[str, Any], template: str | tuple[str, ...] = TEMPLATE) -> CLIPLoRA:

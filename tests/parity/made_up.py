@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from torch import Tensor
 from mmrl import methods
 from mmrl.clip import Clip, load_clip
 from mmrl.methods import Task
-from tests.oracle.methods import tip_adapter
+from tests.oracle.methods import plain_of, tip_adapter
 from tests.oracle.methods.promptsrc import averaged
 
 NAMES = ["owl", "great_white shark", "x"]
@@ -110,7 +109,7 @@ def make_folder(root: Path) -> Path:
     clip = load_clip(str(root / "mmrl" / "clip.safetensors"), device="cpu")
     clip.model.double()
     cases = {name: make_case(root / "baselines", name, variant, clip) for name, variant in VARIANTS.items()}
-    cases["kgcoop"] = {"hyper": {}, "losses": []}
+    cases["nobody"] = {"hyper": {}, "losses": []}
     about = {"classnames": NAMES, "clip_weights": "../mmrl/clip.safetensors, cast to float32"}
     (root / "baselines" / "golden.json").write_text(json.dumps({"about": about, "cases": cases}))
     return root / "baselines"
@@ -150,8 +149,9 @@ def make_case(folder: Path, name: str, variant: Variant, clip: Clip) -> dict[str
         if variant.method.startswith("tip"):
             method.get_parameter("keys").copy_(tip_adapter.cache_keys(clip.model, out["cache_images"]))
             out["cache_keys"] = method.get_parameter("keys").detach().T.clone()
-    module = importlib.import_module(f"tests.oracle.methods.{variant.method.replace('-', '_').removesuffix('_f')}")
-    plain = module.plain(method, NAMES, TEMPLATE)
+    form = plain_of(variant.method)
+    assert form is not None
+    plain = form(method, NAMES, TEMPLATE)
     first = out["images"][0]
     out |= in_authors_names(variant, plain.parameters, "init.")
     with torch.no_grad():

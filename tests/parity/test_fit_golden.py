@@ -21,14 +21,14 @@ from mmrl.engine.loop import Trainer
 from mmrl.methods import Method
 from tests.oracle.pair import relative_error
 from tests.parity.test_oracle_golden import ROUNDING_DECIDES, TOLERANCE
-from tools import golden_baselines, golden_mmrl
-from tools.golden_judge import Tensors, load, ours, read_tensors, rounding_decides
-from tools.golden_replay import Stepping, stepping
+from tools.golden import baselines, mmrl
+from tools.golden.judge import Tensors, load, ours, read_tensors, rounding_decides
+from tools.golden.replay import Stepping, stepping
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SHEET = json.loads((GOLDEN / "mmrl" / "golden.json").read_text())
 BASELINES = json.loads((GOLDEN / "baselines" / "golden.json").read_text())
-STEPPED = [name for name, case in BASELINES["cases"].items() if len(case.get("losses", ())) > 1]
+STEPPED = [name for name, case in BASELINES["cases"].items() if len(case.get("losses", ())) > 1 and baselines.method_of(name)]
 ADAMW = Stepping("AdamW", {"lr": 1e-3, "weight_decay": 5e-4, "eps": 1e-8})
 
 
@@ -57,7 +57,7 @@ def clips() -> dict[torch.dtype, Clip]:
 def start(case: str, clip: Clip) -> tuple[Method, Tensors]:
     """MMRL or MMRL++ with the case's initial parameters, and the case's tensors."""
     tensors = read_tensors(GOLDEN / "mmrl" / f"{case}.safetensors")
-    method = golden_mmrl.build(SHEET["cases"][case], clip).to(next(clip.model.parameters()).dtype)
+    method = mmrl.build(SHEET["cases"][case], clip).to(next(clip.model.parameters()).dtype)
     load(method, tensors)
     return method, tensors
 
@@ -115,5 +115,5 @@ def test_eight_steps_element_by_element(clips: dict[torch.dtype, Clip], case: st
 @pytest.mark.parametrize("name", STEPPED)
 def test_steps_of_the_other_methods(clips: dict[torch.dtype, Clip], name: str) -> None:
     case, tensors = BASELINES["cases"][name], read_tensors(GOLDEN / "baselines" / f"{name}.safetensors")
-    run = golden_baselines.start(name, case, tensors, clips[torch.float64], BASELINES["about"]["classnames"])
+    run = baselines.start(name, case, tensors, clips[torch.float64], BASELINES["about"]["classnames"])
     assert element_by_element(run.method, tensors, run.classes, stepping(case), case) == 0

@@ -31,6 +31,11 @@ def rows_of(text: str) -> list[list[str]]:
     return rows
 
 
+def lines(text: str) -> list[str]:
+    """Without the head, and without cases of methods that are not here."""
+    return [line for line in text.splitlines()[1:] if not line.endswith("not here yet")]
+
+
 def test_every_tensor_agrees() -> None:
     """As a program of its own, from any folder."""
     command = [sys.executable, str(ROOT / "tools" / "check_golden.py"), str(GOLDEN)]
@@ -45,7 +50,7 @@ def test_every_tensor_agrees() -> None:
 
 def test_every_tensor_of_the_other_methods_agrees(capsys: pytest.CaptureFixture[str]) -> None:
     assert check_golden.main([str(GOLDENS / "baselines")]) == 0
-    rows = [re.split(r"\s{2,}", re.sub(r"^(\S+) ", r"\1  ", line)) for line in capsys.readouterr().out.splitlines()[1:]]
+    rows = [re.split(r"\s{2,}", re.sub(r"^(\S+) ", r"\1  ", line)) for line in lines(capsys.readouterr().out)]
     assert Counter(row[0] for row in rows) == GROUPS
     # of 27,648 values that one step of AdamW moved, with dropout
     assert {row[0]: int(row[4]) for row in rows if int(row[4])} == {"cliplora_drop": 1}
@@ -54,7 +59,7 @@ def test_every_tensor_of_the_other_methods_agrees(capsys: pytest.CaptureFixture[
 
 def test_methods_on_features_agree(capsys: pytest.CaptureFixture[str]) -> None:
     assert check_golden.main([str(GOLDENS / "features")]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    rows = [line.split() for line in lines(capsys.readouterr().out)]
     assert Counter(row[0] for row in rows) == {"lpclip/unit": 4, "lpclip/raw10": 4}
     # with scikit-learn 1.9 one of 20 runs hangs on where the authors' L-BFGS stopped
     assert sum(int(row[-2]) for row in rows) <= 1

@@ -6,7 +6,21 @@ entry-point group `mmrl.methods` of an installed package.
 
 from importlib.metadata import entry_points
 
-from mmrl.methods import clip_lora, cocoop, coop, linear_probe, maple, mma, mmrl, mmrlpp, plot, prograd, promptsrc, tip_adapter, zero_shot  # noqa: F401  (registers them)
+from mmrl.methods import (  # noqa: F401  (registers them)
+    clip_lora,
+    cocoop,
+    coop,
+    linear_probe,
+    maple,
+    mma,
+    mmrl,
+    mmrlpp,
+    plot,
+    prograd,
+    promptsrc,
+    tip_adapter,
+    zero_shot,
+)
 from mmrl.methods.base import Differentiate, FeatureSource, Gradients, ImageFeatures, Loss, Method, Task, TwoTower, cosine_logits
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import build, get, make_options, register, registered

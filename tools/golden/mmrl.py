@@ -11,8 +11,8 @@ from torch import Tensor
 from mmrl import methods
 from mmrl.clip import Clip
 from mmrl.methods import ImageFeatures, TwoTower
-from tools.golden_judge import Errors, GoldenError, Tensors, count, load, note, ours, rounding_decides, value
-from tools.golden_replay import differentiate
+from tools.golden.judge import Errors, GoldenError, Tensors, count, load, note, ours, rounding_decides, value
+from tools.golden.replay import differentiate
 
 LR, EPS = 1e-3, 1e-8
 NAMES = {

@@ -1,6 +1,6 @@
-"""Replay of methods on cached features: a folder whose cases say their file and the prefix of their tensors in it.
+"""The linear probe: cases lpclip/... of its search and fits.
 
-Of these we have the linear probe (cases lpclip/...). Scikit-learn's answer depends on its version; ours is that of versions before 1.4, so
+Scikit-learn's answer depends on its version; ours is that of versions before 1.4, so
 it is compared with FILE_sklearn122.safetensors where the folder has it.
 
 A run selects C by accuracies, and these may hang on where L-BFGS stops: at small C a fit is within its tolerance before the biases have
@@ -26,26 +26,12 @@ from mmrl import methods
 from mmrl.clip import ClassList
 from mmrl.methods import Task
 from mmrl.methods.linear_probe import Fit, LinearProbe, LinearProbeOptions, search
-from tools.golden_judge import Error, Errors, GoldenError, Tensors, note, read_tensors, value
+from tools.golden.features import FeatureClip
+from tools.golden.judge import Error, Errors, GoldenError, Tensors, note, read_tensors, value
 
-METHODS = {"lpclip": "linear-probe"}
+FEATURE_CASES = {"lpclip": "linear-probe"}
 NAMES = {"c_grid": "first_C", "c_search_steps": "num_step", "max_iter": "max_iter"}
 STOP = 1e-4  # largest gradient of penalty and sum of losses at which scikit-learn's fit may stop
-
-
-class Features:
-    """In place of a CLIP, for a method that needs none: an image is its own feature."""
-
-    name, device = "cached features", torch.device("cpu")
-
-    def __init__(self, embed_dim: int) -> None:
-        self.embed_dim = embed_dim
-
-    def to(self, device: torch.device) -> Features:
-        return self
-
-    def encode_image(self, images: Tensor, *, normalise: bool = True) -> Tensor:
-        return images
 
 
 @dataclass
@@ -71,7 +57,7 @@ class Run:
         labels = self.data["train_labels"]
         names = tuple(f"class {i}" for i in range(int(labels.max()) + 1))
         task = Task(names, "{}", len(labels), len(self.data["val_labels"]), features=self.features)  # type: ignore[arg-type]
-        clip = Features(self.data["train_features"].shape[1])
+        clip = FeatureClip(self.data["train_features"].shape[1])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             method = methods.build("linear-probe", clip, chosen, task=task)  # type: ignore[arg-type]
@@ -114,10 +100,8 @@ class Run:
         return differ > 0
 
 
-def replay(folder: Path, name: str, case: Mapping[str, Any], dtype: torch.dtype) -> Errors | None:
-    """Errors of one case by group, from features in `dtype`; None for a method that is not here yet."""
-    if name.partition("/")[0] not in METHODS:
-        return None
+def features(folder: Path, name: str, case: Mapping[str, Any], dtype: torch.dtype) -> Errors:
+    """Errors of one case by group, from features in `dtype`."""
     file, prefix = folder / value(case, "file"), value(case, "prefix")
     tensors = read_tensors(file)
     other = file.with_name(f"{file.stem}_sklearn122{file.suffix}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmrl.clip import ClassList, Clip
 from mmrl.methods import Gradients, Loss, Method, Task, TwoTower
-from tools.golden_judge import Errors, GoldenError, Tensors, note, ours, rounding_decides, value
+from tools.golden.judge import Errors, GoldenError, Tensors, note, ours, rounding_decides, value
 
 NUMBER = r"([0-9.]+(?:e-?[0-9]+)?)"
 KINDS: dict[str, type[torch.optim.Optimizer]] = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}

@@ -1,0 +1,40 @@
+"""Replay of methods on cached features: a folder whose cases say their file and the prefix of their tensors in it. No CLIP is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tools.golden.judge import Errors
+from tools.golden.methods import of_features
+
+
+class FeatureClip:
+    """In place of a CLIP, for a method that needs none: an image is its own feature."""
+
+    name, device = "cached features", torch.device("cpu")
+
+    def __init__(self, embed_dim: int) -> None:
+        self.embed_dim = embed_dim
+
+    def to(self, device: torch.device) -> FeatureClip:
+        return self
+
+    def encode_image(self, images: Tensor, *, normalise: bool = True) -> Tensor:
+        return images
+
+
+def method_of(case: str) -> str | None:
+    """The registered method of a case, as in lpclip/unit; None if we have none."""
+    return of_features().get(case.partition("/")[0], (None, None))[0]
+
+
+def replay(folder: Path, name: str, case: Mapping[str, Any], dtype: torch.dtype) -> Errors | None:
+    """Errors of one case by group, from features in `dtype`; None for a method that is not here yet."""
+    found = of_features().get(name.partition("/")[0])
+    errors: Errors | None = found[1].features(folder, name, case, dtype) if found else None
+    return errors
