@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from mmrl.cli import ablate, bench, boundary, config, cost, data, demo, evaluate, importer, methods, predict, report, status, train
+from mmrl.cli import ablate, bench, boundary, config, cost, data, demo, evaluate, importer, methods, pack, predict, report, status, train
 
 app = typer.Typer(
     name="mmrl",
@@ -24,6 +24,7 @@ app.command("methods")(methods.methods)
 app.command("demo")(demo.demo)
 app.command("status")(status.status)
 app.command("report")(report.report)
+app.command("pack")(pack.pack)
 app.command("import-checkpoint")(importer.import_checkpoint)
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")

@@ -3,6 +3,7 @@
     results.json            says that it is a results folder, and of which format
     plans/<study>.json      what was asked for: a slot for each score, with its key
     runs/<key>.json         a run: what was trained (options and their sources, loss curve, time), and every test of it
+    packed/<study>.jsonl    runs of a finished study, a line each, as `mmrl pack` makes them of the files in runs/
     failed/<run>.json       why a run could not be done, or not all of its tests
     locks/, work/, cache/   of running processes: claims, adapters and checkpoints, listings
 
@@ -19,6 +20,7 @@ from mmrl.reports.records import Count, Environment, Part, Title
 
 FORMAT = "mmrl.results/2"
 MARKER = "results.json"
+PACKED = "packed"
 STUDIES = ("base-to-novel", "few-shot", "cross-dataset", "domain-generalisation")
 ABLATIONS = ("variants", "rep-dim", "layers", "tokens", "alpha", "lambda", "regulariser")
 COST = "cost"

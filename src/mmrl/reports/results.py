@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from mmrl.errors import MmrlError, UsageError
-from mmrl.files import read_json, user_path
-from mmrl.reports.plans import ABLATIONS, FORMAT, MARKER, STUDIES, Failure, Plan
+from mmrl.files import parse_json, read_json, read_regular, user_path
+from mmrl.reports.plans import ABLATIONS, FORMAT, MARKER, PACKED, STUDIES, Failure, Plan
 from mmrl.reports.records import LARGEST_RECORD, P, RunRecord, TestRecord, validated
 
 ORDER = (*STUDIES, *ABLATIONS)
+LARGEST_PACK = 2**31  # bytes
 
 
 def read_part(path: Path, kind: type[P], *, what: str) -> P:
@@ -20,12 +22,42 @@ def read_part(path: Path, kind: type[P], *, what: str) -> P:
     Raises:
         MmrlError: it is missing, cut short, or not such a thing; the message names the file and the fix.
     """
-    content = read_json(path, what=what, most=LARGEST_RECORD)
+    return checked(read_json(path, what=what, most=LARGEST_RECORD), kind, path, what=what)
+
+
+def checked(content: Any, kind: type[P], path: Path, *, what: str) -> P:
+    """`content` of `path` as a `kind`. Raises MmrlError where it has another schema, or is not such a thing."""
     schema = kind.model_fields["schema_name"].default
     found = content.get("schema") if isinstance(content, dict) else None
     if found != schema:
         raise MmrlError(f"{what} {path} has schema {found!r}; this mmrl reads {schema!r}. Use the mmrl that wrote it, or another folder.")
     return validated(kind, content, path, what=what)
+
+
+def read_packed(folder: Path, damaged: list[str]) -> dict[str, RunRecord]:
+    """Runs of the packed files of a results folder, by key. A line that cannot be read is left out, and `damaged` gets a message."""
+    found: dict[str, RunRecord] = {}
+    for path in sorted((folder / PACKED).glob("*.jsonl")):
+        try:
+            lines = read_regular(path, what="packed runs", most=LARGEST_PACK).splitlines()
+        except MmrlError as error:
+            damaged.append(str(error))
+            continue
+        for number, line in enumerate(lines, 1):
+            try:
+                record = _packed_line(line, path, f"run record in line {number} of")
+                found[record.key] = record
+            except MmrlError as error:
+                damaged.append(str(error))
+    return found
+
+
+def _packed_line(line: bytes, path: Path, what: str) -> RunRecord:
+    try:
+        content = parse_json(line) if len(line) <= LARGEST_RECORD else None
+    except ValueError as error:
+        raise MmrlError(f"{what} {path} is damaged ({error})") from error
+    return checked(content, RunRecord, path, what=what)
 
 
 def check_format(folder: Path) -> None:
@@ -65,8 +97,8 @@ class Results:
 
     @cached_property
     def runs(self) -> dict[str, RunRecord]:
-        """By key."""
-        return self._all("runs", RunRecord, "run record")
+        """By key, those packed and those that have a file of their own, which is the later one."""
+        return read_packed(self.folder, self.damaged) | self._all("runs", RunRecord, "run record")
 
     @cached_property
     def tests(self) -> dict[str, TestRecord]:

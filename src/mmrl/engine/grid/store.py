@@ -1,4 +1,4 @@
-"""Writing a results folder; `mmrl.reports.results` reads it and `mmrl.reports.cells` says what is in it."""
+"""Writing a results folder; `mmrl.reports.results` reads it and `mmrl.reports.plans` says what is in it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmrl.errors import MmrlError, UsageError
-from mmrl.files import lock, parse_json, sweep, unlock, user_path, write_json
+from mmrl.files import json_text, lock, parse_json, sweep, unlock, user_path, write_json, write_text
 from mmrl.reports.cost import COST_FILE, CostRow, CostTable
-from mmrl.reports.plans import FORMAT, MARKER, Failure, Plan, Slot
+from mmrl.reports.plans import FORMAT, MARKER, PACKED, Failure, Plan, Slot
 from mmrl.reports.records import Part, RunRecord, with_offset
-from mmrl.reports.results import check_format, read_part
+from mmrl.reports.results import Results, check_format, read_packed, read_part
+from mmrl.reports.status import held_locks
 from mmrl.version import __version__
 
 CACHE = "cache"
@@ -39,6 +40,7 @@ class ResultsFolder:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = user_path(folder)
+        self._packed_at, self._packed_runs = 0, dict[str, RunRecord]()
         self.died: dict[str, tuple[datetime, ...]] = {}  # by group: when claims were made that ended with their processes
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{self.folder} is a file; results need a folder.")
@@ -49,7 +51,7 @@ class ResultsFolder:
                 raise UsageError(f"{self.folder} holds other things ({', '.join(strange[:3])}); give a new folder, or one with results.")
             write_json(self.folder / MARKER, {"format": FORMAT, "mmrl": __version__})
         check_format(self.folder)
-        for place in (self.folder, *(self.folder / kind for kind in PARTS), self.cache):
+        for place in (self.folder, *(self.folder / kind for kind in PARTS), self.folder / PACKED, self.cache):
             sweep(place)
 
     def path(self, kind: Kind, key: str) -> Path:
@@ -73,8 +75,44 @@ class ResultsFolder:
 
     def run(self, key: str) -> RunRecord | None:
         """The record of a run as far as it has come, or None where there is no whole one."""
-        found = self.read("runs", key) if self.path("runs", key).exists() else None
+        found = self.read("runs", key) if self.path("runs", key).exists() else self._packed().get(key)
         return found if isinstance(found, RunRecord) else None
+
+    def _packed(self) -> dict[str, RunRecord]:
+        """What is packed, read again where another process has packed since."""
+        place = self.folder / PACKED
+        changed = place.stat().st_mtime_ns if place.is_dir() else 0
+        if changed != self._packed_at:
+            self._packed_runs, self._packed_at = read_packed(self.folder, []), changed
+        return self._packed_runs
+
+    def pack(self) -> dict[str, int]:
+        """Move all runs from files of their own into one file a study, a line each; returns how many runs each file holds.
+
+        A run is in the file of the first study that asks for it. New files are written before old ones go, so a kill loses nothing.
+
+        Raises:
+            MmrlError: a run is being computed, a file is damaged, or the folder cannot be written.
+        """
+        results = Results(self.folder)
+        if held := held_locks(self.folder):
+            raise MmrlError(f"{len(held)} runs of {self.folder} are being computed; pack it when they have ended.")
+        runs, studies = results.runs, {slot.run: plan.study for plan in reversed(results.plans.values()) for slot in plan.slots}
+        if results.damaged:
+            raise MmrlError(f"{self.folder} is not packed, for what is damaged would be lost: {results.damaged[0]}")
+        files: dict[str, list[str]] = {}
+        for key in sorted(runs):
+            plain = runs[key].model_dump(mode="json", by_alias=True)
+            files.setdefault(studies.get(key, "other"), []).append(json_text(plain, compact=True))
+        place = self.folder / PACKED
+        for study, lines in files.items():
+            write_text(place / f"{study}.jsonl", "".join(lines))
+        for path in place.glob("*.jsonl"):
+            if path.stem not in files:
+                path.unlink()
+        for key in runs:
+            self.forget("runs", key)
+        return {study: len(lines) for study, lines in files.items()}
 
     def add_run(self, record: RunRecord) -> None:
         """Write a run's record, with the tests that were there before; the caller has claimed the run."""
