@@ -47,6 +47,7 @@ METHODS = (  # that are trained by steps
     "maple",
     "promptsrc",
     "prograd",
+    "provp",
     "plot",
     "mma",
     "clip-lora",

@@ -88,6 +88,18 @@ VARIANTS = {
         first_layer=1,
         more={},
     ),
+    "provp_deep": Variant(
+        "provp",
+        {"n_ctx_vision": 5, "depth": 3, "progressive_alpha": 0.2, "ref_loss_weight": 0.5, "template": "a {}, drawn."},
+        {"n_prompts": 5, "layers": 3, "alpha_decay": 0.2, "use_ref": True, "lam": 0.5, "prompt": "a {}, drawn.", **SGD_TEXT},
+        more={},
+    ),
+    "provp_without_ref": Variant(
+        "provp",
+        {"n_ctx_vision": 2, "ref_loss_weight": 0.0},
+        {"n_prompts": 2, "layers": 4, "alpha_decay": 0.01, "use_ref": False, "lam": 1.0, **SGD_TEXT},
+        more={},
+    ),
     "tip_adapter_f_grid": Variant(
         "tip-adapter-f",
         {"alpha": 2.0, "beta": 3.0, "augment_epoch": 2, "search_scale": (400.0, 60.0), "search_step": (6, 5)},

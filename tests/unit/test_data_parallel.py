@@ -26,6 +26,7 @@ from mmrl.cli.main import app
 from mmrl.clip import Clip
 from mmrl.clip.device import _own_gpu
 from mmrl.data import TrainBatches
+from mmrl.engine.fit import _share
 from mmrl.engine.loop import Trainer
 from mmrl.engine.parallel import joined
 from mmrl.engine.score import preprocess_of
@@ -43,6 +44,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mmrlpp": ("mmrlpp", {}),
     "accumulated": ("mmrl", {"batch_size": 2, "accumulate": 3}),  # of 4 batches an epoch
     "bf16": ("mmrl", {"precision": "bf16"}),
+    "whole batch": ("provp", {"optimizer": "sgd", "lr": 0.1}),  # a contrast between its images
 }
 OWN = {"prograd": {"n_ctx": 4}}  # options: the small text tower reads 16 tokens
 TWICE = ("prograd", {"lr": 0.1, "optimizer": "sgd", "batch_size": 2, "accumulate": 3})  # two backward passes a batch, and projections
@@ -136,7 +138,7 @@ def in_float64(clip: Clip, name: str, values: dict[str, Any]) -> Found:
     method = method.double()
     with joined(clip.device) as peers:
         whole = TrainBatches(data, base_draw().train, preprocess_of(clip, flip=data.flip), config.batch_size, config.seed)
-        batches = InFloat64(whole.shard(peers.rank, peers.count))
+        batches = InFloat64(_share(method, whole, peers))
         trainer = Trainer(method, batches, method.class_list(data.classes, data.template), config, peers=peers)
         trainer.run()
     return {"state": state(method), "history": trainer.history, "processes": peers.count}
@@ -254,12 +256,12 @@ def columns(history: list[dict[str, float]]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_equal_one(both: list[Found], clip: Clip, case: str) -> None:
-    alone, halves = fitted(clip, case), in_halves(clip, case)
+    alone, halves = fitted(clip, case), [] if fresh(clip, CASES[case][0]).whole_batch else [in_halves(clip, case)]
     first, second = (found[case] for found in both)
     assert first["processes"] == 2 and alone["processes"] == 1
     assert error(first["state"], second["state"]) == 0 and first["history"] == second["history"]
     assert error(state(fresh(clip, CASES[case][0])), alone["state"]) > 1e-3, "it learned nothing, so nothing was compared"
-    for other in (halves, *([alone] if case != "bf16" else [])):  # in bf16 a batch and its halves round differently
+    for other in (*halves, *([alone] if case != "bf16" else [])):  # in bf16 a batch and its halves round differently
         assert len(first["history"]) == len(other["history"]) == 6
         ours, theirs = columns(first["history"]), columns(other["history"])
         assert ours.keys() == theirs.keys() and relative_error(ours["loss"], theirs["loss"]) <= 1e-4

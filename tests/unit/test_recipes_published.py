@@ -36,6 +36,7 @@ OPTIONS = {
     "prograd": "n_ctx init teacher_template prograd_lambda temperature",
     "promptsrc": """n_ctx_text n_ctx_vision ctx_init depth_text depth_vision text_loss_weight image_loss_weight logit_loss_weight gpa_mean
         gpa_std teacher_templates""",
+    "provp": "n_ctx_vision depth progressive_alpha ref_loss_weight template",
     "tip-adapter": CACHE,
     "tip-adapter-f": CACHE,
     "linear-probe": "c_grid c_search_steps max_iter selection",
@@ -47,6 +48,7 @@ BUILT_IN = {
     "maple": {"depth"},
     "promptsrc": {"teacher_templates", "depth_text", "depth_vision"},
     "prograd": {"teacher_template"},
+    "provp": {"depth", "template"},
 }
 UNTRAINED = {"tip-adapter": {"batch_size", "crop_scale"}, "linear-probe": set[str]()}  # by steps; what their recipes set of `fit`
 TRAINED = {
@@ -260,12 +262,12 @@ def test_numbers_of_shots_between_and_beyond():
 
 
 def test_the_mini_benchmark_s_own_values():
-    for method, key, value in (("clip-lora", "iterations", 200), *((name, "epochs", 50) for name in ("coop", "prograd", "plot"))):
+    for method, key, value in (("clip-lora", "iterations", 200), *((name, "epochs", 50) for name in ("coop", "prograd", "plot", "provp"))):
         for n in (1, 16):
             run = get(method, "few-shot", "mini:digits", n)
             assert run.fit[key] == value and sources(run, "fit")[key].startswith("ours: ")
     ours = {(method, rule.dataset) for method in packaged() for rule in recipe_of(method).rules if rule.source.startswith("ours")}  # type: ignore[union-attr]
-    of_all = {(name, "mini:*") for name in ("clip-lora", "coop", "prograd", "plot")}
+    of_all = {(name, "mini:*") for name in ("clip-lora", "coop", "prograd", "plot", "provp")}
     assert ours == {("mmrl", "mini:objects"), ("mmrlpp", "mini:objects"), ("mma", "mini:objects")} | of_all
 
 

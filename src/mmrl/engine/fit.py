@@ -163,8 +163,8 @@ def fit(
 ) -> FitResult:
     """Train `method` in place, and write the adapter into `place.out`.
 
-    Started by `torchrun` or `accelerate launch`, all processes train this one run: each takes its part of every batch, and the main one
-    alone writes. The result, the same in all, is that of one process but for rounding.
+    Started by `torchrun` or `accelerate launch`, all processes train this one run: each takes its part of every batch (all of it, where a
+    method cannot divide one), and the main one alone writes. The result, the same in all, is that of one process but for rounding.
 
     Args:
         peers: the processes, where the caller has joined them.
@@ -248,7 +248,8 @@ def _trainer(
                 peers.on_main(lambda: held.save(state))
 
         classes = method.class_list(data.classes, data.template, memory_gib=config.memory_gib)
-        trainer = Trainer(method, _share(data.batches, peers), classes, config, peers=peers, save=save if held else None, watch=watch)
+        batches = _share(method, data.batches, peers)
+        trainer = Trainer(method, batches, classes, config, peers=peers, save=save if held else None, watch=watch)
         if before:
             trainer.restore(before)
         elif held:
@@ -256,9 +257,9 @@ def _trainer(
         yield trainer
 
 
-def _share(batches: Batches, peers: Peers) -> Batches:
-    """The part of `batches` that this process trains on. Raises UsageError if they cannot be divided."""
-    if peers.count == 1:
+def _share(method: Method, batches: Batches, peers: Peers) -> Batches:
+    """The part of `batches` that this process trains `method` on. Raises UsageError if they cannot be divided."""
+    if peers.count == 1 or method.whole_batch:
         return batches
     if not isinstance(batches, Shareable):
         raise UsageError(f"{peers.count} processes cannot train on a {type(batches).__name__}: it has no shard(rank, of); start one.")

@@ -18,6 +18,7 @@ from mmrl.methods import (  # noqa: F401  (registers them)
     plot,
     prograd,
     promptsrc,
+    provp,
     tip_adapter,
     zero_shot,
 )

@@ -95,6 +95,8 @@ class Method(nn.Module, ABC):
         published: the method's rows in the paper's tables, where it has other ones than its title.
         summary, source: one line each, for `mmrl methods`.
         edits_layers: whether it needs a backbone whose layers can be run one by one.
+        whole_batch: whether its gradients are no mean over the images of a batch, so that processes cannot share one: each that trains
+            with others takes all of it.
         recipe: published values of a method from outside the package: a JSON file of the format of `mmrl.recipes`, or its content.
         authors_names: our names of tensors -> those of the authors' code ({i}: one tensor a layer).
         importable: whether whole checkpoints of the authors' code can be imported.
@@ -107,6 +109,7 @@ class Method(nn.Module, ABC):
     source: ClassVar[str] = ""
     Options: ClassVar[type[MethodOptions]] = NoOptions
     edits_layers: ClassVar[bool] = False
+    whole_batch: ClassVar[bool] = False
     recipe: ClassVar[Path | Mapping[str, Any] | None] = None
     authors_names: ClassVar[Mapping[str, str]] = {}
     importable: ClassVar[bool] = False
