@@ -30,6 +30,7 @@ TEMPLATE = "a {}."
 LABELS = torch.tensor([0, 2, 1])
 VIEWS = {"train": torch.arange(4).repeat(2), "val": torch.arange(4)}  # labels of the task's images
 EXACT = {"plot": {"sinkhorn_threshold": 0.0}}  # else its logits depend on the other classes of the list, and it says so
+PATCHES = ("plot",)  # reads what the frozen tower puts out for the patches, too
 VARIANTS = {f"{name}, its own context for each class": (name, {"csc": True}) for name in ("coop", "plot")}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in methods.names()} | VARIANTS
 STEPPED = [case for case in CASES if case not in ("zero-shot", "linear-probe", "tip-adapter")]
@@ -160,6 +161,22 @@ def test_shapes_and_normalisation(exact_clip: Clip, images: Tensor, case: str) -
             for normalised in (text, features.class_token, *([] if features.representation is None else [features.representation])):
                 assert normalised.dtype == torch.float64
                 assert (normalised.norm(dim=-1) - 1).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_frozen_features_take_the_place_of_images(exact_clip: Clip, images: Tensor, case: str) -> None:
+    """A method that says it reads frozen features alone gives the same bits from them. One that leaves the image tower alone says so."""
+    method, images = make(exact_clip, case), images.double()
+    train(method, images)
+    head = method.head(method.class_list(NAMES, TEMPLATE))
+    with torch.no_grad():
+        features = exact_clip.encode_image(images, normalise=False)
+        kept = features.clone()
+        for seen in (True, torch.tensor([True, False, True, True])):
+            if method.frozen_images:
+                assert torch.equal(method.logits_of_features(features, head, seen), method.logits(images, head, seen))
+    assert torch.equal(features, kept)  # others read them too
+    assert method.frozen_images or method.modality not in ("-", "L") or method.name in PATCHES
 
 
 @pytest.mark.parametrize("case", CASES)

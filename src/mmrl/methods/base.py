@@ -85,6 +85,9 @@ class Method(nn.Module, ABC):
     and `finish` once. A method without parameters after `setup` is not trained by steps. At test, `head` is called once for a list of
     classes, and `logits` for every batch. Parameters and persistent buffers are what an adapter holds.
 
+    A method that leaves the image tower as it is gives `logits_of_features` in place of `logits`: then a test set passes the tower once for
+    all such methods.
+
     Args:
         clip: the frozen model; shared, never changed.
         options: validated options of this method.
@@ -133,6 +136,12 @@ class Method(nn.Module, ABC):
     def modality(self) -> str:
         """Towers that are trained, as in Table 6: 'V-L' both in one, 'V, L' apart, 'V', 'L', or '-' for none."""
         return "-"
+
+    @property
+    def frozen_images(self) -> bool:
+        """Whether an image counts at test by the frozen tower's feature alone, so that `logits_of_features` can take the place of `logits`.
+        True for a method that leaves `logits` as it is."""
+        return type(self).logits is Method.logits
 
     @property
     def trainable(self) -> bool:
@@ -238,14 +247,18 @@ class Method(nn.Module, ABC):
     def head(self, classes: ClassList) -> Any:
         """What is computed once for a class list, such as class features. It holds until the parameters change; the caller owns it."""
 
-    @abstractmethod
     def logits(self, images: Tensor, head: Any, seen: Tensor | bool) -> Tensor:
-        """Logits (B, C), comparable over all classes, of images (B, 3, H, W).
+        """Logits (B, C), comparable over all classes, of images (B, 3, H, W): those of their frozen features, unless a method overrides it.
 
         Args:
             head: from `head`.
             seen: whether the classes were trained on: one answer, or one per class (C,), boolean.
         """
+        return self.logits_of_features(self.clip.encode_image(images, normalise=False), head, seen)
+
+    def logits_of_features(self, features: Tensor, head: Any, seen: Tensor | bool) -> Tensor:
+        """As `logits`, of features (B, embed_dim) that the frozen image tower puts out, not normalised. For a `frozen_images` method."""
+        raise NotImplementedError(f"method '{self.name}' has neither `logits` nor `logits_of_features`, or needs the images themselves.")
 
 
 class ImageFeatures(NamedTuple):
@@ -262,9 +275,19 @@ class TwoTower(Method):
     def text_features(self, classes: ClassList) -> Tensor:
         """Adapted class features (C, embed_dim), normalised."""
 
+    @property
+    def frozen_images(self) -> bool:
+        """As in `Method`: True where both `image_features` and `logits` are left as they are."""
+        return type(self).image_features is TwoTower.image_features and type(self).logits is TwoTower.logits
+
     def image_features(self, images: Tensor) -> ImageFeatures:
-        """Image features of images (B, 3, H, W): the frozen ones, without gradient, unless a method adapts the image tower."""
-        return ImageFeatures(self.clip.encode_image(images))
+        """Image features of images (B, 3, H, W): `image_features_of` the frozen ones, unless a method adapts the image tower."""
+        return self.image_features_of(self.clip.encode_image(images, normalise=False))
+
+    def image_features_of(self, features: Tensor) -> ImageFeatures:
+        """Image features of what the frozen tower puts out (B, embed_dim), without gradient and not normalised. A method that adapts
+        features alone overrides this."""
+        return ImageFeatures(F.normalize(features, dim=-1))
 
     def combine(self, images: ImageFeatures, text: Tensor, seen: Tensor | bool) -> Tensor:
         """Logits (B, C) from image features and class features (C, embed_dim); `seen` as in `logits`."""
@@ -281,6 +304,9 @@ class TwoTower(Method):
 
     def logits(self, images: Tensor, head: Tensor, seen: Tensor | bool) -> Tensor:
         return self.combine(self.image_features(images), head, seen)
+
+    def logits_of_features(self, features: Tensor, head: Tensor, seen: Tensor | bool) -> Tensor:
+        return self.combine(self.image_features_of(features), head, seen)
 
 
 def cosine_logits(image: Tensor, text: Tensor, scale: float) -> Tensor:

@@ -152,6 +152,10 @@ class CLIPLoRA(TwoTower):
         alike = not (self.training and self.options.dropout > 0)
         return self.clip.encode_prompts(classes.fed, self._edits("text", self.text), share=alike)
 
+    @property
+    def frozen_images(self) -> bool:
+        return self.options.encoder == "text"
+
     def image_features(self, images: Tensor) -> ImageFeatures:
         if self.options.encoder == "text":
             return super().image_features(images)

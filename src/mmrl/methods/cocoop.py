@@ -92,8 +92,8 @@ class CoCoOp(Method):
     def head(self, classes: ClassList) -> Prompts:
         return classes.fed
 
-    def logits(self, images: Tensor, head: Prompts, seen: Tensor | bool) -> Tensor:
-        """As `Method.logits`. Without gradient a few images are done at a time, so that memory does not grow with B x C."""
-        features = self.clip.encode_image(images)
+    def logits_of_features(self, features: Tensor, head: Prompts, seen: Tensor | bool) -> Tensor:
+        """As in `Method`. Without gradient a few images are done at a time, so that memory does not grow with B x C."""
+        features = F.normalize(features, dim=-1)
         at_a_time = len(features) if torch.is_grad_enabled() else max(1, FROZEN_CHUNK // head.classes)
         return torch.cat([self._logits(some, head) for some in features.split(max(1, at_a_time))])

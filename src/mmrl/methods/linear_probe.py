@@ -172,10 +172,9 @@ class LinearProbe(Method):
         columns = self.trained_columns(classes)
         return Rows(self.weight[columns], self.bias[columns])
 
-    def logits(self, images: Tensor, head: Rows, seen: Tensor | bool) -> Tensor:
-        features = self.clip.encode_image(images, normalise=False)
+    def logits_of_features(self, features: Tensor, head: Rows, seen: Tensor | bool) -> Tensor:
         dtype = torch.promote_types(features.dtype, head.weight.dtype)
-        with torch.autocast(images.device.type, enabled=False):  # half precision would round logits to a tenth
+        with torch.autocast(features.device.type, enabled=False):  # half precision would round logits to a tenth
             return features.to(dtype) @ head.weight.to(dtype).T + head.bias.to(dtype)
 
 

@@ -170,12 +170,9 @@ class TipAdapter(Method):
         features = F.normalize(features.to(torch.promote_types(features.dtype, head.keys.dtype)), dim=-1)
         return cosine_logits(features, head.text, self.logit_scale), cosine_logits(features, head.keys, 1.0)
 
-    def _fused(self, images: Tensor, head: CacheHead) -> Tensor:
-        zero_shot, affinity = self._compare(self.clip.encode_image(images, normalise=False), head)
+    def logits_of_features(self, features: Tensor, head: CacheHead, seen: Tensor | bool) -> Tensor:
+        zero_shot, affinity = self._compare(features, head)
         return zero_shot + self.alpha * _cache_logits(affinity, head.values, self.beta)
-
-    def logits(self, images: Tensor, head: CacheHead, seen: Tensor | bool) -> Tensor:
-        return self._fused(images, head)
 
 
 def _text(classes: ClassList) -> Tensor:
@@ -223,6 +220,6 @@ class TipAdapterF(TipAdapter):
     def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
         """Cross-entropy."""
         values = self._values_of(classes)
-        logits = self._fused(images, CacheHead(_text(classes), self.keys, values))
+        logits = self.logits(images, CacheHead(_text(classes), self.keys, values), True)
         total = F.cross_entropy(logits, labels)
         return Loss(total, {"ce": total}, logits.detach())
