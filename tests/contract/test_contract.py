@@ -31,7 +31,7 @@ LABELS = torch.tensor([0, 2, 1])
 VIEWS = {"train": torch.arange(4).repeat(2), "val": torch.arange(4)}  # labels of the task's images
 EXACT = {"plot": {"sinkhorn_threshold": 0.0}}  # else its logits depend on the other classes of the list, and it says so
 PATCHES = ("plot",)  # reads what the frozen tower puts out for the patches, too
-VARIANTS = {f"{name}, its own context for each class": (name, {"csc": True}) for name in ("coop", "plot")}
+VARIANTS = {f"{name}, its own context for each class": (name, {"csc": True}) for name in ("coop", "kgcoop", "plot")}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in methods.names()} | VARIANTS
 STEPPED = [case for case in CASES if case not in ("zero-shot", "linear-probe", "tip-adapter")]
 

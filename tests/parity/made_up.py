@@ -60,6 +60,11 @@ VARIANTS = {
         {"n_ctx": 5, "teacher_template": "a picture of {}.", "prograd_lambda": 0.5, "temperature": 2.0},
         {"n_ctx": 5, "ctx_init": "template of the dataset", "LAMBDA": 0.5, "T": 2.0, "template": "a picture of {}."},
     ),
+    "kgcoop_csc_front": Variant(
+        "kgcoop",
+        {"n_ctx": 3, "ctx_init": "", "csc": True, "class_token_position": "front", "teacher_template": "a {} of old.", "reg_weight": 2.5},
+        {"n_ctx": 3, "ctx_init": "random normal std 0.02", "class_token_position": "front", "zero_shot_template": "a {} of old.", "W": 2.5},
+    ),
     "maple_depth3": Variant(
         "maple", {"n_ctx": 3, "depth": 3}, {"n_ctx": 3, "ctx_init": "a photo of a", "prompt_depth": 3, **SGD_TEXT}, more={}
     ),

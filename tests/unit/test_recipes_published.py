@@ -33,6 +33,7 @@ OPTIONS = {
     "mma": "adapter_start adapter_end adapter_dim adapter_scale template",
     "clip-lora": "rank alpha dropout matrices encoder position template",
     "maple": "n_ctx ctx_init depth",
+    "kgcoop": "n_ctx ctx_init csc class_token_position teacher_template reg_weight",
     "prograd": "n_ctx init teacher_template prograd_lambda temperature",
     "promptsrc": """n_ctx_text n_ctx_vision ctx_init depth_text depth_vision text_loss_weight image_loss_weight logit_loss_weight gpa_mean
         gpa_std teacher_templates""",
@@ -49,6 +50,7 @@ BUILT_IN = {
     "promptsrc": {"teacher_templates", "depth_text", "depth_vision"},
     "prograd": {"teacher_template"},
     "provp": {"depth", "template"},
+    "kgcoop": {"teacher_template"},
 }
 UNTRAINED = {"tip-adapter": {"batch_size", "crop_scale"}, "linear-probe": set[str]()}  # by steps; what their recipes set of `fit`
 TRAINED = {
@@ -233,6 +235,12 @@ def test_values_that_are_not_verified_say_so():
     assert run.fit["epochs"] == 50 and "not verified" in sources(run, "fit")["epochs"]
 
 
+def test_values_of_the_few_shot_runs_of_kgcoop():
+    run = get("kgcoop", "few-shot", "dtd", 4)
+    assert (run.fit["batch_size"], run.method["teacher_template"]) == (32, "a photo of a {}, a type of texture.")
+    assert "not verified" in sources(run, "fit")["batch_size"] and get("kgcoop", "base-to-novel", "dtd").fit["batch_size"] == 128
+
+
 def test_protocols_without_published_values():
     assert get("cocoop", "few-shot").to_json() == get("cocoop", "base-to-novel").to_json()
     for protocol in PROTOCOLS:
@@ -262,12 +270,13 @@ def test_numbers_of_shots_between_and_beyond():
 
 
 def test_the_mini_benchmark_s_own_values():
-    for method, key, value in (("clip-lora", "iterations", 200), *((name, "epochs", 50) for name in ("coop", "prograd", "plot", "provp"))):
+    long = ("coop", "prograd", "plot", "provp", "kgcoop")
+    for method, key, value in (("clip-lora", "iterations", 200), *((name, "epochs", 50) for name in long)):
         for n in (1, 16):
             run = get(method, "few-shot", "mini:digits", n)
             assert run.fit[key] == value and sources(run, "fit")[key].startswith("ours: ")
     ours = {(method, rule.dataset) for method in packaged() for rule in recipe_of(method).rules if rule.source.startswith("ours")}  # type: ignore[union-attr]
-    of_all = {(name, "mini:*") for name in ("clip-lora", "coop", "prograd", "plot", "provp")}
+    of_all = {(name, "mini:*") for name in ("clip-lora", *long)}
     assert ours == {("mmrl", "mini:objects"), ("mmrlpp", "mini:objects"), ("mma", "mini:objects")} | of_all
 
 

@@ -69,6 +69,11 @@ class ClassList:
         assert self.prompts is not None
         return self.prompts
 
+    @property
+    def held_to(self) -> Tensor:
+        """The frozen class features (C, embed_dim) that a method is held to: the teacher's, or else the zero-shot ones."""
+        return self.zero_shot if self.teacher is None else self.teacher
+
 
 def averaged(features: Tensor, classes: int) -> Tensor:
     """CLIP's prompt ensembling: of normalised features (T * C, d) the mean over T templates, normalised again (C, d)."""

@@ -10,6 +10,7 @@ from mmrl.methods import (  # noqa: F401  (registers them)
     clip_lora,
     cocoop,
     coop,
+    kgcoop,
     linear_probe,
     maple,
     mma,

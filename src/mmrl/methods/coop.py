@@ -32,7 +32,7 @@ class CoOp(TwoTower):
     title = "CoOp"
     summary = "learned context in the prompt"
     source = "Zhou et al., IJCV 2022"
-    Options = CoOpOptions
+    Options: ClassVar[type[MethodOptions]] = CoOpOptions
     options: CoOpOptions
     edits_layers = True
     authors_names: ClassVar[Mapping[str, str]] = {"ctx": "prompt_learner.ctx"}

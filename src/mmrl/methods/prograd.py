@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -15,9 +14,9 @@ from mmrl.clip import ClassList, Clip
 from mmrl.errors import UsageError
 from mmrl.methods.base import Differentiate, Gradients, Loss, Task, TwoTower, cosine_logits
 from mmrl.methods.options import MethodOptions
-from mmrl.methods.prompts import context_edit, context_of, context_texts, random_context, with_prompts
+from mmrl.methods.prompts import context_edit, context_of, context_texts, random_context, with_prompts, with_teacher
 from mmrl.methods.registry import register
-from mmrl.templates import check_template, fill, template_list
+from mmrl.templates import check_template, template_list
 
 
 class ProGradOptions(MethodOptions):
@@ -90,10 +89,7 @@ class ProGrad(TwoTower):
     def class_list(self, names: Sequence[str], template: str | Sequence[str], *, memory_gib: float | None = None) -> ClassList:
         n = self.options.n_ctx
         classes = with_prompts(self.clip, names, template, context_texts(names, n), slots=n, memory_gib=memory_gib)
-        teacher = self._teacher(template)
-        if teacher == template_list(template):
-            return classes
-        return replace(classes, teacher=self.clip.encode_text(fill(teacher, classes.names)))
+        return with_teacher(self.clip, classes, template, self._teacher(template))
 
     def text_features(self, classes: ClassList) -> Tensor:
         return self.clip.encode_prompts(classes.fed, {0: context_edit(self.clip, self.ctx)})
@@ -102,9 +98,8 @@ class ProGrad(TwoTower):
         """The cross-entropy. Its terms are that ("ce") and the soft one to the teacher ("kl": T^2 x the Kullback-Leibler divergence and
         a constant), which acts on the direction of a step alone: see `gradients`."""
         image, temperature = self.image_features(images).class_token, self.options.temperature
-        teacher = classes.zero_shot if classes.teacher is None else classes.teacher
         logits = cosine_logits(image, self.text_features(classes), self.logit_scale)
-        target = (cosine_logits(image, teacher, self.logit_scale) / temperature).softmax(-1)
+        target = (cosine_logits(image, classes.held_to, self.logit_scale) / temperature).softmax(-1)
         terms = {
             "ce": F.cross_entropy(logits, labels),
             "kl": F.cross_entropy(logits / temperature, target) * temperature**2,

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from mmrl.clip import ClassList, Clip, Edit, Prompts
+from mmrl.clip.backbone import averaged
 from mmrl.clip.text import TextHidden
 from mmrl.errors import UsageError
 from mmrl.names import check_names, spoken
-from mmrl.templates import Template, fill
+from mmrl.templates import Template, fill, template_list
 
 Position = Literal["end", "middle", "front"]  # of the class name, in the context
 CONTEXT_STD = 0.02  # of random context
@@ -69,6 +70,13 @@ def with_prompts(
     checked = check_names(names)
     prompts = clip.prompts(texts, len(checked), start=start, slots=slots, memory_gib=memory_gib)
     return replace(clip.class_list(checked, template), prompts=prompts)
+
+
+def with_teacher(clip: Clip, classes: ClassList, template: Template | Sequence[str], teacher: Template | Sequence[str] | None) -> ClassList:
+    """`classes`, held to the frozen features of the prompt `teacher`. None, or the data set's own `template`: to the zero-shot features."""
+    if teacher is None or template_list(teacher) == template_list(template):
+        return classes
+    return replace(classes, teacher=averaged(clip.encode_text(fill(teacher, classes.names)), len(classes)))
 
 
 @dataclass(frozen=True)

@@ -65,12 +65,18 @@ class Plain:
         self.prompts = ContextPrompts(method, names, method.n_ctx, method.options.class_token_position)
         self.rows = trained_rows(method, names) if method.options.csc else None
 
-    def logits(self, images: Tensor) -> Tensor:
-        image = F.normalize(self.model.encode_image(images), dim=-1)
+    def text(self) -> Tensor:
+        """Class features (C, embed_dim), normalised."""
         ctx: Tensor = self.parameters["ctx"]
         prompts = self.prompts.put_together(ctx if self.rows is None else ctx[self.rows])
-        text = F.normalize(self.prompts.encode(prompts), dim=-1)
-        return self.scale * image @ text.T
+        return F.normalize(self.prompts.encode(prompts), dim=-1)
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.scored(images, self.text())
+
+    def scored(self, images: Tensor, text: Tensor) -> Tensor:
+        """Logits (B, C) of images among classes with features `text`."""
+        return self.scale * F.normalize(self.model.encode_image(images), dim=-1) @ text.T
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(self.logits(images), labels)

@@ -21,10 +21,9 @@ class ProGradReplay(Replay):
 
     def before(self) -> None:
         super().before()
-        teacher = self.classes.zero_shot if self.classes.teacher is None else self.classes.teacher
-        self.check("zero-shot features", "text_features_zero_shot", teacher)
+        self.check("zero-shot features", "text_features_zero_shot", self.classes.held_to)
         image = self.clip.encode_image(self.images(0))
-        self.check("zero-shot logits", "zs_logits", self.method.logit_scale * image @ teacher.T)
+        self.check("zero-shot logits", "zs_logits", self.method.logit_scale * image @ self.classes.held_to.T)
 
     def loss(self, step: int, loss: Loss) -> None:
         super().loss(step, loss)
