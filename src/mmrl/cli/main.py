@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from mmrl.cli import ablate, bench, boundary, config, cost, data, demo, evaluate, importer, methods, pack, predict, report, status, train
+from mmrl.errors import UsageError
+
+
+class Anywhere(TyperGroup):
+    """Takes --plugin behind the verb, too, where everybody writes it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own, rest, words = [], [], iter(args)
+        for word in words:
+            if word == "--":
+                rest += [word, *words]
+            elif word == "--plugin":
+                if (file := next(words, None)) is None:
+                    raise UsageError("--plugin names no file; give a Python file behind it.")
+                own += [word, file]
+            else:
+                (own if word.startswith("--plugin=") else rest).append(word)
+        return super().parse_args(ctx, [*own, *rest])
+
 
 app = typer.Typer(
     name="mmrl",
+    cls=Anywhere,
     help="Teach CLIP new classes from a handful of images, and keep it good at classes it has never seen.",
     no_args_is_help=True,
     add_completion=False,
@@ -31,12 +55,21 @@ app.add_typer(config.app, name="config")
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:
+def _before(
+    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+    plugin: list[Path] = typer.Option(
+        [], "--plugin", metavar="FILE.py", help="Python file that adds methods or data sets, before or behind the verb; may be repeated."
+    ),
+) -> None:
     if version:
         from mmrl.version import __version__
 
         typer.echo(__version__)
         raise typer.Exit()
+    if plugin:
+        from mmrl import plugins
+
+        plugins.add(plugin)
 
 
 def run() -> None:

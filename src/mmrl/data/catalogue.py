@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmrl import plugins
 from mmrl.data.benchmark.entries import ENTRIES
 from mmrl.data.benchmark.entry import Entry, read_benchmark
 from mmrl.data.folder import ImagesBelow, read_folder, tested_on
@@ -196,3 +197,5 @@ for _mini in MINI_SETS.values():
     _add_mini(_mini)
 for _entry in ENTRIES.values():
     register_benchmark(_entry)
+plugins.load_installed("mmrl.datasets")
+plugins.load()

@@ -192,6 +192,7 @@ class Context:
             classes=training.classes,
             draw=ready.draw.hash,
             images=ready.usable,
+            **({"revision": revision} if (revision := methods.get(training.method).revision) else {}),
         )
 
     def test_key(self, cell: Cell, training: str | None) -> str:

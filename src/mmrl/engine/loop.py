@@ -80,7 +80,7 @@ class Trainer:
         self.peers = peers or Peers()
         self._save, self._watch = save, watch
         self._parameters = list(method.parameters())
-        self.optimizer = make_optimizer(self._parameters, config)
+        self.optimizer = method.optimizer(self._parameters, config) or make_optimizer(self._parameters, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.steps, self.epochs = length_of(config, len(batches))
         self.rates = rates_of(config, len(batches))
@@ -214,7 +214,7 @@ class Trainer:
         if not (scaled or _finite(size)):
             self._stop(group)
         for parameters in self.optimizer.param_groups:
-            parameters["lr"] = self._rate()
+            parameters["lr"] = self._rate() * parameters.get("lr_scale", 1.0)
         before = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -1,11 +1,10 @@
 """Methods that adapt a frozen CLIP: one file each, and the registry.
 
-Others add theirs without touching this package: `@register("name")` on a subclass of `Method`, imported anywhere, or named in the
-entry-point group `mmrl.methods` of an installed package.
+Others add theirs without touching this package: `@register("name")` on a subclass of `Method`, in a file that `mmrl --plugin` or
+MMRL_PLUGINS names, or in a module that an installed package names in the entry-point group `mmrl.methods` (docs/plugins.md).
 """
 
-from importlib.metadata import entry_points
-
+from mmrl import plugins
 from mmrl.methods import (  # noqa: F401  (registers them)
     clip_lora,
     cocoop,
@@ -26,9 +25,6 @@ from mmrl.methods import (  # noqa: F401  (registers them)
 from mmrl.methods.base import Differentiate, FeatureSource, Gradients, ImageFeatures, Loss, Method, Task, TwoTower, cosine_logits
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import build, get, make_options, register, registered
-
-for _plugin in entry_points(group="mmrl.methods"):
-    _plugin.load()
 
 
 def names() -> list[str]:
@@ -54,3 +50,6 @@ __all__ = [
     "register",
     "registered",
 ]
+
+plugins.load_installed("mmrl.methods")
+plugins.load()

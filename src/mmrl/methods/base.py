@@ -57,6 +57,19 @@ class FeatureSource(Protocol):
         ...
 
 
+class Rates(Protocol):
+    """What an optimiser needs to know of the training options."""
+
+    @property
+    def lr(self) -> float: ...
+    @property
+    def momentum(self) -> float: ...
+    @property
+    def eps(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+
+
 @dataclass(frozen=True)
 class Task:
     """What a method is trained for, known before training. An adapter that is loaded has the same task, without features.
@@ -101,6 +114,8 @@ class Method(nn.Module, ABC):
         whole_batch: whether its gradients are no mean over the images of a batch, so that processes cannot share one: each that trains
             with others takes all of it.
         recipe: published values of a method from outside the package: a JSON file of the format of `mmrl.recipes`, or its content.
+        revision: of a method from outside, part of its results' keys, so that those of changed code are computed again; by default the
+            hash of its plugin file, and nothing for a method of an installed package.
         authors_names: our names of tensors -> those of the authors' code ({i}: one tensor a layer).
         importable: whether whole checkpoints of the authors' code can be imported.
     """
@@ -114,6 +129,7 @@ class Method(nn.Module, ABC):
     edits_layers: ClassVar[bool] = False
     whole_batch: ClassVar[bool] = False
     recipe: ClassVar[Path | Mapping[str, Any] | None] = None
+    revision: ClassVar[str] = ""
     authors_names: ClassVar[Mapping[str, str]] = {}
     importable: ClassVar[bool] = False
 
@@ -206,6 +222,16 @@ class Method(nn.Module, ABC):
         """
         loss = self.loss(images, labels, classes)
         return loss, differentiate(loss.total)
+
+    def optimizer(self, parameters: Sequence[nn.Parameter], fit: Rates) -> torch.optim.Optimizer | None:
+        """An optimiser of its own for its trained parameters, or None for the one that the training options name.
+
+        The learning rate of every group follows the schedule, times the group's "lr_scale" if it has one.
+
+        Args:
+            fit: the training options (`mmrl.engine.FitConfig`).
+        """
+        return None
 
     def epoch_ended(self, epoch: int, epochs: int) -> None:
         """After the last step of `epoch` (from 1) of `epochs`."""

@@ -13,6 +13,7 @@ from mmrl.clip import Clip
 from mmrl.errors import UsageError, unknown
 from mmrl.methods.base import Method, Task
 from mmrl.methods.options import MethodOptions, option_problem
+from mmrl.plugins import VARIABLE, revision_of
 
 _REGISTRY: dict[str, type[Method]] = {}
 
@@ -29,6 +30,7 @@ def register(name: str) -> Any:
             raise ValueError(f"method '{name}' is registered already, by {_REGISTRY[name].__module__}.{_REGISTRY[name].__qualname__}")
         cls.name = name
         cls.title = cls.__dict__.get("title") or name
+        cls.revision = cls.__dict__.get("revision") or revision_of(cls.__module__)
         _REGISTRY[name] = cls
         return cls
 
@@ -42,7 +44,8 @@ def registered() -> dict[str, type[Method]]:
 def get(name: str) -> type[Method]:
     """The method class called `name`. Raises UsageError with the nearest name if there is none."""
     if name not in _REGISTRY:
-        raise unknown("method", name, _REGISTRY)
+        error = unknown("method", name, _REGISTRY)
+        raise error if "Did you mean" in str(error) else UsageError(f"{error} One from outside needs --plugin FILE.py, or {VARIABLE}.")
     return _REGISTRY[name]
 
 

@@ -38,7 +38,7 @@ def packaged() -> tuple[str, ...]:
 
 
 def recipe_of(method: str, recipe: Source | None = None) -> Recipe | None:
-    """The recipe of a method: the one given, else the packaged one of its name, else None.
+    """The recipe of a method: the one given, else the packaged one of its name, else None; with what `add_recipe` added to it.
 
     Args:
         recipe: a JSON file, or its content.
@@ -46,8 +46,39 @@ def recipe_of(method: str, recipe: Source | None = None) -> Recipe | None:
     Raises:
         UsageError: the one given cannot be read, or says something that is not known; file, key and what is allowed are named.
     """
+    found = _own(method, recipe)
+    for extra in added_to(method):
+        found = extra if found is None else found.joined(extra)
+    return found
+
+
+def add_recipe(method: str, recipe: Source) -> None:
+    """Add rules to a method's recipe, such as values for a data set of yours. Of two of the same rank the one added last wins.
+
+    Raises:
+        UsageError: as `recipe_of`, or these rules were added before.
+    """
+    made = _read(method, recipe)
+    if made in _added.setdefault(method, []):
+        raise UsageError(f"{made.where}: these rules were added to the recipe of {method} before.")
+    _added[method].append(made)
+
+
+def added_to(method: str) -> tuple[Recipe, ...]:
+    """What `add_recipe` added, in that order."""
+    return tuple(_added.get(method, ()))
+
+
+_added: dict[str, list[Recipe]] = {}  # by method
+
+
+def _own(method: str, recipe: Source | None) -> Recipe | None:
     if recipe is None:
         return _packaged(method) if method in packaged() else None
+    return _read(method, recipe)
+
+
+def _read(method: str, recipe: Source) -> Recipe:
     if not isinstance(recipe, Path):
         return parse(recipe, f"the recipe of {method}")
     try:

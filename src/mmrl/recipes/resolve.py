@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmrl.errors import UsageError, unknown
-from mmrl.recipes.read import Source, recipe_of
+from mmrl.recipes.read import Source, added_to, recipe_of
 from mmrl.recipes.rules import PROTOCOLS, SECTIONS, Place, Publication, Recipe
 
 EPOCHS, ITERATIONS = ("fit", "epochs"), ("fit", "iterations")
@@ -97,6 +97,8 @@ def resolve(
     found = recipe_of(method, recipe) or Recipe("")
     if recipe is not None:
         _refuse_strange(found, method, allowed)
+    for added in added_to(method):
+        _refuse_strange(added, method, allowed)
     winner: dict[Place, Setting] = {}
     for section in SECTIONS:
         defaults = allowed.get(section, ())

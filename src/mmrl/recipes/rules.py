@@ -89,6 +89,14 @@ class Recipe:
     at_test: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     at_test_source: str = ""
 
+    def joined(self, other: Recipe) -> Recipe:
+        """With the rules of `other` after its own."""
+        rules = sorted((*self.rules, *other.rules), key=lambda rule: rule.rank)
+        return Recipe(
+            f"{self.where} with {other.where}", tuple(rules), {**self.publications, **other.publications},
+            {**self.at_test, **other.at_test}, "; ".join(filter(None, (self.at_test_source, other.at_test_source))),
+        )  # fmt: skip
+
     def count(self, shots: int | None) -> int:
         """The number that rules go by. All images (0), and a number that is not known (None), count as the most that was published."""
         return shots or max([MOST_SHOTS, *(rule.shots[0] for rule in self.rules if rule.shots)])

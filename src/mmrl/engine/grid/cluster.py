@@ -29,6 +29,7 @@ from mmrl.engine.grid.remote import CPUS, Result, Worker, pack, unpack
 from mmrl.engine.grid.store import ResultsFolder
 from mmrl.engine.jobs import Job
 from mmrl.errors import MmrlError, UsageError
+from mmrl.plugins import VARIABLE
 
 RETRIES = 3  # of a job whose worker process died
 PATIENCE = 15.0  # seconds for a cluster to answer
@@ -136,7 +137,9 @@ class _Crew:
         root = bench.root or os.environ.get("DATA")  # the workers' environment may be another
         sent = replace(bench, root=Path(root) if root else None)
         node = ray.get_runtime_context().get_node_id()
-        self._actor: Any = ray.remote(Worker).options(num_cpus=CPUS, num_gpus=gpu_fraction)
+        added = {name: os.environ[name] for name in (VARIABLE,) if name in os.environ}
+        more = {"runtime_env": {"env_vars": added}} if added else {}
+        self._actor: Any = ray.remote(Worker).options(num_cpus=CPUS, num_gpus=gpu_fraction, **more)
         self._contract = (sent, "cuda" if gpu_fraction else "cpu", node, os.getcwd())
         self._starting: dict[Any, Any] = {}  # by the reference that says when it is ready
         self._free: list[Any] = []
