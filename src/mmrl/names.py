@@ -15,10 +15,15 @@ from mmrl.errors import UsageError
 _NUMBERED = re.compile(r"(?P<name>.*\S)\s*\((?:[2-9]|[1-9]\d+)\)\s*", re.DOTALL)
 
 
-def spoken(name: str) -> str:
-    """The name as a prompt has it: underscores are spaces, as in the whole CoOp family; a number in brackets, from (2) on, is left out."""
+def spoken(name: str, *, underscores: bool = False) -> str:
+    """The name as a prompt has it: underscores are spaces, as in most of the CoOp family; a number in brackets, from (2) on, is left out.
+
+    Args:
+        underscores: whether they stay, for the methods whose authors keep them.
+    """
     numbered = _NUMBERED.fullmatch(name)
-    return (numbered["name"] if numbered else name).replace("_", " ")
+    found = numbered["name"] if numbered else name
+    return found if underscores else found.replace("_", " ")
 
 
 def name_key(name: str) -> str:

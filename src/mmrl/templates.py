@@ -44,8 +44,8 @@ def template_list(template: str | Sequence[str]) -> tuple[str, ...]:
     return (template,) if isinstance(template, str) else tuple(template)
 
 
-def fill(template: str | Sequence[str], names: Sequence[str]) -> list[str]:
-    """Prompts of `names` as they are spoken (`mmrl.names.spoken`), template by template.
+def fill(template: str | Sequence[str], names: Sequence[str], *, underscores: bool = False) -> list[str]:
+    """Prompts of `names` as they are spoken (`mmrl.names.spoken`, also for `underscores`), template by template.
 
     Raises:
         UsageError: as `check_template`, or a prompt is longer than any that a CLIP reads.
@@ -53,7 +53,7 @@ def fill(template: str | Sequence[str], names: Sequence[str]) -> list[str]:
     prompts = []
     for one in template_list(check_template(template)):
         for name in names:
-            said = spoken(name)
+            said = spoken(name, underscores=underscores)
             if len(one) + len(said) > LONGEST_PROMPT:
                 raise UsageError(
                     f"the class name '{shortened(name, 100)}' in the template '{shortened(one, 100)}' makes a prompt of more than "

@@ -237,7 +237,14 @@ class Clip:
 
     @torch.no_grad()
     def prompts(
-        self, texts: Sequence[str], classes: int | None = None, *, start: int = 0, slots: int = 0, memory_gib: float | None = None
+        self,
+        texts: Sequence[str],
+        classes: int | None = None,
+        *,
+        start: int = 0,
+        slots: int = 0,
+        readers: int = 0,
+        memory_gib: float | None = None,
     ) -> Prompts:
         """Tokenise `texts` and run them, unedited, up to layer `start`.
 
@@ -246,6 +253,7 @@ class Clip:
             classes: C; default: one for each text.
             slots: number of positions behind BOT at which a method puts tokens of its own; the texts have words there that count one
                 token each, such as "X".
+            readers: number of tokens of a method that read each prompt; they count for `memory_gib`.
             memory_gib: as in `class_list`.
 
         Raises:
@@ -262,13 +270,13 @@ class Clip:
                 body = self.text.body_layer(i, body, keys_values)
             bodies.append(body)
         hidden = entered._replace(body=torch.cat(bodies))
-        chunk = None if memory_gib is None else self._prompts_within(memory_gib, hidden, start)
+        chunk = None if memory_gib is None else self._prompts_within(memory_gib, hidden, start, readers)
         return Prompts(tuple(texts), classes or len(texts), start, hidden, end - embedded.prefix.shape[1], chunk)
 
-    def _prompts_within(self, memory_gib: float, hidden: TextHidden, start: int) -> int:
+    def _prompts_within(self, memory_gib: float, hidden: TextHidden, start: int, readers: int) -> int:
         """How many prompts keep no more than `memory_gib` for the backward pass of layers [start, depth)."""
         _, length, width = hidden.body.shape
-        kept = hidden.body.element_size() * _ACTIVATIONS * width * (length + 1) * (self.text.depth - start)
+        kept = hidden.body.element_size() * _ACTIVATIONS * width * (length + 1 + readers) * (self.text.depth - start)
         return max(1, int(memory_gib * 2**30 / kept))
 
     def enter_image(self, images: Tensor, start: int) -> ImageHidden:

@@ -49,6 +49,12 @@ class VisionTower:
         projection: Tensor = self.visual.proj
         return projection
 
+    @property
+    def class_token(self) -> Tensor:
+        """Embedding (d,) of the class token, without its position, frozen."""
+        token: Tensor = self.visual.class_embedding
+        return token
+
     def pre_norm(self, tokens: Tensor) -> Tensor:
         """The LayerNorm before layer 0, for tokens (..., d) that stand beside the patches from there on."""
         normed: Tensor = self.visual.ln_pre(tokens)

@@ -57,18 +57,20 @@ def with_prompts(
     *,
     start: int = 0,
     slots: int = 0,
+    readers: int = 0,
     memory_gib: float | None = None,
 ) -> ClassList:
     """A class list whose own prompts are `texts`, run up to layer `start`; its zero-shot features are those of the data set's `template`.
 
     Args:
         slots: places for context behind BOT.
+        readers: tokens of the method that read each prompt.
 
     Raises:
         UsageError: as `Clip.class_list`.
     """
     checked = check_names(names)
-    prompts = clip.prompts(texts, len(checked), start=start, slots=slots, memory_gib=memory_gib)
+    prompts = clip.prompts(texts, len(checked), start=start, slots=slots, readers=readers, memory_gib=memory_gib)
     return replace(clip.class_list(checked, template), prompts=prompts)
 
 
