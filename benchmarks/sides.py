@@ -50,6 +50,7 @@ METHODS = (  # that are trained by steps
     "provp",
     "kgcoop",
     "plot",
+    "rpo",
     "mma",
     "clip-lora",
     "tip-adapter-f",

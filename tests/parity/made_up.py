@@ -105,6 +105,9 @@ VARIANTS = {
         {"n_prompts": 2, "layers": 4, "alpha_decay": 0.01, "use_ref": False, "lam": 1.0, **SGD_TEXT},
         more={},
     ),
+    "rpo_few": Variant(
+        "rpo", {"n_prompts": 3, "template": "one {} here"}, {"K": 3, "prompt": "one _ here", "logits": "mean over K"}
+    ),
     "tip_adapter_f_grid": Variant(
         "tip-adapter-f",
         {"alpha": 2.0, "beta": 3.0, "augment_epoch": 2, "search_scale": (400.0, 60.0), "search_step": (6, 5)},

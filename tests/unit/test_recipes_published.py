@@ -34,6 +34,7 @@ OPTIONS = {
     "clip-lora": "rank alpha dropout matrices encoder position template",
     "maple": "n_ctx ctx_init depth",
     "kgcoop": "n_ctx ctx_init csc class_token_position teacher_template reg_weight",
+    "rpo": "n_prompts template keep_underscores",
     "prograd": "n_ctx init teacher_template prograd_lambda temperature",
     "promptsrc": """n_ctx_text n_ctx_vision ctx_init depth_text depth_vision text_loss_weight image_loss_weight logit_loss_weight gpa_mean
         gpa_std teacher_templates""",

@@ -19,6 +19,7 @@ from mmrl.methods import (  # noqa: F401  (registers them)
     prograd,
     promptsrc,
     provp,
+    rpo,
     tip_adapter,
     zero_shot,
 )
