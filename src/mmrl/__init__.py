@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mmrl.api import fit, from_pretrained, train, zero_shot
     from mmrl.clip import load_clip
     from mmrl.data import load_dataset
+    from mmrl.reports.frames import load_results, mean_results
     from mmrl.serve.predictor import Classifier
 
 _HOME = {
@@ -20,6 +21,8 @@ _HOME = {
     "zero_shot": "mmrl.api",
     "load_clip": "mmrl.clip",
     "load_dataset": "mmrl.data",
+    "load_results": "mmrl.reports.frames",
+    "mean_results": "mmrl.reports.frames",
     "Classifier": "mmrl.serve.predictor",
 }
 
@@ -32,6 +35,8 @@ __all__ = [
     "from_pretrained",
     "load_clip",
     "load_dataset",
+    "load_results",
+    "mean_results",
     "train",
     "zero_shot",
 ]

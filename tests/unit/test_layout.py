@@ -44,7 +44,7 @@ ALLOWED |= {"__init__": ALLOWED["cli"], "__main__": {"cli"}}
 
 WITHOUT_TORCH = ("recipes", "reports", "protocols")
 TORCH = {"torch", "torchvision", "open_clip", "timm", "safetensors"}
-HEAVY = TORCH | {"matplotlib", "sklearn", "scipy", "pydantic", "numpy", "PIL", "huggingface_hub", "jinja2"}
+HEAVY = TORCH | {"matplotlib", "sklearn", "scipy", "pydantic", "numpy", "PIL", "huggingface_hub", "jinja2", "pandas"}
 GONE = {"accelerate"}  # torch has what was taken from it
 
 THE_PACKAGE = "the command and the package, of the same name"
