@@ -8,13 +8,14 @@ from mmrl.errors import MmrlError, UsageError
 from mmrl.version import __version__
 
 if TYPE_CHECKING:
-    from mmrl.api import fit, from_pretrained, train, zero_shot
+    from mmrl.api import advise, fit, from_pretrained, train, zero_shot
     from mmrl.clip import load_clip
     from mmrl.data import load_dataset
     from mmrl.reports.frames import load_results, mean_results
     from mmrl.serve.predictor import Classifier
 
 _HOME = {
+    "advise": "mmrl.api",
     "fit": "mmrl.api",
     "from_pretrained": "mmrl.api",
     "train": "mmrl.api",
@@ -31,6 +32,7 @@ __all__ = [
     "MmrlError",
     "UsageError",
     "__version__",
+    "advise",
     "fit",
     "from_pretrained",
     "load_clip",

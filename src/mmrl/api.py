@@ -11,7 +11,7 @@ clf = mmrl.from_pretrained("my-classifier")
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,9 +20,11 @@ from mmrl import methods
 from mmrl.clip import Clip, load_clip
 from mmrl.clip.device import AUTO
 from mmrl.clip.outside import without_waiting
-from mmrl.data import Dataset, Draw, dataset_names, load_dataset, usual_workers
+from mmrl.data import Dataset, Draw, dataset_names, draw_shots, load_dataset, usual_workers
 from mmrl.engine import BelowZeroShotWarning, Bench, Context, Job, Place, RunResult, load_adapter, run, settings
 from mmrl.engine.adapter import read_config, write_card
+from mmrl.engine.advise import Advice, Race
+from mmrl.engine.advise import advise as race_of
 from mmrl.engine.run import below_zero_shot, own_tests
 from mmrl.errors import MmrlError, Notice, UsageError, first_line, unknown
 from mmrl.files import user_path
@@ -130,11 +132,10 @@ def train(data: str | Path | Dataset | Data, what: What | None = None, where: Wh
     what, where = _taking(what or What(), options), _taking(where or Where(), options)
     what = replace(what, overrides={**what.overrides, **options})
     dataset = own.load()
-    published = own.classes == "all" and dataset.name in dataset_names()
     if own.classes not in ("all", "base"):
         raise unknown("classes to train on", own.classes, ("all", "base"))
     part: Trained = "all" if own.classes == "all" else "base"
-    recipe = what.protocol or ("few-shot" if published else "base-to-novel")
+    recipe = what.protocol or _recipe(own, dataset)
     methods.get(what.method)
     if what.backbone is None and dataset.name not in dataset_names():
         warnings.warn(TINY_NOTE, Notice, stacklevel=2)
@@ -166,6 +167,11 @@ def train(data: str | Path | Dataset | Data, what: What | None = None, where: Wh
     return result
 
 
+def _recipe(data: Data, dataset: Dataset) -> str:
+    """The protocol whose published values are taken where the user names none."""
+    return "few-shot" if data.classes == "all" and dataset.name in dataset_names() else "base-to-novel"
+
+
 def _taking(whole: T, options: dict[str, Any]) -> T:
     """`whole` with those of `options` that are fields of it, which are taken out."""
     names = {each.name for each in fields(whole)} - {"data"}  # type: ignore[arg-type]
@@ -191,6 +197,48 @@ def fit(data: str | Path | Dataset | Data, **options: Any) -> Classifier:
     assert result.fitted is not None
     taught = result.fitted.data
     return Classifier(result.method, trained=taught.classes, template=taught.template, trained_on=result.record.trained.dataset)
+
+
+ADVISED = ("tip-adapter", "linear-probe", "mmrl")
+
+
+def advise(
+    data: str | Path | Dataset | Data,
+    *,
+    methods: Sequence[str] = ADVISED,
+    folds: int = 4,
+    minutes: float = 10.0,
+    new_classes: bool = False,
+    say: Callable[[str], object] = lambda line: None,
+    **options: Any,
+) -> Advice:
+    """Which method to take for `data`, told from its training images alone: each is trained without a part of them and tested on that part.
+
+    Zero-shot CLIP is in the race, and may win. Test and validation images are not looked at. The estimates are of trainings on fewer
+    images than there are, so the methods that gain most from images end a little higher than they say.
+
+    Args:
+        methods: which, in the order in which they run.
+        folds: parts that the images of each class are divided into.
+        minutes: for everything; a method that would take longer than what is left does not run, and is listed with the time it needs.
+        new_classes: whether only methods that can also classify among new classes are of use.
+        say: called with a line for every method that is done.
+        options: fields of `Data` (`shots` is 0 here, which takes all images), `What` and `Where`, and options of training by name.
+
+    Raises:
+        UsageError: unknown names, bad values or data, or no class with two images.
+    """
+    given = dict(options)
+    own = _taking(data if isinstance(data, Data) else Data(data, shots=0), given)
+    what, where = _taking(What(), given), _taking(Where(), given)
+    dataset = own.load()
+    overrides, recipe = values({**what.overrides, **given}), what.protocol or _recipe(own, dataset)
+    race = Race(tuple(methods), folds, minutes, new_classes, what.seed, recipe, overrides)
+    workers = usual_workers(dataset.read) if where.workers is None else where.workers
+    clip = what.backbone if isinstance(what.backbone, Clip) else load_clip(what.backbone or "tiny", device=where.device)
+    bench = Bench(clip.name, skip_broken=own.skip_broken, workers=workers, test_share=None, template=own.template, source=what.source)
+    draw = own.draw if isinstance(own.draw, Draw) else draw_shots(dataset, own.shots, what.seed, allow_fewer=own.allow_fewer)
+    return race_of(clip, dataset, draw, bench, race, say=say)
 
 
 def from_pretrained(adapter: str | Path, *, backbone: str | Clip | None = None, device: str = AUTO) -> Classifier:

@@ -8,7 +8,24 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from mmrl.cli import ablate, bench, boundary, config, cost, data, demo, evaluate, importer, methods, pack, predict, report, status, train
+from mmrl.cli import (
+    ablate,
+    advise,
+    bench,
+    boundary,
+    config,
+    cost,
+    data,
+    demo,
+    evaluate,
+    importer,
+    methods,
+    pack,
+    predict,
+    report,
+    status,
+    train,
+)
 from mmrl.errors import UsageError
 
 
@@ -28,7 +45,6 @@ class Anywhere(TyperGroup):
                 (own if word.startswith("--plugin=") else rest).append(word)
         return super().parse_args(ctx, [*own, *rest])
 
-
 app = typer.Typer(
     name="mmrl",
     cls=Anywhere,
@@ -41,6 +57,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("advise")(advise.advise)
 app.command("bench")(bench.bench)
 app.command("ablate")(ablate.ablate)
 app.command("cost")(cost.cost)

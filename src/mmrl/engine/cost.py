@@ -80,15 +80,24 @@ def measure(what: Measurement) -> CostRow:
         MmrlError: unusable options, data or device.
     """
     torch.set_num_threads(what.threads)
-    started = datetime.now(timezone.utc)
     context = Context(what.bench, load_clip(what.bench.backbone, device=what.device))
-    clip, dataset = context.clip, context.dataset(what.dataset).restrict("base")
-    ready = context.prepare(what.training) if what.training else None
-    data = TrainingData.of(clip, dataset, ready.draw, ready.config) if ready else None
+    return measure_in(context, what.dataset, what.training, what.steps)
+
+
+def measure_in(context: Context, dataset: str, training: Training | None, steps: int) -> CostRow:
+    """As `measure`, with a backbone that is there; zero-shot CLIP is tested on the base classes, as a training of these is.
+
+    Raises:
+        MmrlError: unusable options or data.
+    """
+    started, clip, size = datetime.now(timezone.utc), context.clip, context.bench.batch_size
+    part = context.dataset(dataset).restrict(training.classes if training else "base")
+    ready = context.prepare(training) if training else None
+    data = TrainingData.of(clip, part, ready.draw, ready.config) if ready else None
     drawn = list(islice(data.batches.epoch(0), DISTINCT)) if data else []
-    tested = _tested(dataset, clip, what.bench.batch_size)
+    tested = _tested(part, clip, size)
     memory = _Memory(clip)
-    method = methods.build(what.method, clip, ready.resolved.method if ready else None, seed=1)
+    method = methods.build(training.method if training else ZERO_SHOT, clip, ready.resolved.method if ready else None, seed=1)
     began = time.perf_counter()
     if data:
         task = Task(data.classes, data.template, data.images, data.validation, features=data.features)
@@ -97,29 +106,29 @@ def measure(what: Measurement) -> CostRow:
         method.finish(task)
     minutes = (time.perf_counter() - began) / 60
     limit = ready.config.memory_gib if ready else None
-    classes = method.class_list(dataset.classes, dataset.template, memory_gib=limit)
-    step = _step(method, classes, drawn, ready.config, what.steps) if ready and method.trainable else None
-    test = _test(method, classes, tested, min(what.steps, MOST_TESTED))
+    classes = method.class_list(part.classes, part.template, memory_gib=limit)
+    step = _step(method, classes, drawn, ready.config, steps) if ready and method.trainable else None
+    test = _test(method, classes, tested, min(steps, MOST_TESTED))
     batch = ready.config.batch_size * ready.config.accumulate if ready else 1
     if step is not None and ready and data:
         minutes += step * length_of(ready.config, len(data.batches))[0] / 60
     return CostRow(
-        method=what.method,
+        method=method.name,
         title=method.title,
-        variant=variant_of(what.training.overrides) if what.training else "",
+        variant=variant_of(training.overrides) if training else "",
         modality=method.modality if method.trainable else "-",
         trained_parameters=sum(parameter.numel() for parameter in method.parameters()),
         train_ms_per_image=None if step is None else 1e3 * step / batch,
         train_minutes=minutes if ready else None,
-        images_per_second=what.bench.batch_size / test,
-        batch=what.bench.batch_size,
+        images_per_second=size / test,
+        batch=size,
         peak_memory_gib=memory.peak() / GIB,
         hm=None,
-        dataset=what.dataset,
+        dataset=dataset,
         backbone=clip.name,
-        shots=what.training.shots if what.training else None,
+        shots=training.shots if training else None,
         precision=ready.config.precision if ready else "fp32",
-        steps=what.steps,
+        steps=steps,
         environment=environment(clip.device, started),
     )
 
