@@ -33,7 +33,8 @@ EXACT = {"plot": {"sinkhorn_threshold": 0.0}}  # else its logits depend on the o
 PATCHES = ("plot",)  # reads what the frozen tower puts out for the patches, too
 VARIANTS = {f"{name}, its own context for each class": (name, {"csc": True}) for name in ("coop", "kgcoop", "plot")}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in methods.names()} | VARIANTS
-STEPPED = [case for case in CASES if case not in ("zero-shot", "linear-probe", "tip-adapter")]
+CLOSED_FORMS = ["linear-probe", "lpp", "tip-adapter"]
+STEPPED = [case for case in CASES if case not in ("zero-shot", *CLOSED_FORMS)]
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +134,7 @@ def test_the_recipe_names_options_that_exist(name: str) -> None:
 def test_modality_and_vocabulary(small_clip: Clip, case: str) -> None:
     method = make(small_clip, case)
     assert method.modality in ("V", "L", "V-L", "V, L", "-")
-    assert method.open_vocabulary(method.options) is (case not in ("linear-probe", "tip-adapter", "tip-adapter-f", *VARIANTS))
+    assert method.open_vocabulary(method.options) is (case not in (*CLOSED_FORMS, "tip-adapter-f", *VARIANTS))
     assert method.trainable == (case in STEPPED)
     assert method.task is not None and method.task.features is None  # passes over images are the engine's, for the time of a call
     assert 0 <= method.frozen_text_layers < small_clip.text.depth and method.logit_scale > 0
@@ -337,7 +338,7 @@ def test_the_seed_decides_the_start(small_clip: Clip, case: str) -> None:
 # ---- methods without steps ----
 
 
-@pytest.mark.parametrize("case", ["linear-probe", "tip-adapter"])
+@pytest.mark.parametrize("case", CLOSED_FORMS)
 def test_closed_forms(exact_clip: Clip, images: Tensor, case: str) -> None:
     task = task_of(exact_clip)
     method = make(exact_clip, case, task=task)

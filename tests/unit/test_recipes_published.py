@@ -42,6 +42,7 @@ OPTIONS = {
     "tip-adapter": CACHE,
     "tip-adapter-f": CACHE,
     "linear-probe": "c_grid c_search_steps max_iter selection",
+    "lpp": "probe_steps probe_momentum alpha_every alpha_scale selection templates",
 }
 BUILT_IN = {
     "mmrl": {"first_layer"},
@@ -53,7 +54,11 @@ BUILT_IN = {
     "provp": {"depth", "template"},
     "kgcoop": {"teacher_template"},
 }
-UNTRAINED = {"tip-adapter": {"batch_size", "crop_scale"}, "linear-probe": set[str]()}  # by steps; what their recipes set of `fit`
+UNTRAINED = {  # by steps; what their recipes set of `fit`
+    "tip-adapter": {"batch_size", "crop_scale"},
+    "linear-probe": set[str](),
+    "lpp": {"crop_scale"},
+}
 TRAINED = {
     "batch_size",
     "drop_last",
@@ -169,7 +174,7 @@ def test_values_that_are_not_passed_on_from_mmrl():
     assert get("maple", "cross-dataset", "imagenet").fit["warmup_epochs"] == 1
     crops = {method: tuple(get(method, "few-shot").fit["crop_scale"]) for method in packaged() if method != "linear-probe"}
     narrow = {method for method, crop in crops.items() if crop == (0.5, 1.0)}
-    assert narrow == {"mmrl", "mmrlpp", "tip-adapter", "tip-adapter-f"} and set(crops.values()) == {(0.5, 1.0), (0.08, 1.0)}
+    assert narrow == {"mmrl", "mmrlpp", "tip-adapter", "tip-adapter-f", "lpp"} and set(crops.values()) == {(0.5, 1.0), (0.08, 1.0)}
 
 
 def overlap(one: Rule, other: Rule) -> bool:
@@ -245,7 +250,7 @@ def test_values_of_the_few_shot_runs_of_kgcoop():
 def test_protocols_without_published_values():
     assert get("cocoop", "few-shot").to_json() == get("cocoop", "base-to-novel").to_json()
     for protocol in PROTOCOLS:
-        for method in ("clip-lora", "plot", "tip-adapter", "tip-adapter-f", "linear-probe"):
+        for method in ("clip-lora", "plot", "tip-adapter", "tip-adapter-f", "linear-probe", "lpp"):
             assert get(method, protocol, "dtd").to_json() == get(method, "few-shot", "dtd").to_json()
     assert get("prograd", "cross-dataset", "imagenet").to_json() == get("prograd", "domain-generalisation", "imagenet").to_json()
 

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmrl.clip import ClassList
 from tools.golden.judge import Errors
 from tools.golden.methods import of_features
 
 
 class FeatureClip:
-    """In place of a CLIP, for a method that needs none: an image is its own feature."""
+    """In place of a CLIP, for a method that needs none: an image is its own feature, and the text features (C, embed_dim), of whatever
+    prompts, are those given."""
 
     name, device = "cached features", torch.device("cpu")
 
-    def __init__(self, embed_dim: int) -> None:
-        self.embed_dim = embed_dim
+    def __init__(self, embed_dim: int, text: Tensor | None = None, logit_scale: float = 100.0) -> None:
+        self.embed_dim, self.logit_scale = embed_dim, logit_scale
+        self.text = torch.empty(0, embed_dim) if text is None else text
 
     def to(self, device: torch.device) -> FeatureClip:
         return self
 
     def encode_image(self, images: Tensor, *, normalise: bool = True) -> Tensor:
         return images
+
+    def encode_text(self, texts: Sequence[str], *, normalise: bool = True) -> Tensor:
+        return self.text
+
+    def class_list(self, names: Sequence[str], template: str | Sequence[str]) -> ClassList:
+        return ClassList(tuple(names), self.text)
 
 
 def method_of(case: str) -> str | None:

@@ -11,6 +11,7 @@ from mmrl.methods import (  # noqa: F401  (registers them)
     coop,
     kgcoop,
     linear_probe,
+    lpp,
     maple,
     mma,
     mmrl,

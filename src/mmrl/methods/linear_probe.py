@@ -12,8 +12,9 @@ from pydantic import Field
 from torch import Tensor
 
 from mmrl.clip import ClassList
-from mmrl.errors import Notice, UsageError
+from mmrl.errors import Notice
 from mmrl.methods.base import Method, Task
+from mmrl.methods.linear import Rows, exact, require_images
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import register
 
@@ -40,13 +41,6 @@ class LinearProbeOptions(MethodOptions):
         description="where C comes from: the search, by accuracy on the validation images, or the option c as it is (fixed, and where "
         "there are no validation images); never test images, and no validation image is fitted",
     )
-
-
-class Rows(NamedTuple):
-    """Weights (C, embed_dim) and biases (C,) of the classes asked for."""
-
-    weight: Tensor
-    bias: Tensor
 
 
 class Fit(NamedTuple):
@@ -119,7 +113,7 @@ class LinearProbe(Method):
             self._hold(torch.zeros(shape), torch.zeros(shape[0]), torch.tensor(self.options.c))
             return
         train = task.features("train")
-        self._check(task, train[1])
+        require_images(self.name, task, train[1])
         choose = self.options.selection == "validation" and task.validation > 0
         if self.options.selection == "validation" and not choose:
             said = f"method '{self.name}' has no validation images to select C on, and takes that of its options: {self.options.c}."
@@ -128,23 +122,11 @@ class LinearProbe(Method):
         if not fitted.converged:
             said = f"the logistic regression of '{self.name}' was stopped after {self.options.max_iter:,} steps; raise max_iter."
             warnings.warn(said, Notice, stacklevel=2)
-        like = train[0].new_empty(0, dtype=torch.promote_types(train[0].dtype, torch.float32))
-        self._hold(*(torch.as_tensor(each).to(like) for each in (fitted.weight, fitted.bias, fitted.c)))
+        self._hold(*(torch.as_tensor(each).to(exact(train[0])) for each in (fitted.weight, fitted.bias, fitted.c)))
 
     def _hold(self, weight: Tensor, bias: Tensor, c: Tensor) -> None:
         for name, value in (("weight", weight), ("bias", bias), ("c", c)):
             self.register_buffer(name, value)
-
-    def _check(self, task: Task, labels: Tensor) -> None:
-        if len(task.names) < 2:
-            raise UsageError(f"method '{self.name}' tells classes apart, and '{task.names[0]}' is the only one; give at least two.")
-        counts = torch.bincount(labels.cpu(), minlength=len(task.names)).tolist()
-        without = [name for name, count in zip(task.names, counts) if not count]
-        if without:
-            raise UsageError(
-                f"method '{self.name}' needs a training image of every class, and '{without[0]}' has none "
-                f"({len(without)} of {len(task.names)} classes). Give it one, or leave the class out."
-            )
 
     def _fitted(self, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor] | None) -> Fit:
         from sklearn.exceptions import ConvergenceWarning
@@ -173,9 +155,7 @@ class LinearProbe(Method):
         return Rows(self.weight[columns], self.bias[columns])
 
     def logits_of_features(self, features: Tensor, head: Rows, seen: Tensor | bool) -> Tensor:
-        dtype = torch.promote_types(features.dtype, head.weight.dtype)
-        with torch.autocast(features.device.type, enabled=False):  # half precision would round logits to a tenth
-            return features.to(dtype) @ head.weight.to(dtype).T + head.bias.to(dtype)
+        return head.logits(features)
 
 
 def _numpy(features: Tensor, labels: Tensor) -> tuple[Any, Any]:

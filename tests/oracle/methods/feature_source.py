@@ -52,6 +52,11 @@ class Images:
         features = self.clip.encode_image(images.flatten(0, 1), normalise=False)
         return features.unflatten(0, images.shape[:2]), self.labels[part]
 
+    def accuracy(self, method: Method) -> float:
+        """On the test images."""
+        logits = method.logits(self.images["test"], method.head(method.class_list(NAMES, TEMPLATE)), True)
+        return float((logits.argmax(-1) == self.labels["test"]).double().mean())
+
     def task(self, names: tuple[str, ...] = NAMES, *, validation: bool = True) -> Task:
         val = len(self.labels["val"]) if validation else 0
         return Task(names, TEMPLATE, len(self.labels["train"]), val, features=self)
