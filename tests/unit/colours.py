@@ -41,9 +41,9 @@ def base_draw(shots: int = 4) -> Draw:
     return draw_shots(colours(), shots, seed=1, classes="base")
 
 
-def smallest_clip(seed: int = 0) -> Clip:
+def smallest_clip(seed: int = 0, text_width: int = 32) -> Clip:
     vision = {"layers": 2, "width": 32, "image_size": 32, "patch_size": 16, "head_width": 32}
-    text = {"layers": 2, "width": 32, "heads": 1, "context_length": 16}
+    text = {"layers": 2, "width": text_width, "heads": 1, "context_length": 16}
     return random_clip("ViT-B-32", seed=seed, embed_dim=16, vision_cfg=vision, text_cfg=text)
 
 

@@ -35,15 +35,17 @@ def trained(clip: Clip, name: str) -> methods.Method:
     return method
 
 
-def authors_state(method: methods.Method) -> dict[str, Tensor]:
-    """Their names; and the whole CLIP, in half precision, as theirs has it."""
+def authors_state(method: methods.Method, first: int = 0) -> dict[str, Tensor]:
+    """Their names, with layers from the number `first`; and the whole CLIP, in half precision, as theirs has it."""
     own, out = method.clip.model.state_dict(), OrderedDict[str, Tensor]()
     for name, value in own.items():
         side, _, rest = name.partition("visual.")
         out[f"text_encoder.{name}" if side else f"image_encoder.{rest}"] = value.half()
     for ours, theirs in method.authors_names.items():
-        value = method.state_dict()[ours]
-        layers = enumerate(value) if "{i}" in theirs else [(0, value)]
+        value = method.state_dict().get(ours)
+        if value is None:  # as the options have it
+            continue
+        layers = enumerate(value, first) if "{i}" in theirs else [(0, value)]
         out.update({theirs.replace("{i}", str(i)): part.clone() for i, part in layers})
     return out
 
@@ -112,7 +114,7 @@ def test_layers_start_at_any_number_and_none_is_left_out() -> None:
         authors_names: ClassVar = {"ctx": "learner.ctx"}
 
     tensors = {f"net.{i}.{part}": torch.full((2, 3), float(i)) for i in (10, 5, 7, 9, 6, 8) for part in ("weight", "bias")}
-    tensors |= {"learner.ctx": torch.zeros(4), "net.0.weights": torch.zeros(1)}
+    tensors |= {"learner.ctx": torch.zeros(4), "image_encoder.net.0.weights": torch.zeros(1)}
     found = from_authors(Some, tensors)
     assert found["w"].shape == (6, 2, 3) and found["w"][:, 0, 0].tolist() == [5, 6, 7, 8, 9, 10] and torch.equal(found["w"], found["b"])
     known: dict[str, type[methods.Method]] = {"less": Less, "some": Some}
@@ -121,12 +123,15 @@ def test_layers_start_at_any_number_and_none_is_left_out() -> None:
         rest = {name: value for name, value in tensors.items() if name != lost}
         with pytest.raises(UsageError, match=f"no some of the authors' code: it has no tensor '{lost}'"):
             from_authors(Some, rest)
-        assert guess_method(rest, known) is Less
+        with pytest.raises(UsageError, match="Beside the tensors of less it has 'net"):
+            guess_method(rest, known)
     both_lost = {name: value for name, value in tensors.items() if not name.startswith("net.7.")}
     with pytest.raises(UsageError, match="no tensor"):
         from_authors(Some, both_lost)
+    both = {"less": Less, "same": Less}
     with pytest.raises(UsageError, match="may be of less or same, .* say which"):
-        guess_method(tensors, {"less": Less, "same": Less})
+        guess_method({"learner.ctx": torch.zeros(4)}, both)
+    assert guess_method({"learner.ctx": torch.zeros(4)}, {"same": Less}) is Less
 
 
 @pytest.mark.parametrize("protocol", range(6))

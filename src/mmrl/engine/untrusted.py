@@ -6,17 +6,23 @@ import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from mmrl.clip.archive import Archive, View, view_of
 from mmrl.errors import MmrlError
 
+DEEPEST = 4  # levels of dicts in which named tensors are looked for
+
 
 class TensorFile(Mapping[str, Tensor]):
     """The named tensors under `state_dict` of a `torch.save` archive (or, without such an entry, at its top); each read when asked for.
 
-    The file stays open as long as this lives.
+    Those in a dict within have both names, with a dot. The file stays open as long as this lives.
+
+    Attributes:
+        notes: the numbers, texts and lists of them under `metadata`.
 
     Raises:
         MmrlError: the file is missing, damaged, or holds no named tensors.
@@ -30,6 +36,7 @@ class TensorFile(Mapping[str, Tensor]):
             self._archive = Archive(path)
             content = self._archive.notes()
             self._views = _named_views(content)
+            self.notes = _plain_notes(content)
             self._archive.check(self._views.values())
         except MmrlError:
             raise
@@ -61,5 +68,28 @@ class TensorFile(Mapping[str, Tensor]):
 
 def _named_views(content: object) -> dict[str, View]:
     content = content.get("state_dict", content) if isinstance(content, dict) else {}
-    views = {name: view_of(value) for name, value in content.items() if isinstance(name, str)} if isinstance(content, dict) else {}
-    return {name.removeprefix("module."): view for name, view in views.items() if view is not None}
+    return {name.removeprefix("module."): view for name, view in _views_in(content, "", DEEPEST, set())}
+
+
+def _views_in(content: object, before: str, levels: int, seen: set[int]) -> Iterator[tuple[str, View]]:
+    """Each dict once, wherever it stands: a small file may name one in very many places."""
+    if not isinstance(content, dict) or id(content) in seen or not levels:
+        return
+    seen.add(id(content))
+    for name, value in content.items():
+        view = view_of(value) if isinstance(name, str) else None
+        if view is not None:
+            yield before + name, view
+        elif isinstance(name, str):
+            yield from _views_in(value, f"{before}{name}.", levels - 1, seen)
+
+
+def _plain_notes(content: object) -> dict[str, Any]:
+    """What is plain under `metadata`."""
+    found = content.get("metadata") if isinstance(content, dict) else None
+    plain = (str, int, float, bool, type(None))
+
+    def ok(value: object) -> bool:
+        return isinstance(value, plain) or (type(value) in (list, tuple) and all(isinstance(one, plain) for one in value))  # type: ignore[attr-defined]
+
+    return {name: value for name, value in found.items() if isinstance(name, str) and ok(value)} if isinstance(found, dict) else {}

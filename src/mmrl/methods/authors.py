@@ -4,12 +4,62 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmrl.clip import Clip
 from mmrl.errors import UsageError
-from mmrl.methods.base import Method
+from mmrl.methods.base import Method, SavedAs
+
+TOWERS = ("image_encoder", "text_encoder", "logit_scale")  # of the whole CLIP that the authors' checkpoints may have beside their own
+
+
+@dataclass(frozen=True)
+class AuthorsFile:
+    """A checkpoint of the authors' code.
+
+    Attributes:
+        where: what messages call it.
+        tensors: by the names of the authors' whole model.
+        notes: plain values that stand beside the tensors.
+    """
+
+    where: str
+    tensors: Mapping[str, Tensor]
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def constant(self, name: str) -> Tensor | None:
+        """The tensor whose name ends in `.name`, if there is one."""
+        return next((self.tensors[one] for one in self.tensors if one.rpartition(".")[2] == name), None)
+
+
+class Renamed(Mapping[str, Tensor]):
+    """Tensors under other names; each is read when asked for."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        self._tensors, self._names = tensors, names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __iter__(self) -> Any:
+        return iter(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._names[name]]
+
+
+def whole_names(method: type[Method], names: Collection[str]) -> dict[str, str]:
+    """Names of the authors' whole model -> `names`, which may be of the part of it that they save alone."""
+    part = f"{_saved(method).module}."
+    lacks = part != "." and not any(name.startswith(part) for name in names)
+    return {part + name if lacks else name: name for name in names}
 
 
 def layer_names(patterns: Iterable[str], tensors: Iterable[str]) -> dict[str, list[str]]:
@@ -51,27 +101,88 @@ def from_authors(method: type[Method], tensors: Mapping[str, Tensor]) -> dict[st
     Raises:
         UsageError: a tensor is missing.
     """
+    layers = layer_names(method.authors_names.values(), tensors)
+    names = {
+        ours: theirs
+        for ours, theirs in method.authors_names.items()
+        if ours not in _saved(method).optional or any(name in tensors for name in layers[theirs])
+    }
     try:
-        return {name: tensor.float() for name, tensor in stacked(method.authors_names, tensors).items()}
+        return {name: tensor.float() for name, tensor in stacked(names, tensors).items()}
     except KeyError as error:
         raise UsageError(f"the checkpoint is no {method.name} of the authors' code: it has no tensor '{error.args[0]}'.") from error
 
 
 def guess_method(tensors: Collection[str], methods: Mapping[str, type[Method]]) -> type[Method]:
-    """The method whose tensors these are: of those that find all of theirs, the one that has most.
+    """The method whose tensors these are: of those that find all of theirs and leave none over, the one that has most.
 
     Raises:
         UsageError: none of them, or several alike.
     """
     found: dict[str, int] = {}
+    strange: dict[str, str] = {}  # method -> a tensor that it does not have
     for name, method in methods.items():
-        wanted = [one for layers in layer_names(method.authors_names.values(), tensors).values() for one in layers]
-        if wanted and all(one in tensors for one in wanted):
-            found[name] = len(wanted)
+        whole = whole_names(method, tensors)
+        own = _own_names(method, whole)
+        others = [one for one in whole if one not in own and not _constant(method, one)]
+        if own and others:
+            strange[name] = whole[others[0]]
+        elif own:
+            found[name] = len(own)
     if not found:
         known = [name for name, method in methods.items() if method.authors_names]
-        raise UsageError(f"the checkpoint holds none of the methods that can be imported ({', '.join(known)}).")
+        beside = "".join(f" Beside the tensors of {name} it has '{other}', of something else." for name, other in list(strange.items())[:1])
+        raise UsageError(f"the checkpoint holds none of the methods that can be imported ({', '.join(known)}).{beside}")
     best = [name for name, count in found.items() if count == max(found.values())]
     if len(best) > 1:
-        raise UsageError(f"the checkpoint may be of {' or '.join(best)}, whose tensors have the same names; say which.")
+        raise UsageError(f"the checkpoint may be of {' or '.join(best)}, whose tensors have the same names; say which (--method).")
     return methods[best[0]]
+
+
+def _saved(method: type[Method]) -> SavedAs:
+    return method.saved_as or SavedAs()
+
+
+def _own_names(method: type[Method], tensors: Collection[str]) -> set[str]:
+    """The names among `tensors` that are of `method`; none where it lacks one that it must have."""
+    saved = _saved(method)
+    patterns = dict.fromkeys(saved.patterns, True) or {
+        theirs: ours in saved.optional for ours, theirs in method.authors_names.items()
+    }  # -> whether it may be lacking
+    own = set[str]()
+    for pattern, names in layer_names(patterns, tensors).items():
+        there = {name for name in names if name in tensors}
+        if len(there) < len(names) and (there or not patterns[pattern]):
+            return set()
+        own |= there
+    return own
+
+
+def _constant(method: type[Method], name: str) -> bool:
+    return name.split(".")[0] in TOWERS or any(name == one or name.startswith(f"{one}.") for one in _saved(method).constant)
+
+
+# ---- what a method's `options_of` asks ----
+
+
+def sizes_of(tensors: Mapping[str, Tensor], name: str, *dims: int, where: str) -> tuple[int, ...]:
+    """The shape of the tensor `name`.
+
+    Raises:
+        UsageError: it has not as many sizes as one of `dims`.
+    """
+    shape = tuple(tensors[name].shape)
+    if len(shape) not in dims:
+        counts = " or ".join(str(n) for n in dims)
+        raise UsageError(f"'{name}' of {where} has the shape {shape}, not {counts} sizes. It is no checkpoint of the authors' code.")
+    return shape
+
+
+def require_tower(clip: Clip, tower: str, *, width: int, layers: int, where: str) -> None:
+    """Raises UsageError unless the tower, 'text' or 'visual', has this width and at least so many layers."""
+    own = clip.text if tower == "text" else clip.vision
+    if width != own.width or layers > own.depth:
+        raise UsageError(
+            f"{where} was made with another backbone: its {tower} tower has width {width} and at least {layers} layers, "
+            f"that of '{clip.name}' width {own.width} and {own.depth} layers. Give the one it was made with."
+        )

@@ -16,10 +16,12 @@ from mmrl.clip import ClassList, Clip
 from mmrl.errors import UsageError
 from mmrl.methods.options import MethodOptions, NoOptions
 from mmrl.names import name_key
-from mmrl.templates import Template
+from mmrl.templates import Template, fill
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from mmrl.methods.authors import AuthorsFile
 
 
 class Loss(NamedTuple):
@@ -43,6 +45,23 @@ class Differentiate(Protocol):
             retain_graph: whether another scalar of the same forward pass is differentiated afterwards.
         """
         ...
+
+
+@dataclass(frozen=True)
+class SavedAs:
+    """How the authors' code saves a method's training, so that its checkpoints can be imported.
+
+    Attributes:
+        module: the part of their model that a checkpoint has alone, as 'prompt_learner'; names in the file do not begin with it.
+        optional: our names of tensors that a checkpoint may lack, since options decide whether there are any.
+        constant: names, or what they begin with, of tensors in the file that follow from the backbone and the class names.
+        patterns: names in the file ({i}: one tensor a layer) where they are not those of `authors_names`; each is optional.
+    """
+
+    module: str = ""
+    optional: frozenset[str] = frozenset()
+    constant: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
 
 
 class FeatureSource(Protocol):
@@ -117,7 +136,7 @@ class Method(nn.Module, ABC):
         revision: of a method from outside, part of its results' keys, so that those of changed code are computed again; by default the
             hash of its plugin file, and nothing for a method of an installed package.
         authors_names: our names of tensors -> those of the authors' code ({i}: one tensor a layer).
-        importable: whether whole checkpoints of the authors' code can be imported.
+        saved_as: how the authors' code saves it, where its checkpoints can be imported.
     """
 
     name: ClassVar[str] = ""
@@ -131,7 +150,7 @@ class Method(nn.Module, ABC):
     recipe: ClassVar[Path | Mapping[str, Any] | None] = None
     revision: ClassVar[str] = ""
     authors_names: ClassVar[Mapping[str, str]] = {}
-    importable: ClassVar[bool] = False
+    saved_as: ClassVar[SavedAs | None] = None
 
     def __init__(self, clip: Clip, options: MethodOptions) -> None:
         super().__init__()
@@ -175,12 +194,24 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def options_of(cls, tensors: Mapping[str, Tensor], clip: Clip, *, where: str) -> dict[str, Any]:
-        """Options that the sizes of trained tensors, from a checkpoint of the authors' code, decide. For an `importable` method.
+        """Options that the sizes of trained tensors, from a checkpoint of the authors' code, decide. For a method with `saved_as`.
 
         Raises:
             UsageError: they are of no such checkpoint, or it was made with another backbone; `where` says whose they are.
         """
         return {}
+
+    @classmethod
+    def from_checkpoint(cls, file: AuthorsFile, clip: Clip) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """State dict, in float32, and the options that follow from it, of a checkpoint of the authors' code.
+
+        Raises:
+            UsageError: as `options_of`, or a tensor is missing.
+        """
+        from mmrl.methods.authors import from_authors
+
+        tensors = from_authors(cls, file.tensors)
+        return tensors, cls.options_of(tensors, clip, where=file.where)
 
     # ---- where tensors are ----
 
@@ -240,6 +271,10 @@ class Method(nn.Module, ABC):
         """After training: choose on validation images, never on test ones."""
 
     # ---- classes ----
+
+    def texts(self, names: Sequence[str], template: str | Sequence[str]) -> list[str]:
+        """The prompts of `names` that the text tower reads; learned context stands in some of their words' places."""
+        return fill(template, names)
 
     def class_list(self, names: Sequence[str], template: str | Sequence[str], *, memory_gib: float | None = None) -> ClassList:
         """Everything constant about a class list. Make a new one to move to other classes. Several templates are averaged.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +12,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmrl.clip import ClassList, Clip, Edit, Edits
-from mmrl.methods.base import ImageFeatures, TwoTower
+from mmrl.errors import UsageError
+from mmrl.methods.authors import AuthorsFile, require_tower, sizes_of
+from mmrl.methods.base import ImageFeatures, SavedAs, TwoTower
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.prompts import with_prompts
-from mmrl.methods.registry import register
+from mmrl.methods.registry import make_options, register
 from mmrl.templates import DEFAULT_TEMPLATE, check_template, fill
 
 LOGIT_SCALE = 100.0  # as in the authors' code, whatever the backbone learned
@@ -66,6 +68,9 @@ class LowRank(nn.Module):
         return list(zip(self.A.unbind(0), self.B.unbind(0)))
 
 
+_SAVED = "weights.layer_{i}.{part}_proj.w_lora_{m}"  # in a checkpoint, whose layers are those of text and then those of the image
+
+
 def _names(prefix: str, ours: str) -> dict[str, str]:
     return {f"{ours}.{part}.{m}": f"{prefix}transformer.resblocks.{{i}}.attn.{part}_proj.w_lora_{m}" for part in "qkv" for m in "AB"}
 
@@ -87,6 +92,7 @@ class CLIPLoRA(TwoTower):
     options: CLIPLoRAOptions
     edits_layers = True
     authors_names: ClassVar[Mapping[str, str]] = _names("visual.", "visual") | _names("", "text")
+    saved_as = SavedAs(patterns=tuple(_SAVED.format(i="{i}", part=part, m=m) for part in "qkv" for m in "AB"))
 
     def __init__(self, clip: Clip, options: CLIPLoRAOptions) -> None:
         super().__init__(clip, options)
@@ -100,6 +106,41 @@ class CLIPLoRA(TwoTower):
             self.visual = self._changes(self.at["image"], clip.vision.width)
         if options.encoder != "vision":
             self.text = self._changes(self.at["text"], clip.text.width)
+
+    @classmethod
+    def from_checkpoint(cls, file: AuthorsFile, clip: Clip) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What is changed, and with which factor, stands in notes beside the tensors."""
+        options = cls._noted(file)
+        noted = make_options(cls, options)
+        assert isinstance(noted, CLIPLoRAOptions)
+        tensors, done = dict[str, Tensor](), 0
+        for name, tower, skipped in (("text", clip.text, "vision"), ("visual", clip.vision, "text")):
+            if noted.encoder == skipped:
+                continue
+            layers = range(done, done := done + len(layers_at(noted.position, tower.depth)))
+            for part, m in ((part, m) for part in noted.matrices for m in "AB"):
+                rows = [_SAVED.format(i=i, part=part, m=m) for i in layers]
+                lost = next((row for row in rows if row not in file.tensors), None)
+                if lost is not None:
+                    raise UsageError(f"{file.where} is no {cls.name} of all layers that '{clip.name}' has: it lacks '{lost}'.")
+                tensors[f"{name}.{part}.{m}"] = torch.stack([file.tensors[row].float() for row in rows])
+            width = sizes_of(tensors, f"{name}.{noted.matrices[0]}.A", 3, where=file.where)[-1]
+            require_tower(clip, name, width=width, layers=len(layers), where=file.where)
+        if len(file.tensors) > 2 * len(noted.matrices) * done:
+            raise UsageError(f"{file.where} changes more layers than the {done} that it says it has on '{clip.name}'. Give its backbone.")
+        return tensors, options | {"rank": next(iter(tensors.values())).shape[1]}
+
+    @classmethod
+    def _noted(cls, file: AuthorsFile) -> dict[str, Any]:
+        """The options that the file notes. Raises UsageError where it notes none, or one that is not known here."""
+        given = file.notes.get("params")
+        named = "".join(sorted(map(str, given), key="qkvo".find)) if isinstance(given, list) else given
+        options = {key: file.notes.get(key) for key in ("encoder", "position", "alpha")} | {"matrices": named}
+        try:
+            make_options(cls, options)
+        except UsageError as error:
+            raise UsageError(f"the metadata of {file.where} cannot be imported: {error}") from error
+        return options
 
     def _changes(self, layers: range, d: int) -> nn.ModuleDict:
         return nn.ModuleDict({part: LowRank(len(layers), d, self.options.rank) for part in self.options.matrices})

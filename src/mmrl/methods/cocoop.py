@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from mmrl.clip import ClassList, Clip, Prompts
 from mmrl.clip.backbone import FROZEN_CHUNK
+from mmrl.errors import UsageError
+from mmrl.methods.authors import require_tower, sizes_of
 from mmrl.methods.base import Loss, Method
 from mmrl.methods.options import MethodOptions
-from mmrl.methods.prompts import context_edit, context_of, context_texts, random_context, with_prompts
+from mmrl.methods.prompts import LEARNER_ALONE, context_edit, context_of, context_texts, random_context, with_prompts
 from mmrl.methods.registry import register
 
 RANDOM_TOKENS = 4  # of a context that starts from no text
@@ -51,6 +53,7 @@ class CoCoOp(Method):
         "meta_net.linear2.weight": "prompt_learner.meta_net.linear2.weight",
         "meta_net.linear2.bias": "prompt_learner.meta_net.linear2.bias",
     }
+    saved_as = LEARNER_ALONE
 
     def __init__(self, clip: Clip, options: CoCoOpOptions) -> None:
         super().__init__(clip, options)
@@ -68,8 +71,23 @@ class CoCoOp(Method):
     def modality(self) -> str:
         return "L"
 
+    @classmethod
+    def options_of(cls, tensors: Mapping[str, Tensor], clip: Clip, *, where: str) -> dict[str, Any]:
+        n, width = sizes_of(tensors, "ctx", 2, where=where)
+        require_tower(clip, "text", width=width, layers=1, where=where)
+        hidden, joint = sizes_of(tensors, "meta_net.linear1.weight", 2, where=where)
+        if joint != clip.embed_dim or not hidden:
+            raise UsageError(
+                f"{where} was made with another backbone: its meta-net reads {joint} numbers, and features of '{clip.name}' have "
+                f"{clip.embed_dim}. Give the one it was made with."
+            )
+        return {"n_ctx": n, "ctx_init": "", "reduction": joint // hidden}
+
+    def texts(self, names: Sequence[str], template: str | Sequence[str]) -> list[str]:
+        return context_texts(names, self.n_ctx)
+
     def class_list(self, names: Sequence[str], template: str | Sequence[str], *, memory_gib: float | None = None) -> ClassList:
-        return with_prompts(self.clip, names, template, context_texts(names, self.n_ctx), slots=self.n_ctx, memory_gib=memory_gib)
+        return with_prompts(self.clip, names, template, self.texts(names, template), slots=self.n_ctx, memory_gib=memory_gib)
 
     def conditional_features(self, images: Tensor, prompts: Prompts) -> Tensor:
         """Class features (B, C, embed_dim), normalised, for images with features (B, embed_dim), normalised."""

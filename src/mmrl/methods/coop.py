@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from mmrl.clip import ClassList, Clip
+from mmrl.methods.authors import require_tower, sizes_of
 from mmrl.methods.base import Task, TwoTower
 from mmrl.methods.options import MethodOptions
-from mmrl.methods.prompts import Position, context_class_list, context_of, encode_context, random_context
+from mmrl.methods.prompts import (
+    LEARNER_ALONE,
+    Position,
+    context_class_list,
+    context_of,
+    context_texts,
+    encode_context,
+    random_context,
+)
 from mmrl.methods.registry import register
 
 
@@ -36,6 +45,7 @@ class CoOp(TwoTower):
     options: CoOpOptions
     edits_layers = True
     authors_names: ClassVar[Mapping[str, str]] = {"ctx": "prompt_learner.ctx"}
+    saved_as = LEARNER_ALONE
     ctx: nn.Parameter
 
     def __init__(self, clip: Clip, options: CoOpOptions) -> None:
@@ -55,11 +65,20 @@ class CoOp(TwoTower):
     def modality(self) -> str:
         return "L"
 
+    @classmethod
+    def options_of(cls, tensors: Mapping[str, Tensor], clip: Clip, *, where: str) -> dict[str, Any]:
+        *classes, n, width = sizes_of(tensors, "ctx", 2, 3, where=where)
+        require_tower(clip, "text", width=width, layers=1, where=where)
+        return {"n_ctx": n, "csc": bool(classes), "ctx_init": ""}
+
     def setup(self, task: Task) -> None:
         super().setup(task)
         if self.options.csc:
             shape = (len(task.names), self.n_ctx, self.clip.text.width)
             self.ctx = nn.Parameter(random_context(*shape) if self._start is None else self._start.repeat(shape[0], 1, 1))  # (C, n, d)
+
+    def texts(self, names: Sequence[str], template: str | Sequence[str]) -> list[str]:
+        return context_texts(names, self.n_ctx)
 
     def class_list(self, names: Sequence[str], template: str | Sequence[str], *, memory_gib: float | None = None) -> ClassList:
         return context_class_list(self.clip, names, template, self.n_ctx, position=self.options.class_token_position, memory_gib=memory_gib)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -11,10 +11,19 @@ from torch import Tensor, nn
 
 from mmrl.clip import ClassList, Clip, Edit
 from mmrl.errors import UsageError
-from mmrl.methods.base import ImageFeatures, TwoTower
+from mmrl.methods.authors import require_tower, sizes_of
+from mmrl.methods.base import ImageFeatures, SavedAs, TwoTower
 from mmrl.methods.mmrl import Aligner
 from mmrl.methods.options import MethodOptions
-from mmrl.methods.prompts import context_edit, context_of, context_texts, random_context, with_prompts
+from mmrl.methods.prompts import (
+    LEARNER_CONSTANTS,
+    MOST_WORDS,
+    context_edit,
+    context_of,
+    context_texts,
+    random_context,
+    with_prompts,
+)
 from mmrl.methods.registry import register
 from mmrl.templates import fill
 
@@ -56,6 +65,10 @@ class MaPLe(TwoTower):
         "deep_projections.weight": "prompt_learner.compound_prompt_projections.{i}.weight",
         "deep_projections.bias": "prompt_learner.compound_prompt_projections.{i}.bias",
     }
+    saved_as = SavedAs(
+        optional=frozenset({"deep", "deep_projections.weight", "deep_projections.bias"}),  # none of them at depth 1
+        constant=LEARNER_CONSTANTS,
+    )
 
     def __init__(self, clip: Clip, options: MaPLeOptions) -> None:
         super().__init__(clip, options)
@@ -74,10 +87,20 @@ class MaPLe(TwoTower):
     def modality(self) -> str:
         return "V-L"
 
+    @classmethod
+    def options_of(cls, tensors: Mapping[str, Tensor], clip: Clip, *, where: str) -> dict[str, Any]:
+        n, width = sizes_of(tensors, "ctx", 2, where=where)
+        depth = 1 + len(tensors.get("deep", ()))
+        require_tower(clip, "text", width=width, layers=depth, where=where)
+        require_tower(clip, "visual", width=sizes_of(tensors, "projection.bias", 1, where=where)[0], layers=depth, where=where)
+        return {"n_ctx": n, "depth": depth} | ({"ctx_init": ""} if n > MOST_WORDS else {})
+
+    def texts(self, names: Sequence[str], template: str | Sequence[str]) -> list[str]:
+        init = self.options.ctx_init
+        return fill(init + " {}.", names) if init else context_texts(names, self.options.n_ctx)
+
     def class_list(self, names: Sequence[str], template: str | Sequence[str], *, memory_gib: float | None = None) -> ClassList:
-        init, n = self.options.ctx_init, self.options.n_ctx
-        texts = fill(init + " {}.", names) if init else context_texts(names, n)
-        return with_prompts(self.clip, names, template, texts, slots=n, memory_gib=memory_gib)
+        return with_prompts(self.clip, names, template, self.texts(names, template), slots=self.options.n_ctx, memory_gib=memory_gib)
 
     def text_features(self, classes: ClassList) -> Tensor:
         deep = self.deep.unbind(0) if self.depth > 1 else ()

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from mmrl.clip import ClassList, Clip, Edit, Edits
 from mmrl.errors import UsageError
-from mmrl.methods.base import ImageFeatures, TwoTower
+from mmrl.methods.authors import AuthorsFile, layer_names, require_tower, sizes_of
+from mmrl.methods.base import ImageFeatures, SavedAs, TwoTower
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.prompts import with_prompts
 from mmrl.methods.registry import register
@@ -20,6 +21,7 @@ from mmrl.templates import DEFAULT_TEMPLATE, check_template, fill
 
 Linear = tuple[Tensor, Tensor]  # weight (out, in) and bias (out,)
 FIRST, LAST = 5, 12  # published layers, from 1
+LEARNER = "adapter_learner"  # of the authors' code, which saves it alone
 
 
 class MMAOptions(MethodOptions):
@@ -91,6 +93,7 @@ class MMA(TwoTower):
         "shared.weight": "adapter_learner.shared_adapter.{i}.0.weight",
         "shared.bias": "adapter_learner.shared_adapter.{i}.0.bias",
     }
+    saved_as = SavedAs(module=LEARNER, constant=(f"{LEARNER}.token_embedding", f"{LEARNER}.tokenized_prompts"))
 
     def __init__(self, clip: Clip, options: MMAOptions) -> None:
         super().__init__(clip, options)
@@ -114,6 +117,19 @@ class MMA(TwoTower):
             raise UsageError(f"adapter_start is {first}, but the last layer with adapters is {last}; give 1 to {last}.")
         return first, last
 
+    @classmethod
+    def from_checkpoint(cls, file: AuthorsFile, clip: Clip) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, found = super().from_checkpoint(file, clip)
+        pattern = cls.authors_names["shared.bias"]
+        first = int(layer_names([pattern], file.tensors)[pattern][0].removeprefix(f"{LEARNER}.shared_adapter.").split(".")[0])
+        if not first:
+            raise UsageError(f"{file.where} has an adapter behind the token embedding (ADAPTER_START 0), which MMA has not here.")
+        last = first + len(tensors["shared.bias"]) - 1
+        for tower in ("text", "visual"):
+            width = sizes_of(tensors, f"{tower}_up.bias", 2, where=file.where)[1]
+            require_tower(clip, tower, width=width, layers=last, where=file.where)
+        return tensors, {**found, "adapter_start": first, "adapter_end": last, "adapter_dim": tensors["shared.bias"].shape[-1]}
+
     @property
     def modality(self) -> str:
         return "V-L"
@@ -122,11 +138,14 @@ class MMA(TwoTower):
     def frozen_text_layers(self) -> int:
         return self.first - 1
 
+    def texts(self, names: Sequence[str], template: str | Sequence[str]) -> list[str]:
+        return fill(template if self.options.template is None else self.options.template, names)
+
     def class_list(self, names: Sequence[str], template: str | Sequence[str], *, memory_gib: float | None = None) -> ClassList:
         own = self.options.template
         if own is None or own == template:
             return super().class_list(names, template, memory_gib=memory_gib)
-        return with_prompts(self.clip, names, template, fill(own, names), start=self.frozen_text_layers, memory_gib=memory_gib)
+        return with_prompts(self.clip, names, template, self.texts(names, template), start=self.frozen_text_layers, memory_gib=memory_gib)
 
     def _edits(self, down: LinearStack, up: LinearStack) -> Edits:
         layers = zip(down.layers(), self.shared.layers(), up.layers())

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from mmrl.clip import ClassList, Clip, Edit, Edits
 from mmrl.clip.vision import Pooled
 from mmrl.errors import UsageError
-from mmrl.methods.base import ImageFeatures, Loss, TwoTower, cosine_logits
+from mmrl.methods.authors import require_tower, sizes_of
+from mmrl.methods.base import ImageFeatures, Loss, SavedAs, TwoTower, cosine_logits
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import register
 
@@ -78,7 +79,7 @@ class RepresentationMethod(TwoTower):
     """Loss, features and inference; a subclass gives the tokens and P_v^r."""
 
     edits_layers = True
-    importable = True
+    saved_as = SavedAs()
     Options: ClassVar[type[MethodOptions]] = RepresentationOptions
     options: RepresentationOptions
 
@@ -113,17 +114,12 @@ class RepresentationMethod(TwoTower):
 
     @classmethod
     def options_of(cls, tensors: Mapping[str, Tensor], clip: Clip, *, where: str) -> dict[str, Any]:
-        other = next((name for name, n in IMPORTED_SIZES.items() if name in tensors and tensors[name].dim() != n), None)
-        if other is not None:
-            shape, n = tuple(tensors[other].shape), IMPORTED_SIZES[other]
-            raise UsageError(f"'{other}' of {where} has the shape {shape}, not {n} sizes. It is no checkpoint of the authors' code.")
-        for side, tower in (("visual", clip.vision), ("text", clip.text)):
+        for name, n in IMPORTED_SIZES.items():
+            if name in tensors:
+                sizes_of(tensors, name, n, where=where)
+        for side in ("visual", "text"):
             layers, width = tensors[f"{side}.bias"].shape
-            if width != tower.width or layers > tower.depth:
-                raise UsageError(
-                    f"{where} was made with another backbone: its {side} tower has width {width} and at least {layers} layers, "
-                    f"that of '{clip.name}' width {tower.width} and {tower.depth} layers. Give the one it was made with."
-                )
+            require_tower(clip, side, width=width, layers=layers, where=where)
         k, d_r = tensors["rep_space"].shape
         j_visual, j_text = (t.depth - len(tensors[f"{side}.bias"]) + 1 for side, t in (("visual", clip.vision), ("text", clip.text)))
         return {"rep_tokens": k, "rep_dim": d_r, "first_layer": j_visual, "first_text_layer": j_text}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,18 @@ from torch import Tensor, nn
 
 from mmrl.clip import ClassList, Clip
 from mmrl.errors import UsageError
+from mmrl.methods.authors import require_tower, sizes_of
 from mmrl.methods.base import Differentiate, Gradients, Loss, Task, TwoTower, cosine_logits
 from mmrl.methods.options import MethodOptions
-from mmrl.methods.prompts import context_edit, context_of, context_texts, random_context, with_prompts, with_teacher
+from mmrl.methods.prompts import (
+    LEARNER_ALONE,
+    context_edit,
+    context_of,
+    context_texts,
+    random_context,
+    with_prompts,
+    with_teacher,
+)
 from mmrl.methods.registry import register
 from mmrl.templates import check_template, template_list
 
@@ -47,6 +56,7 @@ class ProGrad(TwoTower):
     options: ProGradOptions
     edits_layers = True
     authors_names: ClassVar[Mapping[str, str]] = {"ctx": "prompt_learner.ctx"}
+    saved_as = LEARNER_ALONE
     ctx: nn.Parameter  # (n, d), made in `setup`
 
     def __init__(self, clip: Clip, options: ProGradOptions) -> None:
@@ -57,6 +67,12 @@ class ProGrad(TwoTower):
     @property
     def modality(self) -> str:
         return "L"
+
+    @classmethod
+    def options_of(cls, tensors: Mapping[str, Tensor], clip: Clip, *, where: str) -> dict[str, Any]:
+        n, width = sizes_of(tensors, "ctx", 2, where=where)
+        require_tower(clip, "text", width=width, layers=1, where=where)
+        return {"n_ctx": n, "init": "random"}
 
     def setup(self, task: Task) -> None:
         """Makes the context, which may start from the data set's prompt.
@@ -86,9 +102,12 @@ class ProGrad(TwoTower):
             )
         return F.pad(start, (0, 0, n - len(start), 0))
 
+    def texts(self, names: Sequence[str], template: str | Sequence[str]) -> list[str]:
+        return context_texts(names, self.options.n_ctx)
+
     def class_list(self, names: Sequence[str], template: str | Sequence[str], *, memory_gib: float | None = None) -> ClassList:
-        n = self.options.n_ctx
-        classes = with_prompts(self.clip, names, template, context_texts(names, n), slots=n, memory_gib=memory_gib)
+        texts, n = self.texts(names, template), self.options.n_ctx
+        classes = with_prompts(self.clip, names, template, texts, slots=n, memory_gib=memory_gib)
         return with_teacher(self.clip, classes, template, self._teacher(template))
 
     def text_features(self, classes: ClassList) -> Tensor:

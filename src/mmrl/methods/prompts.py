@@ -13,11 +13,16 @@ from mmrl.clip import ClassList, Clip, Edit, Prompts
 from mmrl.clip.backbone import averaged
 from mmrl.clip.text import TextHidden
 from mmrl.errors import UsageError
+from mmrl.methods.base import SavedAs
 from mmrl.names import check_names, spoken
 from mmrl.templates import Template, fill, template_list
 
 Position = Literal["end", "middle", "front"]  # of the class name, in the context
 CONTEXT_STD = 0.02  # of random context
+LEARNER = "prompt_learner"  # of the authors' code: the CoOp family saves it, alone or in the whole model
+LEARNER_CONSTANTS = (f"{LEARNER}.token_prefix", f"{LEARNER}.token_suffix")  # BOT, and what stands behind the context
+LEARNER_ALONE = SavedAs(module=LEARNER, constant=LEARNER_CONSTANTS)
+MOST_WORDS = 4  # of a longer context the authors' MaPLe and PromptSRC start none from words, and write none in front of the name
 
 
 def context_of(clip: Clip, text: str, tokens: int | None = None) -> Tensor:

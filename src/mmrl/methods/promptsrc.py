@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,19 @@ from torch import Tensor, nn
 from mmrl.clip import NO_EDITS, ClassList, Clip, Edit, Edits
 from mmrl.clip.vision import ImageHidden
 from mmrl.errors import UsageError
-from mmrl.methods.base import ImageFeatures, Loss, TwoTower, cosine_logits
+from mmrl.methods.authors import require_tower, sizes_of
+from mmrl.methods.base import ImageFeatures, Loss, SavedAs, TwoTower, cosine_logits
 from mmrl.methods.options import MethodOptions
-from mmrl.methods.prompts import context_edit, context_of, context_texts, random_context, with_prompts
+from mmrl.methods.prompts import (
+    LEARNER,
+    LEARNER_CONSTANTS,
+    MOST_WORDS,
+    context_edit,
+    context_of,
+    context_texts,
+    random_context,
+    with_prompts,
+)
 from mmrl.methods.registry import register
 from mmrl.templates import MOST_TEMPLATES, check_template, fill
 
@@ -80,6 +90,10 @@ class PromptSRC(TwoTower):
         "ctx_vision": "image_encoder.VPT",
         "deep_vision": "image_encoder.transformer.resblocks.{i}.VPT_shallow",
     }
+    saved_as = SavedAs(
+        optional=frozenset({"deep_text", "deep_vision"}),  # none at depth 1
+        constant=(*LEARNER_CONSTANTS, f"{LEARNER}.ZS_image_encoder"),
+    )
     deep_text: nn.Parameter | None  # (depth - 1, n, d), of the layers after the first
     deep_vision: nn.Parameter | None
 
@@ -106,12 +120,25 @@ class PromptSRC(TwoTower):
     def modality(self) -> str:
         return "V, L"
 
+    @classmethod
+    def options_of(cls, tensors: Mapping[str, Tensor], clip: Clip, *, where: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for side, tower in (("text", "text"), ("vision", "visual")):
+            n, width = sizes_of(tensors, f"ctx_{side}", 2, where=where)
+            depth = 1 + len(tensors.get(f"deep_{side}", ()))
+            require_tower(clip, tower, width=width, layers=depth, where=where)
+            found |= {f"n_ctx_{side}": n, f"depth_{side}": depth}
+        return found | ({"ctx_init": ""} if found["n_ctx_text"] > MOST_WORDS else {})
+
     # ---- passes ----
 
+    def texts(self, names: Sequence[str], template: str | Sequence[str]) -> list[str]:
+        init = self.options.ctx_init
+        return fill(init + " {}.", names) if init else context_texts(names, self.options.n_ctx_text)
+
     def class_list(self, names: Sequence[str], template: str | Sequence[str], *, memory_gib: float | None = None) -> ClassList:
-        init, n = self.options.ctx_init, self.options.n_ctx_text
-        texts = fill(init + " {}.", names) if init else context_texts(names, n)
-        return with_prompts(self.clip, names, template, texts, slots=n, memory_gib=memory_gib)
+        n = self.options.n_ctx_text
+        return with_prompts(self.clip, names, template, self.texts(names, template), slots=n, memory_gib=memory_gib)
 
     def teacher(self, classes: ClassList) -> Tensor:
         """The frozen class features that training holds the adapted ones to, (C, embed_dim), normalised.
