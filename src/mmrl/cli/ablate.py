@@ -1,4 +1,4 @@
-"""`mmrl ablate`: the paper's ablations."""
+"""`mmrl ablate`: the paper's ablations, and sweeps over any options."""
 
 from __future__ import annotations
 
@@ -14,20 +14,40 @@ if TYPE_CHECKING:
 
 @with_grid
 def ablate(
-    name: str = typer.Argument(..., help="variants, rep-dim, layers, tokens, alpha, lambda, regulariser, or all."),
+    name: str = typer.Argument(None, help="variants, rep-dim, layers, tokens, alpha, lambda, regulariser, or all; nothing with --vary."),
     method: str = typer.Option("mmrl", "--method", help="The method to change."),
     values: str = typer.Option(None, "--values", help="Other values than the paper's, separated by commas."),
+    vary: list[str] = typer.Option(
+        [], "--vary", metavar="KEY=A,B,C", help="Any option of the method or of training at these values; several give all combinations."
+    ),
+    paired: bool = typer.Option(False, "--paired", help="Take the values of several --vary in pairs, not all combinations."),
     shots: int = typer.Option(16, "--shots", min=1, help="Images a class."),
     *,
     grid: Grid,
 ) -> None:
-    """Run one of the paper's ablations, or all of them: base-to-novel with one thing changed. Unchanged runs are shared with `bench`."""
+    """Run one of the paper's ablations, all of them, or one of your own (--vary): base-to-novel with something changed.
+
+    Unchanged runs are shared with `bench`.
+    """
     from mmrl import methods as registry
-    from mmrl.cli.options import parse_seeds, parse_values
+    from mmrl.cli.options import parse_seeds, parse_values, parse_vary
     from mmrl.errors import UsageError, unknown
-    from mmrl.protocols import ABLATIONS
+    from mmrl.protocols import ABLATIONS, sweep
     from mmrl.protocols import ablate as plan
 
+    if vary or name is None:
+        if name is not None or values or not vary:
+            raise UsageError(
+                f"give one of the paper's ablations ({', '.join(ABLATIONS)}, all), or --vary KEY=VALUES for one of your own, "
+                "without a name and --values."
+            )
+        registry.get(method)
+        chosen = present(names(grid.datasets) or grid.suite.single, grid)
+        seeds, varied = parse_seeds(grid.seeds), parse_vary(vary)
+        carry_out(sweep(varied, chosen, seeds, method=method, shots=shots, overrides=grid.overrides, paired=paired), grid)
+        return
+    if paired:
+        raise UsageError("--paired is for several --vary.")
     if name not in (*ABLATIONS, "all"):
         raise unknown("ablation", name, (*ABLATIONS, "all"))
     if values and name == "all":

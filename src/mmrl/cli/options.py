@@ -106,7 +106,37 @@ def _numbers(value: str, option: str, *, least: int, example: str) -> list[int]:
 
 def parse_values(value: str) -> list[Any]:
     """Values from 'a,b,c', numbers as numbers. Raises UsageError for a blank or repeated one."""
-    parts = [part.strip() for part in value.split(",")]
-    if not all(parts) or len(set(parts)) < len(parts):
-        raise UsageError(f"--values is '{value}'; give values separated by commas, each once.")
-    return [parse_settings([f"value={part}"])["value"] for part in parts]
+    return _values(value, "--values")
+
+
+def parse_vary(pairs: Sequence[str]) -> dict[str, list[Any]]:
+    """Values by option from several 'KEY=a,b,c'; a value in brackets or quotes is JSON, and may have commas.
+
+    Raises:
+        UsageError: no KEY=VALUES, an option given twice, or a blank or repeated value.
+    """
+    out: dict[str, list[Any]] = {}
+    for pair in pairs:
+        key, equals, listed = (part.strip() for part in pair.partition("="))
+        if not equals or not key:
+            raise UsageError(f"--vary {pair}: expected KEY=VALUES, for example --vary lr=0.0005,0.001. `mmrl methods` lists the keys.")
+        if key in out:
+            raise UsageError(f"--vary {pair}: {key} is varied twice; give all its values at once.")
+        if key == "seed":
+            raise UsageError(f"--vary {pair}: use --seeds, whose runs a row of the table is the mean of.")
+        out[key] = _values(listed, f"--vary {key}")
+    return out
+
+
+def _values(value: str, option: str) -> list[Any]:
+    parts: list[str] = []
+    for piece in value.split(","):
+        if parts and (parts[-1].count("[") > parts[-1].count("]") or parts[-1].count('"') % 2):
+            parts[-1] += f",{piece}"
+        else:
+            parts.append(piece)
+    parts = [part.strip() for part in parts]
+    found = [parse_settings([f"value={part}"])["value"] for part in parts]
+    if not all(parts) or any(value in found[:at] for at, value in enumerate(found)):
+        raise UsageError(f"{option} is '{value}'; give values separated by commas, each once.")
+    return found

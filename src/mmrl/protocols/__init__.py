@@ -4,6 +4,7 @@ from mmrl.protocols.ablations import ABLATIONS, Ablation, Tower, ablate
 from mmrl.protocols.evaluations import EVALUATIONS, base_to_novel, cross_dataset, domain_generalisation, evaluation, few_shot
 from mmrl.protocols.plan import Cell, Training
 from mmrl.protocols.suites import MINI, PAPER, Suite
+from mmrl.protocols.sweeps import sweep
 
 __all__ = [
     "ABLATIONS",
@@ -21,4 +22,5 @@ __all__ = [
     "domain_generalisation",
     "evaluation",
     "few_shot",
+    "sweep",
 ]

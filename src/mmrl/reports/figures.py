@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mmrl.reports.measures import HM, Arm, Measure, StudyScores
 from mmrl.reports.paper import AVERAGE
-from mmrl.reports.plans import ABLATIONS, ZERO_SHOT
+from mmrl.reports.plans import ZERO_SHOT, is_ablation, swept
 from mmrl.reports.svg import Chart, look, marker, tag, tick_text, whisker, width_of
-from mmrl.reports.tables import METRICS, Arms, few_shot_columns, in_order, number
+from mmrl.reports.tables import METRICS, Arms, few_shot_columns, in_order, number, value_name
 
 HALVES = ("base", "novel", HM)
 PANEL = (310.0, 230.0)  # px
@@ -27,7 +28,10 @@ class Drawing:
 
 def study_drawings(scores: StudyScores) -> list[Drawing]:
     """The charts of one study; none where no score is there yet."""
-    if scores.study in ABLATIONS:
+    options, methods = len(swept(scores.study)), len({arm.method for arm in scores.arms})
+    if options and (options > 1 or methods > 1) and (sweep := _sweep(scores)):
+        found = sweep
+    elif is_ablation(scores.study):
         found = _ablation(scores)
     elif scores.study == "few-shot":
         found = _few_shot(scores)
@@ -151,7 +155,7 @@ def _ablation(scores: StudyScores) -> Drawing:
     places = ([AVERAGE] if len(scores.datasets) > 1 else []) + scores.datasets
     if all(number(arm.variant) is not None for arm in arms) and len({arm.method for arm in arms}) == 1:
         labels = [tick_text(value) if (value := number(arm.variant)) is not None else arm.variant for arm in arms]
-        axis = _AXES.get(scores.study, scores.study)
+        axis = _AXES.get(scores.study) or value_name(scores.study)
         lines = {place: [[_half(scores, arm, place, metric) for arm in arms] for metric in HALVES] for place in places}
         charts = [curves(place, axis, labels, found, [None] * len(found), names) for place, found in lines.items()]
         series = [[m for found in lines.values() for m in found[at]] for at in range(len(names))]
@@ -161,6 +165,39 @@ def _ablation(scores: StudyScores) -> Drawing:
     title = f"Accuracy, {places[0]}" if places else "Accuracy"
     drawn = dumbbells(title, "accuracy, %", rows, names)
     return Drawing(title, drawn, _legend(names, zip(*(measures for _, measures in rows))), _bars(scores))
+
+
+def _sweep(scores: StudyScores) -> Drawing | None:
+    """HM over the values of one option, a line for each method and combination of the others; None where that makes no line."""
+    options, titles = swept(scores.study), {arm.title for arm in scores.arms}
+    each = [rf"{re.escape(key)}=(.*?)" if len(options) > 1 else "(.*?)" for key in options]
+    pattern = re.compile(", ".join(each) + r"((?:, \w+=.*)?)")
+    points = [(match.groups(), arm) for arm in scores.arms if (match := pattern.fullmatch(arm.variant))]
+    best: dict[tuple[str, ...], dict[str, Arm]] = {}
+    axis = ""
+    for at, key in enumerate(options):
+        if all(number(values[at]) is not None for values, _ in points):
+            lines: dict[tuple[str, ...], dict[str, Arm]] = {}
+            for values, arm in points:
+                own = (arm.title if len(titles) > 1 else "", *(f"{k}={v}" for k, v in zip(options, values) if k != key))
+                rest = (*own, values[-1].removeprefix(", "), str(arm.shots), arm.backbone)
+                lines.setdefault(rest, {})[values[at]] = arm
+            if max(map(len, lines.values()), default=0) > max(map(len, best.values()), default=1):  # the option with the longest lines
+                best, axis = lines, key
+    if not best or sum(map(len, best.values())) < len(scores.arms):
+        return None
+    labels = sorted({label for arms in best.values() for label in arms}, key=lambda text: number(text) or 0.0)
+    names = tuple(", ".join(filter(None, rest[:-2])) for rest in best)
+    places = ([AVERAGE] if len(scores.datasets) > 1 else []) + scores.datasets
+    metric = HM if any((m := _half(scores, arm, places[0], HM)) and m.applicable for arm in scores.arms) else "base"
+    charts: list[str] = []
+    series: list[list[Measure | None]] = [[] for _ in names]
+    for place in places:
+        drawn = [[_half(scores, arms[label], place, metric) if label in arms else None for label in labels] for arms in best.values()]
+        charts.append(curves(place, axis, labels, drawn, [None] * len(drawn), names))
+        for own_points, line in zip(series, drawn):
+            own_points += line
+    return Drawing(f"{METRICS[metric]} in %", tuple(filter(None, charts)), _legend(names, series), _bars(scores))
 
 
 def _half(scores: StudyScores, arm: Arm, dataset: str, metric: str) -> Measure | None:

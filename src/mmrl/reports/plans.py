@@ -23,8 +23,19 @@ MARKER = "results.json"
 PACKED = "packed"
 STUDIES = ("base-to-novel", "few-shot", "cross-dataset", "domain-generalisation")
 ABLATIONS = ("variants", "rep-dim", "layers", "tokens", "alpha", "lambda", "regulariser")
+SWEEP = "vary-"  # begins the name of a study of the user's own options, as `mmrl.protocols.sweeps` plans it; the options follow
 COST = "cost"
 ZERO_SHOT = "zero-shot"  # name of the method that is CLIP as it is
+
+
+def swept(study: str) -> tuple[str, ...]:
+    """The options that a study varies, if it is such a one."""
+    return tuple(study.removeprefix(SWEEP).split("-")) if study.startswith(SWEEP) else ()
+
+
+def is_ablation(study: str) -> bool:
+    """Whether its rows are variants of a method."""
+    return study in ABLATIONS or bool(swept(study))
 
 
 class Slot(Part):

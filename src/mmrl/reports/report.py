@@ -25,7 +25,7 @@ from mmrl.reports.records import RunRecord, TestRecord
 from mmrl.reports.results import Results, read_part
 from mmrl.reports.sheets import Sheet, TableCell
 from mmrl.reports.status import STATES, duration, held_locks, slot_states
-from mmrl.reports.tables import METRICS, TITLES, Arms, calibration_sheet, cost_sheet, machine, study_sheets
+from mmrl.reports.tables import METRICS, Arms, calibration_sheet, cost_sheet, machine, study_sheets, title_of
 from mmrl.version import __version__
 
 FORMS = ((".md", sheets.markdown), (".tex", sheets.latex), (".csv", sheets.tidy_csv))
@@ -56,7 +56,7 @@ def build_report(results_folder: Path | str, out: Path | str, *, title: str | No
         sweep(place)
     studies = {study: StudyScores(results, plan) for study, plan in results.plans.items()}
     sections = [
-        Section(study, TITLES.get(study, study), study_sheets(scores), study_drawings(scores), study in ABLATIONS)
+        Section(study, title_of(study), study_sheets(scores), study_drawings(scores), study in ABLATIONS)
         for study, scores in studies.items()
     ]
     found = claims(results, studies)
@@ -175,7 +175,7 @@ def _progress(results: Results) -> Sheet:
     rows: list[tuple[TableCell, ...]] = []
     for study, plan in results.plans.items():
         states = [state for _, state in slot_states(results, plan, locks)]
-        rows.append((TITLES.get(study, study), *(states.count(state) for state in STATES), len(states)))
+        rows.append((title_of(study), *(states.count(state) for state in STATES), len(states)))
     return Sheet("progress", "Scores, done and missing", ("study", *STATES, "all"), tuple(rows), bold=False)
 
 
@@ -186,7 +186,7 @@ def _problems(results: Results) -> Iterator[tuple[str, str, str, list[str]]]:
         runs = {slot.run for _, slot, state in states if state == kind}
         lines = [f"{each.what}: {each.error}" for run, each in results.failures.items() if run in runs]
         yield kind, name, "", lines
-    missing = [f"{TITLES.get(plan.study, plan.study)}: {_slot_name(slot)}" for plan, slot, state in states if state == "to do"]
+    missing = [f"{title_of(plan.study)}: {_slot_name(slot)}" for plan, slot, state in states if state == "to do"]
     more = [f"and {len(missing) - 50} more"] if len(missing) > 50 else []
     yield "missing", "Not done yet", "", missing[:50] + more
     counted = Counter(name for run in results.runs.values() for name in _dirty(run))

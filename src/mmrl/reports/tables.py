@@ -12,7 +12,7 @@ from mmrl.reports import paper
 from mmrl.reports.cost import CostRow, CostTable
 from mmrl.reports.measures import HM, MEAN_HM, Arm, Measure, StudyScores
 from mmrl.reports.paper import AVERAGE
-from mmrl.reports.plans import ABLATIONS, ZERO_SHOT
+from mmrl.reports.plans import ZERO_SHOT, is_ablation, swept
 from mmrl.reports.sheets import Sheet, TableCell
 
 T = TypeVar("T")
@@ -38,12 +38,22 @@ _VALUES = {"rep-dim": "d_r", "layers": "J", "tokens": "K", "alpha": "α", "lambd
 METRICS = {"base": "base", "novel": "novel", HM: "HM", "all": "accuracy"}
 
 
+def title_of(study: str) -> str:
+    """In headings."""
+    return f"Ablation: {', '.join(swept(study))}" if swept(study) else TITLES.get(study, study)
+
+
+def value_name(study: str) -> str:
+    """What the values of an ablation are of."""
+    return swept(study)[0] if len(swept(study)) == 1 else _VALUES.get(study, "variant")
+
+
 class Arms:
     """How the rows of a study are named: what all arms share is left out."""
 
     def __init__(self, scores: StudyScores) -> None:
         arms = scores.arms
-        self.ablation = scores.study in ABLATIONS
+        self.ablation = is_ablation(scores.study)
         self.methods = not self.ablation or len({arm.method for arm in arms}) > 1
         self.variants = self.ablation or any(arm.variant for arm in arms)
         self.backbones = len({arm.backbone for arm in arms}) > 1
@@ -52,7 +62,7 @@ class Arms:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        return self._shown("method", _VALUES.get(self.study, "variant"), "backbone", "shots")
+        return self._shown("method", value_name(self.study), "backbone", "shots")
 
     def columns(self, arm: Arm) -> tuple[TableCell, ...]:
         shots = None if arm.shots is None else arm.shots or "all"
@@ -77,7 +87,7 @@ def average_of(datasets: Sequence[str]) -> str:
 
 def in_order(scores: StudyScores) -> list[Arm]:
     """As planned, zero-shot first; in ablations, variants that are numbers by their size, before others."""
-    return sorted(scores.arms, key=lambda arm: (arm.method != ZERO_SHOT, _size(arm))) if scores.study in ABLATIONS else scores.arms
+    return sorted(scores.arms, key=lambda arm: (arm.method != ZERO_SHOT, _size(arm))) if is_ablation(scores.study) else scores.arms
 
 
 def _size(arm: Arm) -> float:
@@ -95,7 +105,7 @@ def number(text: str) -> float | None:
 
 def study_sheets(scores: StudyScores) -> list[Sheet]:
     """The tables of one study, averages first."""
-    if scores.study in ABLATIONS:
+    if is_ablation(scores.study):
         return _halves(scores, _matrix)
     if scores.study == "base-to-novel":
         return _halves(scores, _blocks)
@@ -113,7 +123,7 @@ def _halves(scores: StudyScores, each: Callable[[StudyScores, Arms], list[Sheet]
     for arm in in_order(scores):
         rows.append((*arms.columns(arm), *(scores.average(arm, metric) for metric in ("base", "novel", HM, MEAN_HM))))
     heads = (*arms.heads, "base", "novel", "HM of the averages", "mean of the HMs")
-    title = f"{TITLES[scores.study]}, {average_of(scores.datasets)}"
+    title = f"{title_of(scores.study)}, {average_of(scores.datasets)}"
     notes = (SPREAD, AVERAGES, *scores.plan.notes)
     return [Sheet(f"{scores.study}-average", title, heads, tuple(rows), notes), *each(scores, arms)]
 
@@ -126,7 +136,7 @@ def _blocks(scores: StudyScores, arms: Arms) -> list[Sheet]:
         for arm in in_order(scores)
     ]
     heads = ("data set", *arms.heads, "base", "novel", "HM")
-    title = f"{TITLES[scores.study]}, by data set"
+    title = f"{title_of(scores.study)}, by data set"
     return [Sheet(scores.study, title, heads, tuple(rows), (SPREAD, HM_NOTE), group=0, unseen=_mean_hms(scores))]
 
 
@@ -144,7 +154,7 @@ def _matrix(scores: StudyScores, arms: Arms) -> list[Sheet]:
             (*arms.columns(arm), scores.average(arm, metric), *(scores.measure(arm, dataset, metric) for dataset in scores.datasets))
             for arm in in_order(scores)
         ]
-        title = f"{TITLES[scores.study]}, {METRICS[metric]} by data set"
+        title = f"{title_of(scores.study)}, {METRICS[metric]} by data set"
         average = "HM of the averages" if metric == HM else AVERAGE
         out.append(
             Sheet(
@@ -192,7 +202,7 @@ def _transfer(scores: StudyScores) -> Sheet:
         source, targets = ([scores.measure(arm, name, "all") for name in names] for names in (sources, scores.targets))
         rows.append((*arms.columns(arm), *source, scores.average(arm, "all"), *targets))
     heads = (*arms.heads, *(f"{name} (source)" for name in sources), f"average of {len(scores.targets)} targets", *scores.targets)
-    return Sheet(scores.study, f"{TITLES[scores.study]}, by data set tested on", heads, tuple(rows), (SPREAD, *scores.plan.notes))
+    return Sheet(scores.study, f"{title_of(scores.study)}, by data set tested on", heads, tuple(rows), (SPREAD, *scores.plan.notes))
 
 
 def _plain(scores: StudyScores) -> Sheet:
