@@ -49,6 +49,7 @@ METHODS = (  # that are trained by steps
     "prograd",
     "provp",
     "kgcoop",
+    "tcp",
     "plot",
     "rpo",
     "mma",

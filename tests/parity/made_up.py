@@ -26,6 +26,7 @@ STEPS, DEPTH = 3, 4
 SGD = {"class": "SGD", "lr": 0.02, "momentum": 0.9, "dampening": 0, "weight_decay": 0.0005, "nesterov": False}
 SGD_TEXT = {"optimizer": "SGD momentum 0.9 weight_decay 5e-4 dampening 0 no nesterov", "lr": 0.02}
 ADAMW_TEXT = {"optimizer": "AdamW betas (0.9,0.999) weight_decay 1e-2 eps 1e-6", "lr": 0.002}
+ADAM = {"class": "Adam", "lr": 0.002, "betas": [0.9, 0.999], "eps": 0.001, "weight_decay": 0.0005}
 ADAMW = {"class": "AdamW", "lr": 0.002, "eps": 1e-4, "betas": [0.9, 0.99], "weight_decay": 0.01}
 
 
@@ -64,6 +65,15 @@ VARIANTS = {
         "kgcoop",
         {"n_ctx": 3, "ctx_init": "", "csc": True, "class_token_position": "front", "teacher_template": "a {} of old.", "reg_weight": 2.5},
         {"n_ctx": 3, "ctx_init": "random normal std 0.02", "class_token_position": "front", "zero_shot_template": "a {} of old.", "W": 2.5},
+    ),
+    "tcp_ucf": Variant(
+        "tcp",
+        {"n_ctx": 3, "template": "a person doing {}.", "teacher_template": "a person doing {}.", "insert_layer": 1, "insert_weight": 0.75,
+         "reduction": 2, "reg_weight": 3.0},
+        {"n_ctx": 3, "ctx_init": "random normal std 0.02", "insert_before_block_index": 1, "insert_weight": 0.75, "loss_weight": 3.0,
+         "zero_shot_template": "a person doing {}.", "prompt_template": "a photo of a person doing {}.",
+         "meta_net": "Linear(embed, embed//2) -> QuickGELU -> Linear(embed//2, 3*text width)"},
+        more={"optimizer": ADAM},
     ),
     "maple_depth3": Variant(
         "maple", {"n_ctx": 3, "depth": 3}, {"n_ctx": 3, "ctx_init": "a photo of a", "prompt_depth": 3, **SGD_TEXT}, more={}
@@ -218,6 +228,8 @@ def optimizer_of(case: dict[str, Any], parameters: Sequence[Any]) -> tuple[torch
         return torch.optim.AdamW(parameters, lr=0.002, weight_decay=1e-2, eps=1e-6), lambda: None
     if case["optimizer"]["class"] == "SGD":
         return torch.optim.SGD(parameters, lr=0.02, momentum=0.9, weight_decay=5e-4), lambda: None
+    if case["optimizer"]["class"] == "Adam":
+        return torch.optim.Adam(parameters, lr=0.002, eps=1e-3, weight_decay=5e-4), lambda: None
     optimizer = torch.optim.AdamW(parameters, lr=0.002, eps=1e-4, betas=(0.9, 0.99), weight_decay=0.01)
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5).step
 

@@ -92,9 +92,9 @@ def test_processor_time_needs_one_thread(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize("name", PLAIN)
 def test_both_sides_of_every_method_compute_the_same(name: str) -> None:
     """In float64, where nothing but a mistake can differ so little; also the optimiser's step that follows."""
-    clip = common.make_clip(WORK.backbone, 1)
+    clip = common.make_clip(WORK.backbone, 2)
     clip.model.double()
-    work = Work(WORK.backbone, 1, name, classes=4, batch=3)
+    work = Work(WORK.backbone, 2, name, classes=4, batch=3)
     work = dataclasses.replace(work, options=without_dropout(work))
     torch.set_default_dtype(torch.float64)  # parameters and images alike
     try:

@@ -35,6 +35,7 @@ OPTIONS = {
     "maple": "n_ctx ctx_init depth",
     "kgcoop": "n_ctx ctx_init csc class_token_position teacher_template reg_weight",
     "rpo": "n_prompts template keep_underscores",
+    "tcp": "n_ctx ctx_init template teacher_template insert_layer insert_weight reduction reg_weight",
     "prograd": "n_ctx init teacher_template prograd_lambda temperature",
     "promptsrc": """n_ctx_text n_ctx_vision ctx_init depth_text depth_vision text_loss_weight image_loss_weight logit_loss_weight gpa_mean
         gpa_std teacher_templates""",
@@ -53,6 +54,7 @@ BUILT_IN = {
     "prograd": {"teacher_template"},
     "provp": {"depth", "template"},
     "kgcoop": {"teacher_template"},
+    "tcp": {"insert_layer", "template", "teacher_template"},
 }
 UNTRAINED = {  # by steps; what their recipes set of `fit`
     "tip-adapter": {"batch_size", "crop_scale"},
@@ -146,7 +148,7 @@ def test_a_recipe_sets_all_that_its_training_depends_on(method: str, protocol: s
                 continue
             needed = (
                 TRAINED
-                | {"sgd": {"momentum"}, "adamw": {"eps"}}[run.fit["optimizer"]]
+                | {"sgd": {"momentum"}, "adam": {"eps"}, "adamw": {"eps"}}[run.fit["optimizer"]]
                 | {"iterations" if method == "clip-lora" else "epochs"}
             )
             assert fit == needed | ({"warmup_lr"} if run.fit["warmup_epochs"] or method.startswith("mmrl") else set())
@@ -245,6 +247,13 @@ def test_values_of_the_few_shot_runs_of_kgcoop():
     run = get("kgcoop", "few-shot", "dtd", 4)
     assert (run.fit["batch_size"], run.method["teacher_template"]) == (32, "a photo of a {}, a type of texture.")
     assert "not verified" in sources(run, "fit")["batch_size"] and get("kgcoop", "base-to-novel", "dtd").fit["batch_size"] == 128
+
+
+def test_tcp_s_epochs_and_prompts():
+    assert [get("tcp", protocol, "imagenet").fit["epochs"] for protocol in PROTOCOLS] == [25] * len(PROTOCOLS)
+    assert get("tcp", "base-to-novel", "ucf101").method["template"] == "person doing {}."
+    run = get("tcp", "base-to-novel", "mini:digits")
+    assert (run.fit["epochs"], run.fit["optimizer"], run.fit["eps"]) == (50, "adam", 1e-3)
 
 
 def test_protocols_without_published_values():

@@ -21,6 +21,7 @@ from mmrl.methods import (  # noqa: F401  (registers them)
     promptsrc,
     provp,
     rpo,
+    tcp,
     tip_adapter,
     zero_shot,
 )
