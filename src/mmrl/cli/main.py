@@ -13,6 +13,7 @@ from mmrl.cli import (
     advise,
     bench,
     boundary,
+    compare,
     config,
     cost,
     data,
@@ -60,6 +61,7 @@ app.command("predict")(predict.predict)
 app.command("advise")(advise.advise)
 app.command("bench")(bench.bench)
 app.command("ablate")(ablate.ablate)
+app.command("compare")(compare.compare)
 app.command("cost")(cost.cost)
 app.command("methods")(methods.methods)
 app.command("demo")(demo.demo)

@@ -202,8 +202,12 @@ class StudyScores:
 
     def tests(self, arm: Arm, dataset: str, classes: str, shots: int | None = None) -> list[TestRecord]:
         """Those that are done, by rising seed."""
+        return list(self.by_seed(arm, dataset, classes, shots).values())
+
+    def by_seed(self, arm: Arm, dataset: str, classes: str, shots: int | None = None) -> dict[Seed, TestRecord]:
+        """The same by seed."""
         seeds = self._seeds.get((arm, shots, dataset, classes), _Seeds()).tests
-        return [test for _, test in sorted(seeds.items(), key=lambda item: item[0] or 0) if test]
+        return {seed: test for seed, test in sorted(seeds.items(), key=lambda item: item[0] or 0) if test}
 
     def _halves(self, arm: Arm, dataset: str, metric: str, shots: int | None, quantity: str) -> _Halves | None:
         names = ("base", "novel") if metric in PAIRED else (metric,)
