@@ -31,9 +31,11 @@ LABELS = torch.tensor([0, 2, 1])
 VIEWS = {"train": torch.arange(4).repeat(2), "val": torch.arange(4)}  # labels of the task's images
 EXACT = {"plot": {"sinkhorn_threshold": 0.0}}  # else its logits depend on the other classes of the list, and it says so
 PATCHES = ("plot",)  # reads what the frozen tower puts out for the patches, too
-VARIANTS = {f"{name}, its own context for each class": (name, {"csc": True}) for name in ("coop", "kgcoop", "plot")}
+CLOSED = {f"{name}, its own context for each class": (name, {"csc": True}) for name in ("coop", "kgcoop", "plot")}
+CLOSED |= {"gda, without samples": ("gda", {"keep_samples": False})}
+VARIANTS = CLOSED | {"gda, mean of covariances": ("gda", {"covariance": "mean"})}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in methods.names()} | VARIANTS
-CLOSED_FORMS = ["linear-probe", "lpp", "tip-adapter"]
+CLOSED_FORMS = [case for case in CASES if CASES[case][0] in ("gda", "linear-probe", "lpp", "tip-adapter")]
 STEPPED = [case for case in CASES if case not in ("zero-shot", *CLOSED_FORMS)]
 
 
@@ -134,7 +136,7 @@ def test_the_recipe_names_options_that_exist(name: str) -> None:
 def test_modality_and_vocabulary(small_clip: Clip, case: str) -> None:
     method = make(small_clip, case)
     assert method.modality in ("V", "L", "V-L", "V, L", "-")
-    assert method.open_vocabulary(method.options) is (case not in (*CLOSED_FORMS, "tip-adapter-f", *VARIANTS))
+    assert method.open_vocabulary(method.options) is (case not in ("linear-probe", "lpp", "tip-adapter", "tip-adapter-f", *CLOSED))
     assert method.trainable == (case in STEPPED)
     assert method.task is not None and method.task.features is None  # passes over images are the engine's, for the time of a call
     assert 0 <= method.frozen_text_layers < small_clip.text.depth and method.logit_scale > 0

@@ -77,7 +77,7 @@ def test_steps_on_other_lists_of_classes() -> None:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("chunk", [2**24, 1])
 def test_search(name: str, seed: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmrl.methods.tip_adapter._VALUES", chunk)
+    monkeypatch.setattr("mmrl.methods.tip_adapter.VALUES", chunk)
     images = Images(small_clip_in_float64(), noise=2.0, seed=seed)
     method = made(name, {**SMALL_GRID, "augment_epoch": 1}, images, finish=False)
     slow = plain(method, NAMES, TEMPLATE)

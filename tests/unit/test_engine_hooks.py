@@ -206,6 +206,7 @@ def test_two_backward_passes_accumulate_as_one_does(clip: Clip) -> None:
 CLOSED: dict[str, dict[str, Any]] = {
     "linear-probe": {"c_search_steps": 2},
     "lpp": {"probe_steps": 15},
+    "gda": {"augment_epoch": 2, "keep_samples": False},
     "tip-adapter": {"augment_epoch": 2, "search_step": (5, 4)},
     "tip-adapter-f": {"augment_epoch": 2, "search_step": (5, 4)},
 }

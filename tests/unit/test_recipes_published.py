@@ -44,6 +44,7 @@ OPTIONS = {
     "tip-adapter-f": CACHE,
     "linear-probe": "c_grid c_search_steps max_iter selection",
     "lpp": "probe_steps probe_momentum alpha_every alpha_scale selection templates",
+    "gda": "alpha alpha_grid augment_epoch covariance pinv_cut neighbours text_copies selection keep_samples templates",
 }
 BUILT_IN = {
     "mmrl": {"first_layer"},
@@ -60,6 +61,7 @@ UNTRAINED = {  # by steps; what their recipes set of `fit`
     "tip-adapter": {"batch_size", "crop_scale"},
     "linear-probe": set[str](),
     "lpp": {"crop_scale"},
+    "gda": {"crop_scale"},
 }
 TRAINED = {
     "batch_size",
@@ -176,7 +178,7 @@ def test_values_that_are_not_passed_on_from_mmrl():
     assert get("maple", "cross-dataset", "imagenet").fit["warmup_epochs"] == 1
     crops = {method: tuple(get(method, "few-shot").fit["crop_scale"]) for method in packaged() if method != "linear-probe"}
     narrow = {method for method, crop in crops.items() if crop == (0.5, 1.0)}
-    assert narrow == {"mmrl", "mmrlpp", "tip-adapter", "tip-adapter-f", "lpp"} and set(crops.values()) == {(0.5, 1.0), (0.08, 1.0)}
+    assert narrow == {"mmrl", "mmrlpp", "tip-adapter", "tip-adapter-f", "lpp", "gda"} and set(crops.values()) == {(0.5, 1.0), (0.08, 1.0)}
 
 
 def overlap(one: Rule, other: Rule) -> bool:

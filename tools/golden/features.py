@@ -15,13 +15,17 @@ from tools.golden.methods import of_features
 
 
 class FeatureClip:
-    """In place of a CLIP, for a method that needs none: an image is its own feature, and the text features (C, embed_dim), of whatever
-    prompts, are those given."""
+    """In place of a CLIP, for a method that needs none: an image is its own feature.
+
+    Args:
+        text: features of classes (C, embed_dim), of whatever prompts.
+        names: of these classes, where several lists of them are asked for; else they are those of every list.
+    """
 
     name, device = "cached features", torch.device("cpu")
 
-    def __init__(self, embed_dim: int, text: Tensor | None = None, logit_scale: float = 100.0) -> None:
-        self.embed_dim, self.logit_scale = embed_dim, logit_scale
+    def __init__(self, embed_dim: int, text: Tensor | None = None, logit_scale: float = 100.0, names: Sequence[str] = ()) -> None:
+        self.embed_dim, self.logit_scale, self.names = embed_dim, logit_scale, list(names)
         self.text = torch.empty(0, embed_dim) if text is None else text
 
     def to(self, device: torch.device) -> FeatureClip:
@@ -33,8 +37,9 @@ class FeatureClip:
     def encode_text(self, texts: Sequence[str], *, normalise: bool = True) -> Tensor:
         return self.text
 
-    def class_list(self, names: Sequence[str], template: str | Sequence[str]) -> ClassList:
-        return ClassList(tuple(names), self.text)
+    def class_list(self, names: Sequence[str], template: str | Sequence[str], **_: object) -> ClassList:
+        rows = [self.names.index(name) for name in names] if self.names else slice(None)
+        return ClassList(tuple(names), self.text[rows])
 
 
 def method_of(case: str) -> str | None:

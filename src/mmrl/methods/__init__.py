@@ -9,6 +9,7 @@ from mmrl.methods import (  # noqa: F401  (registers them)
     clip_lora,
     cocoop,
     coop,
+    gda,
     kgcoop,
     linear_probe,
     lpp,

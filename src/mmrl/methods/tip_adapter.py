@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
@@ -14,20 +13,19 @@ from torch import Tensor, nn
 
 from mmrl.clip import ClassList, Clip
 from mmrl.errors import Notice
-from mmrl.methods.base import Loss, Method, Task, cosine_logits
+from mmrl.methods.base import Loss, Task, cosine_logits
+from mmrl.methods.frozen import VALUES, FrozenFeatures, FrozenOptions, class_features, unit
+from mmrl.methods.linear import exact
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import register
-from mmrl.templates import MOST_TEMPLATES, check_template
 
-LOGIT_SCALE = 100.0  # as in the authors' code, whatever the backbone learned
 LOWEST = 0.1  # where the authors' grids start
-_VALUES = 2**24  # numbers that the search holds at a time, so that memory does not grow with the validation images
 
 Scale = Annotated[float, Field(ge=LOWEST, le=10_000)]
 Step = Annotated[int, Field(ge=1, le=10_000)]
 
 
-class TipAdapterOptions(MethodOptions):
+class TipAdapterOptions(FrozenOptions):
     """Defaults are the authors' values for ImageNet; every other data set has its own."""
 
     alpha: float = Field(1.17, ge=0, le=10_000, description="weight of the cache beside the zero-shot logits, until one is selected")
@@ -41,9 +39,6 @@ class TipAdapterOptions(MethodOptions):
         "validation",
         description="where the final alpha and beta come from: a grid, by accuracy on the validation images, or the options as they are "
         "(fixed, and where there are no validation images); never test images",
-    )
-    templates: tuple[str, ...] | None = Field(
-        None, min_length=1, max_length=MOST_TEMPLATES, description="prompts whose features are averaged; null: the data set's own"
     )
 
 
@@ -66,7 +61,7 @@ def one_hot(labels: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @register("tip-adapter")
-class TipAdapter(Method):
+class TipAdapter(FrozenFeatures):
     """Zero-shot logits + alpha x sum over the training images of a class of exp(-beta (1 - cosine)), without training (equation 6).
 
     The key of an image is the mean of its features over augmented views, normalised after averaging. Alpha and beta are searched on the
@@ -86,18 +81,9 @@ class TipAdapter(Method):
     alpha: Tensor
     beta: Tensor
 
-    def __init__(self, clip: Clip, options: TipAdapterOptions) -> None:
-        super().__init__(clip, options)
-        if options.templates is not None:
-            check_template(options.templates, of=" of the method")
-
     @classmethod
     def open_vocabulary(cls, options: MethodOptions) -> bool:
         return False
-
-    @property
-    def logit_scale(self) -> float:
-        return LOGIT_SCALE
 
     # ---- the cache ----
 
@@ -108,7 +94,7 @@ class TipAdapter(Method):
             keys, labels = torch.zeros(task.images, self.clip.embed_dim), torch.zeros(task.images, dtype=torch.long)
         else:
             views, labels = task.features("train", self.options.augment_epoch)
-            keys = F.normalize(views.to(torch.promote_types(views.dtype, torch.float32)).mean(0), dim=-1)
+            keys = unit(exact(views).mean(0))
         self._hold(keys)
         self.register_buffer("labels", labels.long().clone())
         for name, value in (("alpha", self.options.alpha), ("beta", self.options.beta)):
@@ -139,7 +125,7 @@ class TipAdapter(Method):
         betas, alphas = map(grid, self.options.search_scale, self.options.search_step)
         weights = torch.tensor(alphas, dtype=head.keys.dtype, device=head.keys.device).view(-1, 1, 1)
         correct = torch.zeros(len(betas), len(alphas), dtype=torch.long, device=head.keys.device)
-        rows = max(1, _VALUES // max(1, len(head.keys), len(alphas) * head.text.shape[0]))
+        rows = max(1, VALUES // max(1, len(head.keys), len(alphas) * head.text.shape[0]))
         for some, true in zip(features.split(rows), labels.to(correct.device).split(rows)):
             zero_shot, affinity = self._compare(some, head)
             for i, beta in enumerate(betas):
@@ -152,18 +138,12 @@ class TipAdapter(Method):
 
     # ---- logits ----
 
-    def class_list(self, names: Sequence[str], template: str | Sequence[str], *, memory_gib: float | None = None) -> ClassList:
-        classes = super().class_list(names, template, memory_gib=memory_gib)
-        if self.options.templates is None:
-            return classes
-        return replace(classes, teacher=self.clip.class_list(names, self.options.templates).zero_shot)
-
     def head(self, classes: ClassList) -> CacheHead:
         """Raises UsageError if a class is not among those trained on."""
         columns = self.trained_columns(classes)
         asked = torch.isin(self.labels, columns)
         values = one_hot(self.labels[asked], columns, self.keys.dtype)
-        return CacheHead(_text(classes), self.keys[asked], values)
+        return CacheHead(class_features(classes), self.keys[asked], values)
 
     def _compare(self, features: Tensor, head: CacheHead) -> tuple[Tensor, Tensor]:
         """Zero-shot logits (B, C) and cosines with the keys (B, N), in float32 at least, of features (B, embed_dim), not normalised."""
@@ -173,10 +153,6 @@ class TipAdapter(Method):
     def logits_of_features(self, features: Tensor, head: CacheHead, seen: Tensor | bool) -> Tensor:
         zero_shot, affinity = self._compare(features, head)
         return zero_shot + self.alpha * _cache_logits(affinity, head.values, self.beta)
-
-
-def _text(classes: ClassList) -> Tensor:
-    return classes.zero_shot if classes.teacher is None else classes.teacher
 
 
 def _cache_logits(affinity: Tensor, values: Tensor, beta: float | Tensor) -> Tensor:
@@ -220,6 +196,6 @@ class TipAdapterF(TipAdapter):
     def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
         """Cross-entropy."""
         values = self._values_of(classes)
-        logits = self.logits(images, CacheHead(_text(classes), self.keys, values), True)
+        logits = self.logits(images, CacheHead(class_features(classes), self.keys, values), True)
         total = F.cross_entropy(logits, labels)
         return Loss(total, {"ce": total}, logits.detach())

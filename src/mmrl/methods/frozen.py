@@ -1,0 +1,60 @@
+"""Frozen features: what the methods share that read an image and a class by them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from mmrl.clip import ClassList, Clip
+from mmrl.methods.base import Method
+from mmrl.methods.linear import exact
+from mmrl.methods.options import MethodOptions
+from mmrl.templates import MOST_TEMPLATES, check_template
+
+LOGIT_SCALE = 100.0  # as in the authors' code, whatever the backbone learned
+VALUES = 2**24  # numbers that a pass over many rows holds at a time, so that memory does not grow with the images
+
+
+class FrozenOptions(MethodOptions):
+    """For a method whose class features may be of prompts of its own."""
+
+    templates: tuple[str, ...] | None = Field(
+        None, min_length=1, max_length=MOST_TEMPLATES, description="prompts whose features are averaged; null: the data set's own"
+    )
+
+
+class FrozenFeatures(Method):
+    """A method that compares frozen image features with frozen class features, at a logit scale of 100."""
+
+    Options: ClassVar[type[MethodOptions]] = FrozenOptions
+    options: FrozenOptions
+
+    def __init__(self, clip: Clip, options: FrozenOptions) -> None:
+        super().__init__(clip, options)
+        if options.templates is not None:
+            check_template(options.templates, of=" of the method")
+
+    @property
+    def logit_scale(self) -> float:
+        return LOGIT_SCALE
+
+    def class_list(self, names: Sequence[str], template: str | Sequence[str], *, memory_gib: float | None = None) -> ClassList:
+        classes = super().class_list(names, template, memory_gib=memory_gib)
+        if self.options.templates is None:
+            return classes
+        return replace(classes, teacher=self.clip.class_list(names, self.options.templates).zero_shot)
+
+
+def class_features(classes: ClassList) -> Tensor:
+    """Frozen class features (C, embed_dim), normalised: of the method's own prompts, or of the data set's."""
+    return classes.zero_shot if classes.teacher is None else classes.teacher
+
+
+def unit(features: Tensor) -> Tensor:
+    """Features (..., embed_dim) of length 1, in float32 at least."""
+    return F.normalize(exact(features), dim=-1)
