@@ -71,7 +71,7 @@ def test_methods_on_features_agree(capsys: pytest.CaptureFixture[str]) -> None:
     assert left_out.pop("gda/base2new_s2_truncated") == 7 * 64 + 7 + 40 * 7
     # with scikit-learn 1.9 one of 20 runs hangs on where the authors' L-BFGS stopped
     assert sum(left_out.values()) <= 1
-    assert all(float(row[-4]) < 2e-6 and float(row[-1]) < 6e-5 for row in rows)
+    assert all(float(row[-4]) < 2e-6 and float(row[-1]) < 6e-5 for row in rows if row[0].startswith("gda"))
 
 
 def test_a_wrong_number_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
