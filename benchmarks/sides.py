@@ -51,6 +51,7 @@ METHODS = (  # that are trained by steps
     "kgcoop",
     "tcp",
     "plot",
+    "plotpp",
     "rpo",
     "mma",
     "clip-lora",

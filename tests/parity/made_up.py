@@ -115,6 +115,18 @@ VARIANTS = {
         {"n_prompts": 2, "layers": 4, "alpha_decay": 0.01, "use_ref": False, "lam": 1.0, **SGD_TEXT},
         more={},
     ),
+    "plotpp_vision": Variant(  # its second text goes on behind the learned tokens
+        "plotpp",
+        {"n_prompts": 2, "n_vision_prompts": 3, "n_ctx_vision": 1, "ctx_init": "one photo of|this is a photo of", "trained": "vision",
+         "add_pooled_logits": True, "sinkhorn_eps": 0.2, "sinkhorn_max_iter": 4, "sinkhorn_threshold": 1e-9},
+        {"N": 2, "M": 3, "n_ctx": 3, "n_ctx_vision": 1, "ctx_init": ["one photo of", "this is a photo of"], "model_upd": "vision",
+         "trade_off": True, "eps": 0.2, "max_iter": 4, "thresh": 1e-9},
+    ),
+    "plotpp_random": Variant(
+        "plotpp",
+        {"n_prompts": 3, "n_vision_prompts": 2, "n_ctx": 2, "ctx_init": "", "sinkhorn_max_iter": 4, "sinkhorn_threshold": 1e-9},
+        {"N": 3, "M": 2, "n_ctx": 2, "n_ctx_vision": 2, "ctx_init": "random", "max_iter": 4, "thresh": 1e-9},
+    ),
     "rpo_few": Variant(
         "rpo", {"n_prompts": 3, "template": "one {} here"}, {"K": 3, "prompt": "one _ here", "logits": "mean over K"}
     ),

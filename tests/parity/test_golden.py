@@ -21,7 +21,7 @@ GOLDEN = GOLDENS / "mmrl"
 HEAD = ["case", "group", "float64 norm", "float64 element", "left out", "float32 norm"]
 GROUPS = {  # of every case with steps, those that are named
     "coop": 7, "coop_csc": 7, "cocoop": 7, "prograd": 11, "plot": 8, "maple": 6, "promptsrc": 9, "provp": 10, "mma": 6, "mma_scale01": 6,
-    "kgcoop": 9, "rpo": 8, "tcp": 10,
+    "kgcoop": 9, "rpo": 8, "plotpp": 8, "tcp": 10,
     "cliplora": 7, "cliplora_drop": 7, "tip_adapter": 5, "tip_adapter_f": 9, "tip_adapter_f_cosine": 9,
 }  # fmt: skip
 FEATURE_GROUPS = {

@@ -34,6 +34,8 @@ OPTIONS = {
     "clip-lora": "rank alpha dropout matrices encoder position template",
     "maple": "n_ctx ctx_init depth",
     "kgcoop": "n_ctx ctx_init csc class_token_position teacher_template reg_weight",
+    "plotpp": """n_prompts n_vision_prompts n_ctx_vision ctx_init n_ctx trained sinkhorn_eps sinkhorn_max_iter sinkhorn_threshold
+        add_pooled_logits""",
     "rpo": "n_prompts template keep_underscores",
     "tcp": "n_ctx ctx_init template teacher_template insert_layer insert_weight reduction reg_weight",
     "prograd": "n_ctx init teacher_template prograd_lambda temperature",
@@ -261,7 +263,7 @@ def test_tcp_s_epochs_and_prompts():
 def test_protocols_without_published_values():
     assert get("cocoop", "few-shot").to_json() == get("cocoop", "base-to-novel").to_json()
     for protocol in PROTOCOLS:
-        for method in ("clip-lora", "plot", "tip-adapter", "tip-adapter-f", "linear-probe", "lpp"):
+        for method in ("clip-lora", "plot", "plotpp", "tip-adapter", "tip-adapter-f", "linear-probe", "lpp"):
             assert get(method, protocol, "dtd").to_json() == get(method, "few-shot", "dtd").to_json()
     assert get("prograd", "cross-dataset", "imagenet").to_json() == get("prograd", "domain-generalisation", "imagenet").to_json()
 
@@ -287,7 +289,7 @@ def test_numbers_of_shots_between_and_beyond():
 
 
 def test_the_mini_benchmark_s_own_values():
-    long = ("coop", "prograd", "plot", "provp", "kgcoop")
+    long = ("coop", "prograd", "plot", "plotpp", "provp", "kgcoop")
     for method, key, value in (("clip-lora", "iterations", 200), *((name, "epochs", 50) for name in long)):
         for n in (1, 16):
             run = get(method, "few-shot", "mini:digits", n)

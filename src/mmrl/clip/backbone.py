@@ -291,8 +291,8 @@ class Clip:
         memory grows with the chunk and not with C; the numbers stay the same.
 
         Args:
-            edits: with tokens of S sets of prompts (S, 1 or C, K, d), the features are (S, C, embed_dim); with K readers they are
-                (C, 1 + K, embed_dim).
+            edits: with tokens of S sets of prompts (S, 1 or C, K, d), the features are (S, C, embed_dim); all sets have the same words
+                behind their tokens, or each its own where there are S * C prompts. With K readers they are (C, 1 + K, embed_dim).
             normalise: whether features have length 1; averaging over templates normalises them in any case.
             share: whether the prefix runs once for all prompts. It must not where an edit is random (dropout) and each has its own.
 
@@ -304,7 +304,8 @@ class Clip:
         hidden, end = prompts.hidden, prompts.end
         if not share:
             hidden = hidden._replace(prefix=hidden.prefix.expand(len(hidden.body), -1, -1))
-        body, end = (hidden.body.repeat(sets, 1, 1), end.repeat(sets)) if sets > 1 else (hidden.body, end)
+        alike = sets > 1 and len(hidden.body) != sets * prompts.classes
+        body, end = (hidden.body.repeat(sets, 1, 1), end.repeat(sets)) if alike else (hidden.body, end)
         _, shared = self.text.run_prefix(hidden, prompts.start, self.text.depth, edits)
         count = len(body)
 

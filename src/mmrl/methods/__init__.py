@@ -18,6 +18,7 @@ from mmrl.methods import (  # noqa: F401  (registers them)
     mmrl,
     mmrlpp,
     plot,
+    plotpp,
     prograd,
     promptsrc,
     provp,

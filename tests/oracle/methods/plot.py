@@ -8,9 +8,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmrl.methods.plot import PLOT
+from mmrl.methods.plot import PLOT, TransportOptions
 from tests.oracle.methods.coop import ContextPrompts, trained_rows
 from tests.oracle.methods.encoders import copies
+
+
+def plans(similarity: Tensor, o: TransportOptions) -> tuple[Tensor, int]:
+    """Transport plans (B, C, M, N) of cosines (B, C, M, N), and the iterations that they took."""
+    m, n = similarity.shape[2:]
+    kernel = torch.exp(-(1 - similarity) / o.sinkhorn_eps)
+    r, c = torch.ones_like(kernel[..., 0]), torch.ones_like(kernel[..., 0, :])  # (B, C, M), (B, C, N)
+    taken = 0
+    for i in range(o.sinkhorn_max_iter):
+        old = r
+        r = (1 / m) / torch.einsum("xymn,xyn->xym", kernel, c)
+        c = (1 / n) / torch.einsum("xymn,xym->xyn", kernel, r)
+        taken = i + 1
+        if float((r - old).abs().mean()) < o.sinkhorn_threshold:
+            break
+    return torch.einsum("xym,xymn,xyn->xymn", r, kernel, c), taken
 
 
 class Plain:
@@ -30,20 +46,6 @@ class Plain:
             x = block(x)
         return visual.ln_post(x) @ visual.proj
 
-    def plans(self, similarity: Tensor) -> Tensor:
-        """Transport plans (B, C, M, N) of cosines (B, C, M, N)."""
-        o, (m, n) = self.options, similarity.shape[2:]
-        kernel = torch.exp(-(1 - similarity) / o.sinkhorn_eps)
-        r, c = torch.ones_like(kernel[..., 0]), torch.ones_like(kernel[..., 0, :])  # (B, C, M), (B, C, N)
-        for i in range(o.sinkhorn_max_iter):
-            old = r
-            r = (1 / m) / torch.einsum("xymn,xyn->xym", kernel, c)
-            c = (1 / n) / torch.einsum("xymn,xym->xyn", kernel, r)
-            self.iterations = i + 1
-            if float((r - old).abs().mean()) < o.sinkhorn_threshold:
-                break
-        return torch.einsum("xym,xymn,xyn->xymn", r, kernel, c)
-
     def logits(self, images: Tensor) -> Tensor:
         tokens = F.normalize(self.image_tokens(images), dim=-1)
         ctx: Tensor = self.parameters["ctx"]
@@ -51,7 +53,7 @@ class Plain:
         text = torch.stack([self.prompts.encode(self.prompts.put_together(one)) for one in sets])  # (N, C, embed_dim)
         similarity = torch.einsum("bme,nce->bcmn", tokens[:, 1:], F.normalize(text, dim=-1))
         with torch.no_grad():
-            plan = self.plans(similarity)
+            plan, self.iterations = plans(similarity, self.options)
         logits = self.scale * (plan * similarity).sum((2, 3))
         if self.options.add_pooled_logits:
             logits = logits + self.scale * tokens[:, 0] @ F.normalize(text.mean(0), dim=-1).T
