@@ -146,14 +146,30 @@ def sweep(folder: Path, *, age: float = ABANDONED) -> None:
     """Take away temporary files that killed processes left in `folder`: those that are `age` seconds old and held by nobody."""
     for left in folder.glob(f".*{PARTIAL}"):
         with suppress(OSError):
-            if not left.is_file() or time.time() - left.stat().st_mtime < age:
-                continue
-            descriptor = os.open(left, os.O_RDWR)
-            try:
-                if fcntl is None or _hold(descriptor):
-                    left.unlink(missing_ok=True)
-            finally:
-                os.close(descriptor)
+            if left.is_file() and time.time() - left.stat().st_mtime >= age:
+                remove_unused(left)
+
+
+def remove_unused(path: Path) -> bool:
+    """Take away a file that no process holds (`share`, or a temporary one that is being written); whether it is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+        try:
+            if fcntl is not None and not _hold(descriptor):
+                return False
+            path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def share(descriptor: int) -> None:
+    """Hold an open file that others may read too, until it is closed. It may be one that is being replaced: then nobody needs it held."""
+    if fcntl is not None:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

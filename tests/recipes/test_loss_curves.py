@@ -24,8 +24,8 @@ from mmrl import api, engine, methods
 from mmrl.clip import Clip, load_clip
 from mmrl.data import Dataset, TrainBatches, load_dataset, test_batches
 from mmrl.engine.context import Prepared
+from mmrl.engine.features import preprocess_of
 from mmrl.engine.loop import Trainer
-from mmrl.engine.score import preprocess_of
 from mmrl.methods import Method
 from mmrl.protocols import Training
 from mmrl.protocols.plan import values

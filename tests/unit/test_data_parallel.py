@@ -26,10 +26,10 @@ from mmrl.cli.main import app
 from mmrl.clip import Clip
 from mmrl.clip.device import _own_gpu
 from mmrl.data import TrainBatches
+from mmrl.engine.features import preprocess_of
 from mmrl.engine.fit import _share
 from mmrl.engine.loop import Trainer
 from mmrl.engine.parallel import joined
-from mmrl.engine.score import preprocess_of
 from mmrl.errors import MmrlError, UsageError
 from mmrl.methods import Method, Task
 from mmrl.methods.mmrl import MMRL

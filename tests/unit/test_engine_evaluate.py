@@ -15,7 +15,7 @@ from torch import Tensor
 from mmrl import api, engine, methods
 from mmrl.clip import Clip
 from mmrl.data import Dataset, Draw, Item, draw_shots, test_batches
-from mmrl.engine.score import preprocess_of
+from mmrl.engine.features import preprocess_of
 from mmrl.errors import MmrlError, UsageError
 from mmrl.reports import read_record
 from tests.unit.colours import NAMES, OPTIONS, PROMPT, base_draw, clip_on_one_thread, colours, fresh, noise, train_on

@@ -22,11 +22,13 @@ import torch
 
 from mmrl import api, engine
 from mmrl.clip import Clip
+from mmrl.data import read_folder
 from mmrl.data.benchmark.entries import ENTRIES
 from mmrl.data.benchmark.prepare import prepare_dataset
 from mmrl.data.mini.sets import MINI_SETS, SPLITS
 from mmrl.data.mini.store import Store
 from mmrl.engine import record as records
+from mmrl.engine.features import FeatureStore
 from mmrl.engine.grid import ResultsFolder
 from mmrl.errors import MmrlError
 from mmrl.files import PARTIAL, sweep, write_text
@@ -37,6 +39,7 @@ from tests import results_folder
 from tests.trees import make_tree
 from tests.unit.colours import NAMES, OPTIONS, base_draw, colours, fresh, smallest_clip
 from tests.unit.fuzz_runs import Remembering
+from tests.unit.grids import photos
 from tests.unit.test_data_prepare import downloads
 from tests.unit.test_import_authors import authors_state, trained
 from tests.unit.test_resume import Moments, in_a_fork, of_a_process
@@ -272,6 +275,22 @@ def pictures() -> Case:
     return Case(lambda folder: None, lambda folder: Store(mini, folder).pixels(key), look, same=lambda name, content: b"")
 
 
+def features(clip: Clip, place: Path) -> Case:
+    """Features and pixels of images, which another process reads."""
+    dataset = read_folder(photos(place / "photos", per_class=2)).held_out(())
+    method, expected = fresh(clip), engine.evaluate_dataset(fresh(clip), dataset, seen=True)
+
+    def work(folder: Path) -> None:
+        assert engine.evaluate_dataset(method, dataset, seen=True, store=FeatureStore(folder, 1)) == expected
+
+    def look(folder: Path) -> str:
+        for path in folder.glob("*.rows"):
+            assert np.all(np.fromfile(path, np.uint8).reshape(8, -1)[:, :4].any(1))  # every row has its checksum
+        return f"{len(list(folder.glob('*.rows')))} files"
+
+    return Case(lambda folder: None, work, look)
+
+
 def prepared(place: Path) -> Case:
     """A data set put together from its archives."""
     name = "oxford_flowers"
@@ -287,7 +306,7 @@ def cases(place: Path) -> dict[str, Case]:
     clip = smallest_clip()
     return {
         "adapter": adapters(clip), "import": imports(clip, place), "run": runs(clip), "results": results(), "report": reports(place),
-        "pictures": pictures(), "prepare": prepared(place),
+        "pictures": pictures(), "features": features(clip, place), "prepare": prepared(place),
     }  # fmt: skip
 
 
@@ -299,7 +318,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return of_a_process("tests.unit.test_kills", tmp_path_factory.mktemp("kills"))
 
 
-NAMED = ("adapter", "import", "run", "results", "report", "pictures", "prepare")
+NAMED = ("adapter", "import", "run", "results", "report", "pictures", "features", "prepare")
 
 
 @pytest.mark.parametrize("name", NAMED)

@@ -58,6 +58,9 @@ class Grid:
     gpu_fraction: float = _option(0.0, "--gpu-fraction", min=0.0, help="With --engine ray: GPUs a task, such as 0.25.")
     device: str = _option("auto", "--device", help="auto (a GPU where there is one), cpu, cuda, cuda:1, ...")
     workers: int | None = _option(None, "--workers", min=0, help="Threads that prepare images; default: by the number of cores.")
+    cache_gib: float = _option(
+        4.0, "--cache-gib", min=0.0, help="Most that features and pixels of images take in the folder, in GiB; 0 keeps none. Same scores."
+    )
     skip_broken: bool = _option(False, "--skip-broken", help="Leave broken images out, and say how many.")
     skip_missing: bool = _option(False, "--skip-missing", help="Leave out data sets that are not there.")
     draws: Path | None = _option(
@@ -155,7 +158,7 @@ def carry_out(cells: Sequence[Cell], grid: Grid) -> None:
     from mmrl.clip import load_clip
     from mmrl.clip.device import AUTO, best_device
     from mmrl.engine import Bench, Context, bind
-    from mmrl.engine.grid import CACHE, ResultsFolder, run_here
+    from mmrl.engine.grid import CACHE, FEATURES, ResultsFolder, run_here
 
     _check_places(grid)
     ray = grid.engine == "ray"
@@ -166,6 +169,7 @@ def carry_out(cells: Sequence[Cell], grid: Grid) -> None:
     bench = Bench(
         grid.chosen_backbone, grid.root, (out / CACHE).resolve(), grid.precision, grid.skip_broken, threads,
         draws=grid.draws and grid.draws.resolve(), test_share=grid.test_share,
+        features=(out / FEATURES).resolve() if grid.cache_gib else None, cache_gib=grid.cache_gib,
     )  # fmt: skip
     context = Context(bench, load_clip(bench.backbone, device="cpu" if processes > 1 or ray else device))
     jobs, slots = bind(cells, context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -111,6 +112,18 @@ class ImagesBelow:
 
     def __call__(self, key: str) -> Image.Image:
         return self.decode(self.root / key)
+
+    def stamp(self, keys: Iterable[str]) -> str:
+        """Where the files of `keys` are, how they are decoded, their sizes, and when each was last written."""
+        root = self.root.resolve()
+        digest = hashlib.sha256(f"{self.decode.__module__}.{self.decode.__qualname__} {root}".encode("utf-8", "surrogateescape"))
+        for key in keys:
+            try:
+                found = os.stat(root / key)
+                digest.update(f"{found.st_size} {found.st_mtime_ns} ".encode())
+            except OSError:
+                digest.update(b"missing ")
+        return digest.hexdigest()
 
 
 def subfolders(folder: Path) -> list[str]:

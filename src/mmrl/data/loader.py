@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from itertools import islice
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,16 @@ from mmrl.data.records import Dataset, Item
 from mmrl.errors import UsageError
 
 Batch = tuple[Tensor, Tensor]  # images (B, 3, H, W), labels (B,) int64
+
+
+class KeptPlanes(Protocol):
+    """Decoded and resized images, by position among the items of a pass. Both methods must be thread-safe."""
+
+    def get(self, position: int) -> Planes | None: ...
+
+    def put(self, position: int, planes: Planes) -> None: ...
+
+
 A = TypeVar("A")
 
 AHEAD = 2  # batches prepared in advance
@@ -122,7 +132,7 @@ def view_batches(
 
 def test_batches(
     dataset: Dataset, items: Sequence[Item], preprocess: Preprocess, batch_size: int, workers: int = 0,
-    *, device: torch.device | str = "cpu", skipped: list[Broken] | None = None,
+    *, device: torch.device | str = "cpu", skipped: list[Broken] | None = None, kept: KeptPlanes | None = None,
 ) -> Iterator[Batch]:  # fmt: skip
     """All `items` in order, with the central crop; the last batch may be smaller.
 
@@ -130,29 +140,37 @@ def test_batches(
         workers: threads that decode and transform in the background, at most two batches ahead; 0 does it in the calling thread.
         device: where the images are normalised and returned.
         skipped: missing or broken images are left out and appended to this list; with None they raise an error.
+        kept: where decoded images are looked for, and put.
 
     Raises:
         UsageError: no items, a batch size below 1, an image that cannot be read and is not left out, or none that can be read.
     """
     _check(dataset, items, batch_size)
-    return image_batches(dataset.image, items, preprocess, batch_size, workers, device=device, skipped=skipped)
+    return image_batches(dataset.image, items, preprocess, batch_size, workers, device=device, skipped=skipped, kept=kept)
 
 
 def image_batches(
     read: Callable[[Item], Image.Image], items: Iterable[Item], preprocess: Preprocess, batch_size: int, workers: int = 0,
-    *, device: torch.device | str = "cpu", skipped: list[Broken] | None = None,
+    *, device: torch.device | str = "cpu", skipped: list[Broken] | None = None, kept: KeptPlanes | None = None,
 ) -> Iterator[Batch]:  # fmt: skip
     """As `test_batches`, with the images that `read` returns."""
 
-    def load(item: Item) -> tuple[Planes, int] | Broken:
+    def load(task: tuple[int, Item]) -> tuple[Planes, int] | Broken:
+        position, item = task
+        planes = kept.get(position) if kept else None
+        if planes is not None:
+            return planes, item.label
         try:
-            return preprocess.central(read(item)), item.label
+            planes = preprocess.central(read(item))
         except UsageError as error:
             if skipped is None:
                 raise
             return Broken(item.key, str(error))
+        if kept:
+            kept.put(position, planes)
+        return planes, item.label
 
-    return _batches(load, items, preprocess, batch_size, workers, device=device, skipped=skipped)
+    return _batches(load, enumerate(items), preprocess, batch_size, workers, device=device, skipped=skipped)
 
 
 test_batches.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it by its name

@@ -61,6 +61,16 @@ class Preprocess:
         self._mode = RESAMPLING[interpolation]
         self._full, self._mean, self._std = (torch.tensor(values).view(-1, 1, 1) for values in ([255.0], mean, std))
 
+    @property
+    def decides(self) -> tuple[int, str]:
+        """What decides `central`: the size and the interpolation."""
+        return self.size, self._mode.name
+
+    @property
+    def decides_varied(self) -> tuple[object, ...]:
+        """What decides `varied` besides the seed."""
+        return (*self.decides, self.flip, *self.crop_scale, CROP_RATIO)
+
     def train(self, image: Image.Image, seed: int) -> Tensor:
         """Random resized crop, random horizontal flip, normalise. Depends on `image` and `seed` alone."""
         return self.batch([self.varied(image, seed)])[0]

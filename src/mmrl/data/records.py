@@ -51,7 +51,8 @@ class Dataset:
         classes: names, by label.
         template: prompt with one `{}` for the class name, or several, which are averaged.
         train, val, test: items, in a fixed order.
-        read: returns the image of a key; must be thread-safe.
+        read: returns the image of a key; must be thread-safe. With a method `stamp(keys)`, a text of all that decides their pixels, what
+            is computed from them may be kept.
         flip: whether a mirrored image still shows its class (not so for digits and letters).
         kept: if this set is a part of another, for each label its label in `source`.
         source: the whole set that this one is a part of, or None.
@@ -105,6 +106,14 @@ class Dataset:
             UsageError: the file is missing, broken or truncated.
         """
         return self.read(item.key)
+
+    def stamp(self, items: Iterable[Item]) -> str | None:
+        """A text of all that decides the pixels of `items`, in their order; None where the reader does not say."""
+        told: Callable[[list[str]], str] | None = getattr(self.read, "stamp", None)
+        if told is None:
+            return None
+        keys = [item.key for item in items]
+        return json.dumps([keys, told(keys)])
 
     def held_out(self, drawn: Iterable[Item]) -> Dataset:
         """The set with all images but the `drawn` ones (by key) as its test images; unchanged if it has its own test images."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,11 @@ class _Reader:
         self.tables = {part or "all": table for part, table in tables.items()}
         self.column = column
         self.path = path
+
+    def stamp(self, keys: Iterable[str]) -> str:
+        """The folder, and the sizes and times of its files."""
+        files = [(str(path), path.stat()) for path in sorted(self.path.rglob("*")) if path.is_file()]
+        return json.dumps([str(self.path.resolve()), self.column, [(name, found.st_size, found.st_mtime_ns) for name, found in files]])
 
     def __call__(self, key: str) -> Image.Image:
         part, _, number = key.partition("/")

@@ -13,6 +13,7 @@ from mmrl import methods, recipes
 from mmrl.clip import Clip
 from mmrl.data import Dataset, Draw, GivenDraws, draw_shots, load_dataset, read_draw, readable
 from mmrl.engine.config import FitConfig
+from mmrl.engine.features import FeatureStore
 from mmrl.engine.fit import items_hash
 from mmrl.errors import UsageError
 from mmrl.protocols import Cell, Training
@@ -37,6 +38,8 @@ class Bench:
         test_share: of each class's images, for folders and lists that do not say which images test; None tests on all that are not drawn.
         allow_fewer: whether a class with fewer images than asked for gives all it has, as in the CoOp family.
         template: prompt, or several, instead of the data sets'.
+        features: folder for what the frozen image tower makes of images, and for decoded pixels; None computes it for every test.
+        cache_gib: how much `features` may take, in GiB.
         beside_zero_shot: whether zero-shot CLIP is scored with every test, on the same images.
         source: of the values that the user gave, for records.
     """
@@ -53,6 +56,8 @@ class Bench:
     test_share: float | None = 0.5
     allow_fewer: bool = True
     template: Template | None = None
+    features: Path | None = None
+    cache_gib: float = 4.0
     beside_zero_shot: bool = False
     source: str = "plan"
 
@@ -111,6 +116,7 @@ class Context:
         self._datasets = {name: self._as_asked(dataset) for name, dataset in (datasets or {}).items()}
         self._prepared: dict[Training, Prepared] = {}
         self._draws = GivenDraws(bench.draws) if bench.draws else None
+        self.features = FeatureStore(bench.features, bench.cache_gib) if bench.features else None
         self.given: set[str] = set()  # data sets whose draws were given
 
     def dataset(self, name: str) -> Dataset:

@@ -19,11 +19,12 @@ from mmrl.clip import ClassList, Clip, load_clip
 from mmrl.data import Dataset, test_batches
 from mmrl.engine.config import FitConfig
 from mmrl.engine.context import Bench, Context
+from mmrl.engine.features import preprocess_of
 from mmrl.engine.fit import TrainingData
 from mmrl.engine.loop import Trainer, length_of
 from mmrl.engine.memory import forget_peak, peak_resident, resident
 from mmrl.engine.record import environment
-from mmrl.engine.score import Batch, evaluate, preprocess_of
+from mmrl.engine.score import Batch, evaluate
 from mmrl.errors import MmrlError
 from mmrl.methods import Method, Task
 from mmrl.protocols import Training

@@ -19,11 +19,12 @@ from mmrl.data import Dataset, Draw, Item, TrainBatches, image_batches, readable
 from mmrl.engine.adapter import load_adapter, load_tensors, save_adapter
 from mmrl.engine.checkpoint import RunFolder
 from mmrl.engine.config import FitConfig, make_config
+from mmrl.engine.features import FeatureStore, preprocess_of
 from mmrl.engine.loop import Batches, NonFiniteError, Row, Shareable, State, Trainer, length_of
 from mmrl.engine.parallel import Peers, joined
 from mmrl.engine.precision import check_surroundings, seeded
 from mmrl.engine.progress import training_log, training_progress
-from mmrl.engine.score import BATCH, preprocess_of
+from mmrl.engine.score import BATCH
 from mmrl.errors import DamagedError, MmrlError, UsageError
 from mmrl.files import user_path
 from mmrl.methods import FeatureSource, Method, Task
@@ -76,9 +77,19 @@ class TrainingData:
 
     @classmethod
     def of(
-        cls, clip: Clip, dataset: Dataset, items: Draw | Sequence[Item], config: FitConfig | None = None, place: Place | None = None
+        cls,
+        clip: Clip,
+        dataset: Dataset,
+        items: Draw | Sequence[Item],
+        config: FitConfig | None = None,
+        place: Place | None = None,
+        *,
+        store: FeatureStore | None = None,
     ) -> TrainingData:
         """Images of `dataset`, restricted to the classes to train on, as `clip` takes them; labels of `items` are its.
+
+        Args:
+            store: where frozen features are looked for, and kept.
 
         Warns:
             BrokenImageWarning: images were left out.
@@ -100,7 +111,7 @@ class TrainingData:
             dataset, items, preprocess_of(clip, flip=dataset.flip, crop_scale=config.crop_scale), config.batch_size, config.seed,
             config.drop_last, workers=place.workers,
         )  # fmt: skip
-        features = _Features(clip, dataset, {"train": items, "val": val}, config, place.workers)
+        features = _Features(clip, dataset, {"train": items, "val": val}, config, place.workers, store)
         about = {"dataset": dataset.name, "images": len(items), "hash": items_hash(items), "val": items_hash(val), "flip": dataset.flip}
         return cls(batches, dataset.classes, dataset.template, len(items), len(val), features, about, found)
 
@@ -114,16 +125,23 @@ class _Features:
     items: Mapping[str, Sequence[Item]]
     config: FitConfig
     workers: int
+    store: FeatureStore | None = None
 
     def __call__(self, part: str, views: int = 0) -> tuple[Tensor, Tensor]:
         items, device = self.items[part], self.clip.device
         preprocess = preprocess_of(self.clip, flip=self.dataset.flip, crop_scale=self.config.crop_scale)
-        if views:
-            batches = view_batches(self.dataset, items, preprocess, BATCH, self.config.seed, views, self.workers, device=device)
-        else:
-            batches = image_batches(self.dataset.image, items, preprocess, BATCH, self.workers, device=device)
-        features = torch.cat([self.clip.encode_image(images, normalise=False) for images, _ in batches])
-        return features.unflatten(0, (max(1, views), -1)), torch.tensor([item.label for item in items], device=device)
+        varied = (self.config.seed, *preprocess.decides_varied) if views else ()
+        entry = self.store.entry(self.clip, self.dataset, items, batch_size=BATCH, views=views, varied=varied) if self.store else None
+        features = entry.whole() if entry else None
+        if features is None:
+            if views:
+                batches = view_batches(self.dataset, items, preprocess, BATCH, self.config.seed, views, self.workers, device=device)
+            else:
+                batches = image_batches(self.dataset.image, items, preprocess, BATCH, self.workers, device=device)
+            features = torch.cat([self.clip.encode_image(images, normalise=False) for images, _ in batches])
+            if entry:
+                entry.keep(features)
+        return features.to(device).unflatten(0, (max(1, views), -1)), torch.tensor([item.label for item in items], device=device)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from mmrl import methods
 from mmrl.data import Dataset, describe_broken
 from mmrl.engine.context import Bench, Context
+from mmrl.engine.features import FeatureStore
 from mmrl.engine.fit import FitResult, Place, TrainingData, fit
 from mmrl.engine.jobs import Job
 from mmrl.engine.parallel import joined
@@ -70,7 +71,7 @@ def run(job: Job, context: Context, place: Place, *, before: RunRecord | None = 
     with joined(context.clip.device) as peers:
         if training:
             ready, dataset = context.prepare(training), context.dataset(training.dataset).restrict(training.classes)
-            data = TrainingData.of(context.clip, dataset, ready.draw, ready.config, place)
+            data = TrainingData.of(context.clip, dataset, ready.draw, ready.config, place, store=context.features)
             fitted = fit(method, data, ready.config, place, peers=peers)
         record = peers.on_main(lambda: _test(job, context, method, _begun(job, context, fitted, started, before), save))
     return RunResult(method, fitted, record)
@@ -130,16 +131,19 @@ def _score(cell: Cell, key: str, method: Method, context: Context) -> TestRecord
         other = methods.build(cell.method, context.clip, context.options_at_test(cell), task=method.task)
         other.load_state_dict(method.state_dict(), strict=True)
         method = other
-    return test(method, context.tested(cell), context.bench, seen=cell.seen, classes=cell.classes).model_copy(update={"key": key})
+    tested = test(method, context.tested(cell), context.bench, seen=cell.seen, classes=cell.classes, store=context.features)
+    return tested.model_copy(update={"key": key})
 
 
 def test(
-    method: Method, dataset: Dataset, bench: Bench, *, seen: Tensor | bool, classes: Classes, split: Split = "test", rule: str = ""
-) -> TestRecord:
+    method: Method, dataset: Dataset, bench: Bench, *, seen: Tensor | bool, classes: Classes, split: Split = "test", rule: str = "",
+    store: FeatureStore | None = None,
+) -> TestRecord:  # fmt: skip
     """Test `method` on one split of `dataset`, which has the `classes` alone.
 
     Args:
         seen, rule: whether the classes were trained on, and why, from `seen_classes`.
+        store: as in `evaluate_dataset`.
 
     Raises:
         as `evaluate_dataset`.
@@ -148,7 +152,7 @@ def test(
     items = getattr(dataset, split)
     found = evaluate_dataset(
         method, dataset, items, seen=seen, batch_size=bench.batch_size, workers=bench.workers, skip_broken=bench.skip_broken,
-        beside_zero_shot=bench.beside_zero_shot,
+        beside_zero_shot=bench.beside_zero_shot, store=store,
     )  # fmt: skip
     same = isinstance(seen, bool) or bool(seen.all()) or not bool(seen.any())
     record = TestRecord(

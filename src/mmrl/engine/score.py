@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmrl.clip import ClassList, Clip
-from mmrl.data import Broken, Dataset, Item, Preprocess, test_batches, warn_broken
+from mmrl.clip import ClassList
+from mmrl.data import Broken, Dataset, Item, warn_broken
+from mmrl.engine.features import FeatureStore, Shown, shown
 from mmrl.engine.metrics import Tally
 from mmrl.errors import UsageError, unknown
 from mmrl.methods import Method, cosine_logits
@@ -29,11 +31,6 @@ class Evaluation(NamedTuple):
     adapted: Scores
     zero_shot: Scores | None
     skipped: tuple[Broken, ...] = ()
-
-
-def preprocess_of(clip: Clip, *, flip: bool = True, crop_scale: tuple[float, float] = (0.5, 1.0)) -> Preprocess:
-    """The transforms that make images into inputs of `clip`."""
-    return Preprocess(clip.image_size, clip.mean, clip.std, clip.interpolation, flip=flip, crop_scale=crop_scale)
 
 
 def trained_mask(names: Sequence[str], trained: Sequence[str]) -> Tensor:
@@ -99,7 +96,10 @@ def evaluate(method: Method, classes: ClassList, batches: Iterable[Batch], seen:
         UsageError: no images, labels that are no class of the list, or classes that the method cannot know.
         MmrlError: logits that are not finite.
     """
-    return _evaluate(method, classes, batches, seen, beside=False)[0]
+    frozen, clip = method.frozen_images, method.clip
+    moved = ((images.to(clip.device), labels) for images, labels in batches)
+    passes = (Shown(images, clip.encode_image(images, normalise=False) if frozen else None, labels) for images, labels in moved)
+    return _evaluate(method, classes, passes, seen, beside=False)[0]
 
 
 def evaluate_dataset(
@@ -112,6 +112,7 @@ def evaluate_dataset(
     workers: int = 0,
     skip_broken: bool = False,
     beside_zero_shot: bool = True,
+    store: FeatureStore | None = None,
 ) -> Evaluation:
     """Scores on images of `dataset`, among its classes and with its prompt, and those of zero-shot CLIP on the same images.
 
@@ -120,6 +121,7 @@ def evaluate_dataset(
         seen: whether the classes were trained on, or per class of the set: `trained_mask(dataset.classes, trained)`.
         workers: threads that prepare images; `mmrl.data.usual_workers(dataset.read)` is a good number.
         skip_broken: leave out images that are missing or broken, and list them in `skipped`, instead of stopping at the first.
+        store: where frozen features and decoded pixels are looked for, and kept; the scores are the same.
 
     Warns:
         BrokenImageWarning: images were left out.
@@ -134,28 +136,41 @@ def evaluate_dataset(
         raise UsageError(f"seen has shape {tuple(answer.shape)}; '{dataset.name}' has {count} classes, and each needs one answer.")
     items = dataset.test if items is None else items
     skipped: list[Broken] | None = [] if skip_broken else None
-    preprocess, device = preprocess_of(method.clip), method.clip.device
-    batches = test_batches(dataset, items, preprocess, batch_size, workers, device=device, skipped=skipped)
+    frozen, beside = method.frozen_images, beside_zero_shot and not _is_zero_shot(method)
+    batches = shown(
+        method.clip, dataset, items, batch_size=batch_size, workers=workers, skipped=skipped, images=not frozen, features=frozen or beside,
+        store=store,
+    )  # fmt: skip
     classes = method.class_list(dataset.classes, dataset.template)
     adapted, zero_shot = _evaluate(method, classes, batches, answer, beside=beside_zero_shot)
     warn_broken(skipped or (), len(items), of=dataset.name)
     return Evaluation(adapted, zero_shot, tuple(skipped or ()))
 
 
+def _is_zero_shot(method: Method) -> bool:
+    return not method.state_dict()
+
+
 def _evaluate(
-    method: Method, classes: ClassList, batches: Iterable[Batch], seen: Tensor | bool, *, beside: bool
+    method: Method, classes: ClassList, batches: Iterable[Shown], seen: Tensor | bool, *, beside: bool
 ) -> tuple[Scores, Scores | None]:
     clip, device = method.clip, method.clip.device
     adapted, frozen = Tally(classes.names), Tally(classes.names)
-    same = not method.state_dict()  # zero-shot CLIP itself
+    same = _is_zero_shot(method)
     with _evaluating(method), torch.no_grad():
         seen = seen.to(device) if isinstance(seen, Tensor) else seen
         head = method.head(classes)  # lives for this call alone, so it cannot go stale
-        for images, labels in batches:
-            images = images.to(device)
-            adapted.add(_array(method.logits(images, head, seen)), labels.cpu().numpy())
+        for images, features, labels in batches:
+            if method.frozen_images:
+                assert features is not None
+                logits = method.logits_of_features(features, head, seen)
+            else:
+                assert images is not None
+                logits = method.logits(images, head, seen)
+            adapted.add(_array(logits), labels.cpu().numpy())
             if beside and not same:
-                logits = cosine_logits(clip.encode_image(images), classes.zero_shot, clip.logit_scale)
+                assert features is not None
+                logits = cosine_logits(F.normalize(features, dim=-1), classes.zero_shot, clip.logit_scale)
                 frozen.add(_array(logits), labels.cpu().numpy())
     scores = adapted.scores()
     return scores, (scores if same else frozen.scores()) if beside else None

@@ -12,7 +12,8 @@ from torch import Tensor
 from mmrl.clip.device import checked_device
 from mmrl.data import Broken, Item, image_batches, to_rgb, usual_workers, warn_broken
 from mmrl.engine import save_adapter
-from mmrl.engine.score import preprocess_of, trained_mask
+from mmrl.engine.features import preprocess_of
+from mmrl.engine.score import trained_mask
 from mmrl.errors import MmrlError, UsageError
 from mmrl.methods import Method
 from mmrl.names import check_names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,10 @@ class Store:
     def __call__(self, key: str) -> Image.Image:
         """The picture of an item's key."""
         return Image.fromarray(self.pixels(key))
+
+    def stamp(self, keys: Iterable[str]) -> str:
+        """What decides the pictures besides their keys."""
+        return f"{self.mini.name} v{VERSION}"
 
     def pixels(self, key: str) -> Pixels:
         """The picture of an item's key, (64, 64, 3).

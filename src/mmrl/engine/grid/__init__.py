@@ -2,6 +2,6 @@
 
 from mmrl.engine.grid.attempt import Outcome, missing_tests
 from mmrl.engine.grid.local import run_here
-from mmrl.engine.grid.store import CACHE, ResultsFolder
+from mmrl.engine.grid.store import CACHE, FEATURES, ResultsFolder
 
-__all__ = ["CACHE", "Outcome", "ResultsFolder", "missing_tests", "run_here"]
+__all__ = ["CACHE", "FEATURES", "Outcome", "ResultsFolder", "missing_tests", "run_here"]

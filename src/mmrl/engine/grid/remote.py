@@ -53,7 +53,7 @@ class Worker:
         import ray
 
         self.near = ray.get_runtime_context().get_node_id() == node
-        self.bench = bench if self.near else replace(bench, cache=None)
+        self.bench = bench if self.near else replace(bench, cache=None, features=None)
         self.device = device
         self._context: Context | None = None
         with suppress(OSError):

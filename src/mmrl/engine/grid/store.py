@@ -21,6 +21,7 @@ from mmrl.reports.status import held_locks
 from mmrl.version import __version__
 
 CACHE = "cache"
+FEATURES = "features"
 MOST_DEATHS = 10  # remembered of a group
 Kind = Literal["runs", "failed", "plans"]
 PARTS: dict[Kind, tuple[type[Part], str]] = {
@@ -46,12 +47,12 @@ class ResultsFolder:
             raise UsageError(f"{self.folder} is a file; results need a folder.")
         if not (self.folder / MARKER).exists():
             inside = self.folder.iterdir() if self.folder.exists() else ()
-            strange = sorted(path.name for path in inside if path.name[0] != "." and path.name != CACHE)
+            strange = sorted(path.name for path in inside if path.name[0] != "." and path.name not in (CACHE, FEATURES))
             if strange:
                 raise UsageError(f"{self.folder} holds other things ({', '.join(strange[:3])}); give a new folder, or one with results.")
             write_json(self.folder / MARKER, {"format": FORMAT, "mmrl": __version__})
         check_format(self.folder)
-        for place in (self.folder, *(self.folder / kind for kind in PARTS), self.folder / PACKED, self.cache):
+        for place in (self.folder, *(self.folder / kind for kind in PARTS), self.folder / PACKED, self.cache, self.folder / FEATURES):
             sweep(place)
 
     def path(self, kind: Kind, key: str) -> Path:
