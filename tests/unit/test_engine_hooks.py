@@ -204,6 +204,7 @@ def test_two_backward_passes_accumulate_as_one_does(clip: Clip) -> None:
 # ---- closed forms ----
 
 CLOSED: dict[str, dict[str, Any]] = {
+    "clap": {"augment_epoch": 2, "probe_epochs": 5},
     "linear-probe": {"c_search_steps": 2},
     "lpp": {"probe_steps": 15},
     "gda": {"augment_epoch": 2, "keep_samples": False},

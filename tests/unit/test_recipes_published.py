@@ -45,6 +45,7 @@ OPTIONS = {
     "tip-adapter": CACHE,
     "tip-adapter-f": CACHE,
     "linear-probe": "c_grid c_search_steps max_iter selection",
+    "clap": "penalty augment_epoch probe_epochs probe_batch probe_lr probe_momentum templates",
     "lpp": "probe_steps probe_momentum alpha_every alpha_scale selection templates",
     "gda": "alpha alpha_grid augment_epoch covariance pinv_cut neighbours text_copies selection keep_samples templates",
 }
@@ -62,6 +63,7 @@ BUILT_IN = {
 UNTRAINED = {  # by steps; what their recipes set of `fit`
     "tip-adapter": {"batch_size", "crop_scale"},
     "linear-probe": set[str](),
+    "clap": {"crop_scale"},
     "lpp": {"crop_scale"},
     "gda": {"crop_scale"},
 }
@@ -263,7 +265,7 @@ def test_tcp_s_epochs_and_prompts():
 def test_protocols_without_published_values():
     assert get("cocoop", "few-shot").to_json() == get("cocoop", "base-to-novel").to_json()
     for protocol in PROTOCOLS:
-        for method in ("clip-lora", "plot", "plotpp", "tip-adapter", "tip-adapter-f", "linear-probe", "lpp"):
+        for method in ("clip-lora", "plot", "plotpp", "tip-adapter", "tip-adapter-f", "linear-probe", "lpp", "clap"):
             assert get(method, protocol, "dtd").to_json() == get(method, "few-shot", "dtd").to_json()
     assert get("prograd", "cross-dataset", "imagenet").to_json() == get("prograd", "domain-generalisation", "imagenet").to_json()
 

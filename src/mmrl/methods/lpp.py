@@ -50,7 +50,7 @@ class Blend(NamedTuple):
 
 
 def first(features: Tensor, labels: Tensor, zero_shot: Tensor, bias: Tensor, scale: float) -> Blend:
-    """Where descent starts (section 3.4): prototypes are the sums of their class's features (N, embed_dim), multipliers all the same.
+    """Where descent starts: prototypes are the sums of their class's features (N, embed_dim), multipliers all the same.
 
     Args:
         labels: (N,), of every class at least one.
@@ -87,7 +87,7 @@ def descend(
 
 @register("lpp")
 class LPPlusPlus(Method):
-    """Logits x w_c + b_c + alpha_c x t_c of image feature x and class feature t_c, both normalised, without a temperature (equation 2).
+    """Logits x w_c + b_c + alpha_c x t_c of image feature x and class feature t_c, both normalised, without a temperature.
 
     Trained on one augmented view of each image, all at once. The authors' validation set is as large as the training set; here it has
     at most 4 images a class.
