@@ -63,6 +63,7 @@ NAMING = {  # files outside `methods` that may name a method, and why
     "engine/grid/store.py": THE_PACKAGE,
     "protocols/ablations.py": "the paper's ablations are of MMRL",
     "reports/claims.py": "the paper's claims are about MMRL",
+    "reports/ranking.py": "others are compared with it",
     "reports/paper/__init__.py": "a row of the paper's Table 4",
 }
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from typer.testing import CliRunner
@@ -29,6 +30,8 @@ QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-back
 STUDIES = ("base-to-novel", "few-shot", "cross-dataset", "domain-generalisation", "variants", "rep-dim", "layers", "tokens", "alpha",
            "lambda", "regulariser")  # fmt: skip
 TITLE = 'A <report> & "more"'
+KINDS = ("text/csv", "application/x-tex", "text/markdown")
+INSIDE = ("#", "data:,", *(f"data:{kind};charset=utf-8," for kind in KINDS))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +83,7 @@ class Outline(HTMLParser):
 def test_the_page_is_whole_and_needs_nothing_else(html: str):
     outline = Outline(html)
     assert not outline.open and len(set(outline.ids)) == len(outline.ids)
-    assert all(link.startswith(("#", "data:,")) for link in outline.links)
+    assert all(link.startswith(INSIDE) for link in outline.links)
     assert {link[1:] for link in outline.links if link.startswith("#")} <= set(outline.ids)
     assert not re.search(r"https?://|@import|url\(", html)
     assert len(html) < 1_500_000
@@ -113,7 +116,7 @@ def test_names_of_every_kind_are_text(tmp_path: Path):
         write_json(path, json.loads(path.read_text()) | {"command": bad.format("command"), "notes": [bad.format("note")]})
     html = build_report(folder, tmp_path / "r")[0].read_text(encoding="utf-8")
     outline = Outline(html)
-    assert not outline.open and outline.links and all(link.startswith(("#", "data:,")) for link in outline.links)
+    assert not outline.open and outline.links and all(link.startswith(INSIDE) for link in outline.links)
     assert html.count("<script") == 1 and "<img" not in html and "http://e.com" in html and "<b>" not in html
     for place in ("data", "variant", "backbone", "class", "error", "warning", "command", "note"):
         assert re.search(f"&lt;script&gt;alert\\((&#39;|&#x27;){place}", html), place
@@ -127,6 +130,18 @@ def test_every_table_in_three_forms(written: list[Path]):
     assert {path.suffix for path in tables} == {".md", ".tex", ".csv"} and len(tables) == 3 * len(names)
     assert "holds" in (page.parent / "tables" / "claims.md").read_text(encoding="utf-8")
     assert set(page.parent.rglob("*.*")) == set(written)  # nothing half written is left
+
+
+def test_every_table_links_its_files_which_are_in_the_page(html: str, written: list[Path]):
+    """But for the claims, whose table is written out on the page."""
+    links = re.findall(r'<a download="([^"]+)" href="data:[^,"]+,([^"]*)"', html)
+    found = {name: unquote(content) for name, content in links}
+    assert found == {path.name: path.read_text(encoding="utf-8") for path in written[1:] if path.stem != "claims"}
+
+
+def test_verdicts_come_before_numbers(html: str):
+    places = [html.index(f'id="{part}"') for part in ("summary", "claims", "base-to-novel", "cost")]
+    assert places == sorted(places)
 
 
 def test_without_torch(results: Path, html: str, tmp_path: Path):

@@ -31,7 +31,7 @@ def sheets(tmp_path_factory: pytest.TempPathFactory) -> list[Sheet]:
     """Every table of a whole results folder, and one of odd names."""
     results = Results(whole(tmp_path_factory.mktemp("results")))
     found = [sheet for plan in results.plans.values() for sheet in study_sheets(StudyScores(results, plan))]
-    return [*found, Sheet("odd", NASTY, ("name", NASTY), ((NASTY, measure()), ("b", measure(81.0))), (NASTY,))]
+    return [*found, Sheet("odd", NASTY, ("name", NASTY), ((NASTY, measure()), ("b", measure(82.0))), (NASTY,))]
 
 
 def test_numbers_and_their_small_print():
@@ -66,18 +66,34 @@ def test_marks_are_explained_where_they_stand():
     assert note.startswith("Not the published split: dtd, ucf101.")
 
 
+def steady(mean: float, **more: object) -> Measure:
+    """The same for both seeds, so without spread."""
+    return measure(mean, by_seed={1: mean, 2: mean}, **more)
+
+
 def test_the_best_of_each_group_is_bold():
-    rows = (("a", measure(70.0)), ("a", measure(71.0)), ("b", measure(60.0)), ("c", measure(50.001)), ("c", measure(50.0)), ("c", None))
+    rows = (("a", steady(70.0)), ("a", steady(71.0)), ("b", steady(60.0)), ("c", steady(50.001)), ("c", steady(50.0)), ("c", None))
     sheet = Sheet("x", "x", ("data set", "HM"), rows, group=0)
-    assert sheet.best() == {(1, 1), (3, 1), (4, 1)}  # alone in b: nothing to be better than; equal as printed: both
+    assert sheet.best() == {(1, 1)}  # alone in b: nothing to be better than; equal as printed: neither
     assert Sheet("x", "x", ("data set", "HM"), rows).best() == {(1, 1)}
     assert not Sheet("x", "x", ("data set", "HM"), rows, bold=False).best()
 
 
+def test_what_is_within_the_spread_of_either_is_not_bold():
+    one, other = measure(82.0, by_seed={1: 81.0, 2: 83.0}), steady(80.0)  # a spread of 1.41
+
+    def bold(*cells: Measure) -> set[tuple[int, int]]:
+        return Sheet("x", "x", ("method", "HM"), tuple(("m", cell) for cell in cells)).best()
+
+    assert bold(one, other) == {(0, 1)}
+    assert not bold(one, steady(80.6)) and not bold(steady(83.4), one)
+    assert not bold(one, other, steady(81.0))
+
+
 def test_what_is_incomplete_is_never_the_best():
-    rows = (("a", measure(90.0, datasets=(3, 11))), ("b", measure(70.0, datasets=(11, 11))), ("c", measure(95.0, planned=3)))
+    rows = (("a", steady(90.0, datasets=(3, 11))), ("b", steady(70.0, datasets=(11, 11))), ("c", steady(95.0, planned=3)))
     assert not Sheet("x", "x", ("method", "HM"), rows).best()  # one complete alone is better than nothing else
-    more = (*rows, ("d", measure(60.0, datasets=(11, 11))), ("e", measure(None)))
+    more = (*rows, ("d", steady(60.0, datasets=(11, 11))), ("e", measure(None)))
     assert Sheet("x", "x", ("method", "HM"), more).best() == {(1, 1)}
 
 
@@ -87,7 +103,7 @@ def test_markdown(sheets: list[Sheet]):
         assert len(lines) == len(sheet.rows) + 2
         assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {len(sheet.heads) + 1}
     text = markdown(sheets[-1])
-    assert "<i>" not in text and "**81.00 ± 1.41**" in text
+    assert "<i>" not in text and "**82.00 ± 1.41**" in text
 
 
 def test_latex_is_escaped_and_whole(sheets: list[Sheet]):

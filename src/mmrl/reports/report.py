@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -19,7 +20,8 @@ from mmrl.reports.claims import Claim, claims, claims_sheet
 from mmrl.reports.cost import COST_FILE, CostTable
 from mmrl.reports.figures import Drawing, study_drawings
 from mmrl.reports.measures import HM, Arm, StudyScores
-from mmrl.reports.plans import ABLATIONS, STUDIES, ZERO_SHOT, Slot
+from mmrl.reports.plans import STUDIES, ZERO_SHOT, Slot, is_ablation
+from mmrl.reports.ranking import ranking_sheet, standings, time_chart
 from mmrl.reports.records import Environment as Where
 from mmrl.reports.records import RunRecord, TestRecord
 from mmrl.reports.results import Results, read_part
@@ -55,10 +57,7 @@ def build_report(results_folder: Path | str, out: Path | str, *, title: str | No
     for place in (out, out / "tables"):
         sweep(place)
     studies = {study: StudyScores(results, plan) for study, plan in results.plans.items()}
-    sections = [
-        Section(study, title_of(study), study_sheets(scores), study_drawings(scores), study in ABLATIONS)
-        for study, scores in studies.items()
-    ]
+    sections = [_section(results, scores) for scores in studies.values()]
     found = claims(results, studies)
     main = _looked_into(studies)
     cost = _cost(results)
@@ -72,6 +71,16 @@ def build_report(results_folder: Path | str, out: Path | str, *, title: str | No
             write_text(written[-1], form(sheet))
     write_text(written[0], page)  # last: a page is there only with its tables
     return written
+
+
+def _section(results: Results, scores: StudyScores) -> Section:
+    """The average first, then all methods side by side, then the data sets."""
+    (first, *tables), drawings, found = study_sheets(scores), study_drawings(scores), standings(results, scores)
+    if ranking := ranking_sheet(scores, found):
+        tables.insert(0, ranking)
+    if chart := time_chart(scores, found):
+        drawings.append(Drawing("Accuracy against training time", (chart,)))
+    return Section(scores.study, title_of(scores.study), [first, *tables], drawings, is_ablation(scores.study))
 
 
 def _file_name(name: str) -> str:
@@ -103,14 +112,15 @@ def _page(
     )
     environment.filters |= {
         "main_text": sheets.main_text, "small_text": sheets.small_text, "sort_value": _sort_value,
-        "swatch": _swatch,
+        "swatch": _swatch, "download": _download, "file_name": lambda sheet: _file_name(sheet.name),
     }  # fmt: skip
     reliability = list(_reliability(main)) if main else []
     confusions = list(_confusions(main)) if main else []
     trainings = list(_trainings(results, main)) if main else []
     problems = [problem for problem in _problems(results) if problem[3]]
-    parts = [("summary", "Summary"), *((section.id, section.title.removeprefix("Ablation: ")) for section in sections)]
-    flags = (("cost", "Cost", cost), ("claims", "Claims of the paper", found), ("calibration", "Calibration", calibration),
+    studies = [(section.id, section.title.removeprefix("Ablation: ")) for section in sections]
+    parts = [("summary", "Summary"), ("claims", "Claims of the paper"), *studies]
+    flags = (("cost", "Cost", cost), ("calibration", "Calibration", calibration),
              ("confusions", "Confusions", confusions), ("training", "Training curves", trainings), ("problems", "Problems", problems),
              ("reproduce", "How to reproduce", True))  # fmt: skip
     page = files("mmrl.reports").joinpath("page")
@@ -127,6 +137,13 @@ def _page(
 def _sort_value(cell: TableCell) -> Markup:
     value = getattr(cell, "mean", cell)
     return Markup("") if value is None or isinstance(value, str) else Markup(' data-value="{}"').format(repr(value))
+
+
+def _download(sheet: Sheet) -> list[tuple[str, Markup]]:
+    """The files of a table as links that hold them, so that the page is one file."""
+    kinds = {".csv": "text/csv", ".tex": "application/x-tex", ".md": "text/markdown"}
+    forms = sorted(FORMS, key=lambda form: list(kinds).index(form[0]))
+    return [(ending[1:], Markup(f"data:{kinds[ending]};charset=utf-8,{quote(form(sheet))}")) for ending, form in forms]
 
 
 def _swatch(series: int) -> Markup:
@@ -176,7 +193,7 @@ def _progress(results: Results) -> Sheet:
     for study, plan in results.plans.items():
         states = [state for _, state in slot_states(results, plan, locks)]
         rows.append((title_of(study), *(states.count(state) for state in STATES), len(states)))
-    return Sheet("progress", "Scores, done and missing", ("study", *STATES, "all"), tuple(rows), bold=False)
+    return Sheet("progress", "Scores, done and missing", ("study", *STATES, "all"), tuple(rows), bold=False, files=False)
 
 
 def _problems(results: Results) -> Iterator[tuple[str, str, str, list[str]]]:
@@ -248,7 +265,7 @@ def _confusions(scores: StudyScores) -> Iterator[tuple[str, Drawing, Sheet | Non
     for dataset, drawn in charts.items():
         if drawn or rows[dataset]:
             name = _file_name(f"confused-{dataset}")
-            sheet = Sheet(name, "Commonest mistakes", heads, tuple(rows[dataset]), group=0, bold=False)
+            sheet = Sheet(name, "Commonest mistakes", heads, tuple(rows[dataset]), group=0, bold=False, files=False)
             yield dataset, Drawing("", tuple(drawn)), sheet if sheet.rows else None
 
 

@@ -28,6 +28,7 @@ class Sheet:
         name: of its files.
         group: the column within whose values the best of each column is set in bold.
         unseen: numbers that stand in its CSV file alone.
+        files: whether it is written to files of its own.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Sheet:
     group: int | None = None
     bold: bool = True
     unseen: tuple[Measure, ...] = ()
+    files: bool = True
 
     @property
     def numeric(self) -> tuple[bool, ...]:
@@ -45,17 +47,22 @@ class Sheet:
         return tuple(any(not isinstance(row[at], str) and row[at] is not None for row in self.rows) for at in range(len(self.heads)))
 
     def best(self) -> set[tuple[int, int]]:
-        """(row, column) of the highest mean of each column among the complete ones of a group; none where there is but one."""
+        """(row, column) of a column's highest mean within a group, if it is above every other one by more than the spread of either.
+
+        Complete ones alone are compared; with one of them, or where two are within the spread, nothing is set in bold.
+        """
         groups: dict[object, list[int]] = defaultdict(list)
         for at, row in enumerate(self.rows):
             groups[None if self.group is None else row[self.group]].append(at)
         found = set()
         for at in range(len(self.heads)) if self.bold else ():
             for members in groups.values():
-                cells = [(row, self.rows[row][at]) for row in members]
-                means = {row: round(cell.mean or 0, 2) for row, cell in cells if isinstance(cell, Measure) and cell.complete}
-                if len(means) > 1:
-                    found |= {(row, at) for row, mean in means.items() if mean == max(means.values())}
+                cells = ((self.rows[place][at], place) for place in members)
+                complete = [(cell, place) for cell, place in cells if isinstance(cell, Measure) and cell.complete]
+                if len(complete) > 1:
+                    first, best = max(complete, key=lambda each: each[0].mean or 0.0)
+                    if all(_clearly_above(first, other) for other, place in complete if place != best):
+                        found.add((best, at))
         return found
 
     @property
@@ -71,6 +78,11 @@ class Sheet:
         if own:
             more.append(f"Not the published split: {', '.join(own)}. The paper's numbers are not comparable and not shown.")
         return (*self.notes, *more, *(f"§ {note}" for note in sorted(odd)))
+
+
+def _clearly_above(one: Measure, other: Measure) -> bool:
+    """By more than the larger spread, in the digits that are shown."""
+    return round((one.mean or 0.0) - (other.mean or 0.0), 2) > round(max(one.std or 0.0, other.std or 0.0), 2)
 
 
 def main_text(cell: TableCell) -> str:
