@@ -89,6 +89,8 @@ def file_of(method: methods.Method, case: Case, path: Path) -> Path:
             full["prompt_learner.ZS_image_encoder.proj"] = full["image_encoder.proj"]
         return write(path, full, path.with_name("executed"))
     alone = {name.removeprefix("prompt_learner."): value for name, value in own.items()}
+    if case.method == "kgcoop":  # tensors of which its authors' code makes nothing
+        alone |= {"bias_vectors": torch.ones(1, 9), "meta_net.linear1.weight": torch.ones(9, 9), "meta_net.linear1.bias": torch.ones(9)}
     return write(path, parts | alone, path.with_name("executed"))
 
 
@@ -114,7 +116,7 @@ def test_what_is_imported_predicts_the_same(clip: Clip, tmp_path: Path, name: st
     case = CASES[name]
     method = trained(clip, case)
     path = file_of(method, case, tmp_path / "model.pth.tar-10")
-    asked = {"method": case.method} if case.method in ("coop", "kgcoop", "prograd") else {}
+    asked = {"method": case.method} if case.method in ("coop", "prograd") else {}
     engine.import_authors(path, tmp_path / "out", classes=NAMES, clip=clip, options=case.said, **asked)
     assert not (tmp_path / "executed").exists()
     loaded, config = engine.load_adapter(tmp_path / "out", clip)

@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from mmrl.clip import ClassList, Clip
-from mmrl.methods.base import Loss
+from mmrl.methods.base import Loss, SavedAs
 from mmrl.methods.coop import CoOp, CoOpOptions
-from mmrl.methods.prompts import with_teacher
+from mmrl.methods.prompts import LEARNER, LEARNER_CONSTANTS, with_teacher
 from mmrl.methods.registry import register
 from mmrl.templates import check_template
 
@@ -34,6 +34,9 @@ class KgCoOp(CoOp):
     source = "Yao et al., CVPR 2023"
     Options = KgCoOpOptions
     options: KgCoOpOptions
+    saved_as = SavedAs(  # the last two are in the authors' files, and their code makes nothing of them
+        module=LEARNER, constant=(*LEARNER_CONSTANTS, f"{LEARNER}.bias_vectors", f"{LEARNER}.meta_net.linear1")
+    )
 
     def __init__(self, clip: Clip, options: KgCoOpOptions) -> None:
         super().__init__(clip, options)

@@ -93,9 +93,11 @@ class TCP(TwoTower):
     def modality(self) -> str:
         return "L"
 
+    def texts(self, names: Sequence[str], template: str | Sequence[str]) -> list[str]:
+        return fill(" ".join(["X"] * self.n_ctx + [self.options.template]), names)
+
     def class_list(self, names: Sequence[str], template: str | Sequence[str], *, memory_gib: float | None = None) -> ClassList:
-        texts = fill(" ".join(["X"] * self.n_ctx + [self.options.template]), names)
-        classes = with_prompts(self.clip, names, template, texts, slots=self.n_ctx, memory_gib=memory_gib)
+        classes = with_prompts(self.clip, names, template, self.texts(names, template), slots=self.n_ctx, memory_gib=memory_gib)
         return with_teacher(self.clip, classes, template, self.options.teacher_template)
 
     def class_tokens(self, classes: ClassList) -> Tensor:
