@@ -57,7 +57,7 @@ def compare(
         print_json([asdict(each) | {"value": each.value, "verdict": each.verdict} for each in found])
         return
     sheet, console = comparison_sheet(found, first, second), Console(highlight=False)
-    table = Table(*(Column(head, overflow="fold") for head in sheet.heads), box=None, padding=(0, 1))
+    table = Table(*(Column(head, overflow="fold") for head in sheet.heads), box=None, padding=(0, 1, 0, 0))
     for row in sheet.rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     console.print(sheet.title, markup=False, soft_wrap=True)

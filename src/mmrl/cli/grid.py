@@ -18,7 +18,7 @@ from mmrl.errors import MmrlError, UsageError, unknown
 from mmrl.files import user_path
 
 if TYPE_CHECKING:
-    from mmrl.engine import Job
+    from mmrl.engine import Context, Job
     from mmrl.engine.grid import ResultsFolder
     from mmrl.protocols import Cell, Suite
     from mmrl.reports.plans import Plan, Slot
@@ -69,7 +69,12 @@ class Grid:
     test_share: float = _option(
         OWN_SHARE, "--test-share", help="Share of each class that tests, for own folders and lists without test images."
     )
-    dry_run: bool = _option(False, "--dry-run", help="Say what would be computed, and stop.")
+    template: list[str] = _option(
+        [], "--template", help="Prompt with one {} for all data sets; default: each one's own. Several are averaged."
+    )
+    dry_run: bool = _option(
+        False, "--dry-run", help="List what would be computed and for about how long, and stop. Needs no weights of a named backbone."
+    )
 
     @property
     def suite(self) -> Suite:
@@ -118,11 +123,11 @@ def with_grid(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def suite_name(cells: Sequence[Cell], grid: Grid) -> Literal["paper", "mini", "own"]:
-    """'paper' or 'mini' where all data sets are that suite's, else 'own'."""
+    """'paper' or 'mini' where all data sets, and for the paper the prompts, are that suite's, else 'own'."""
     used = {cell.dataset for cell in cells} | {cell.training.dataset for cell in cells if cell.training}
     if not used <= set(grid.suite.names):
         return "own"
-    return "mini" if grid.mini else "paper"
+    return "mini" if grid.mini else "own" if grid.template else "paper"
 
 
 def names(value: str) -> list[str] | None:
@@ -168,20 +173,21 @@ def carry_out(cells: Sequence[Cell], grid: Grid) -> None:
     threads = _threads(grid.workers, suite, (os.cpu_count() or 1) if ray else processes)
     bench = Bench(
         grid.chosen_backbone, grid.root, (out / CACHE).resolve(), grid.precision, grid.skip_broken, threads,
-        draws=grid.draws and grid.draws.resolve(), test_share=grid.test_share,
+        draws=grid.draws and grid.draws.resolve(), test_share=grid.test_share, template=tuple(grid.template) or None,
         features=(out / FEATURES).resolve() if grid.cache_gib else None, cache_gib=grid.cache_gib,
     )  # fmt: skip
+    if grid.dry_run:
+        from mmrl.cli.preview import preview
+
+        preview(cells, bench, known, processes=processes, device="cpu" if ray else device)
+        return
     context = Context(bench, load_clip(bench.backbone, device="cpu" if processes > 1 or ray else device))
     jobs, slots = bind(cells, context)
-    if grid.draws:
-        typer.echo(f"draws of {grid.draws}: {', '.join(sorted(context.given)) or 'none of these data sets'}; the others are drawn here")
-    if grid.dry_run:
-        _announce(jobs, known)
-        return
+    say_draws(context)
     store = known or ResultsFolder(out)
-    for plan in _plans(slots, suite):
+    for plan in _plans(slots, suite, grid.template):
         store.add_plan(plan)
-    if not _announce(jobs, store):
+    if not announce(jobs, store):
         _tables(store, slots)
         return
     if ray:
@@ -231,7 +237,7 @@ def _threads(workers: int | None, suite: str, jobs: int) -> int:
     return 0 if suite == "mini" else max(1, min(8, (os.cpu_count() or 1) // jobs))
 
 
-def _plans(slots: Sequence[Slot], suite: Literal["paper", "mini", "own"]) -> list[Plan]:
+def _plans(slots: Sequence[Slot], suite: Literal["paper", "mini", "own"], template: Sequence[str]) -> list[Plan]:
     from mmrl.protocols.evaluations import TUNED
     from mmrl.reports.plans import Plan
 
@@ -239,12 +245,19 @@ def _plans(slots: Sequence[Slot], suite: Literal["paper", "mini", "own"]) -> lis
     for study in dict.fromkeys(slot.study for slot in slots):
         mine = tuple(slot for slot in slots if slot.study == study)
         tuned = any(TUNED in slot.variant for slot in mine)
-        notes = (TUNED_NOTE,) if tuned else ()
+        prompts = (f"Prompt of all data sets: {' | '.join(template)}",) if template else ()
+        notes = ((TUNED_NOTE,) if tuned else ()) + prompts
         plans.append(Plan(schema="mmrl.plan/2", study=study, suite=suite, slots=mine, paper_compat=tuned, command=command, notes=notes))
     return plans
 
 
-def _announce(jobs: Sequence[Job], store: ResultsFolder | None) -> int:
+def say_draws(context: Context) -> None:
+    if context.bench.draws:
+        found = ", ".join(sorted(context.given)) or "none of these data sets"
+        typer.echo(f"draws of {context.bench.draws}: {found}; the others are drawn here")
+
+
+def announce(jobs: Sequence[Job], store: ResultsFolder | None) -> int:
     """Say how much there is to do; all of it where there is no folder yet. Returns the number of jobs with missing tests."""
     from mmrl.engine.grid import missing_tests
 

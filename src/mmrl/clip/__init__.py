@@ -2,6 +2,6 @@
 
 from mmrl.clip.backbone import ClassList, Clip, Prompts
 from mmrl.clip.layers import NO_EDITS, Edit, Edits
-from mmrl.clip.load import load_clip, random_clip
+from mmrl.clip.load import load_clip, outline, random_clip
 
-__all__ = ["NO_EDITS", "ClassList", "Clip", "Edit", "Edits", "Prompts", "load_clip", "random_clip"]
+__all__ = ["NO_EDITS", "ClassList", "Clip", "Edit", "Edits", "Prompts", "load_clip", "outline", "random_clip"]

@@ -79,6 +79,29 @@ def random_clip(arch: str, *, seed: int = 0, **overrides: Any) -> Clip:
     return Clip(f"{arch}/random", model, open_clip.SimpleTokenizer(context_length=model.context_length), preprocess=_openai_preprocess())
 
 
+def outline(name: str, hashes: Mapping[str, str]) -> Clip:
+    """The backbone for plans, which need its name, its layers and its identity: without the weights of a named one, which are not fetched.
+
+    One that lies here, in a file, a folder or the package, is loaded.
+
+    Args:
+        hashes: identities by name, of backbones that were used before.
+    """
+    import open_clip
+
+    arch, _, tag = name.partition("/")
+    if arch not in open_clip.list_models() or tag not in open_clip.list_pretrained_tags_by_model(arch):
+        return load_clip(name)
+    fit = _computing(arch, tag)
+    try:
+        clip = random_clip(fit)
+    except (TypeError, AttributeError, UsageError):  # towers that open_clip builds in another way
+        return load_clip(name)
+    clip.name = f"{fit}/{tag}"
+    clip.__dict__["identity"] = hashes.get(clip.name, f"unknown weights of {clip.name}")
+    return clip
+
+
 def _architectures() -> list[str]:
     import open_clip
 

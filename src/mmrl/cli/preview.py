@@ -1,0 +1,107 @@
+"""`--dry-run` of `mmrl bench` and `mmrl ablate`: what would be computed, and about how long it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmrl.engine import Bench, Context, Job
+    from mmrl.engine.grid import ResultsFolder
+    from mmrl.protocols import Cell
+    from mmrl.reports.pace import Pace
+
+
+@dataclass
+class _Row:
+    """Jobs that differ in their seeds alone."""
+
+    seeds: list[int] = field(default_factory=list)
+    scores: int = 0
+    done: int = 0
+    seconds: float = 0.0
+    unknown: int = 0
+
+
+def preview(cells: Sequence[Cell], bench: Bench, store: ResultsFolder | None, *, processes: int, device: str) -> None:
+    """Print the jobs, what of them is done, and an estimate.
+
+    Keys hold a hash of the weights. Without weights it is taken from the records that the folder has of this backbone; where there are
+    none, nothing can be done yet.
+    """
+    import torch
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from mmrl.cli.grid import announce, say_draws
+    from mmrl.clip import outline
+    from mmrl.engine import Context, bind
+    from mmrl.engine.grid import missing_tests
+    from mmrl.engine.record import hardware
+    from mmrl.reports.pace import Pace
+    from mmrl.reports.results import Results
+    from mmrl.reports.status import duration
+
+    records = Results(store.folder).runs.values() if store else ()
+    clip = outline(bench.backbone, {run.backbone: run.backbone_hash for run in records})
+    context = Context(bench, clip)
+    jobs, slots = bind(cells, context)
+    pace = Pace(records, hardware(torch.device(device)))
+    rows: dict[tuple[str, ...], _Row] = {}
+    for job in jobs:
+        row = rows.setdefault(_kind(job), _Row())
+        missing = missing_tests(job, store) if store else {key for _, key in job.tests}
+        row.seeds += [job.training.seed] if job.training else []
+        row.scores += len(job.tests)
+        row.done += len(job.tests) - len(missing)
+        if missing:
+            seconds = _seconds(job, missing, context, pace, trained=len(missing) < len(job.tests))
+            row.seconds += seconds or 0.0
+            row.unknown += seconds is None
+    heads = ("method", "options", "trained on", "shots", "seeds", "scores", "done", "time")
+    table = Table(*(Column(name, overflow="fold") for name in heads), box=None, padding=(0, 1, 0, 0))
+    for kind, row in rows.items():
+        time = "unknown" if row.unknown else duration(row.seconds) if row.done < row.scores else ""
+        table.add_row(*kind, ",".join(map(str, row.seeds)), str(row.scores), str(row.done or ""), time)
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    say_draws(context)
+    announce(jobs, store)
+    out = sum(not slot.applicable for slot in slots)
+    if out:
+        console.print(f"{out} more are not applicable: a closed vocabulary has no scores on new classes")
+    left = [row for row in rows.values() if row.done < row.scores]
+    total, unknown = sum(row.seconds for row in left), sum(row.unknown for row in left)
+    if not left:
+        return
+    if total:
+        more = f", and {unknown} trainings and zero-shot passes that nothing here tells the time of" if unknown else ""
+        by = f" with {processes} processes" if processes > 1 else ""
+        console.print(f"about {duration(total / processes)}{by}{more}, by {pace.runs} runs recorded on this machine")
+    else:
+        console.print("no run of these methods is recorded here for this machine and backbone, so there is no estimate")
+
+
+def _kind(job: Job) -> tuple[str, ...]:
+    t = job.training
+    if t is None:
+        return job.tests[0][0].method, "", job.tests[0][0].dataset, ""
+    return t.method, ", ".join(f"{key}={value}" for key, value in t.overrides), f"{t.dataset} ({t.classes})", str(t.shots or "all")
+
+
+def _seconds(job: Job, missing: set[str], context: Context, pace: Pace, *, trained: bool) -> float | None:
+    """Of the training, unless it is done, and the missing tests; None where no record tells."""
+    from mmrl.reports.pace import images_seen
+
+    parts: list[float | None] = []
+    backbone = context.clip.name
+    if job.training and not trained:
+        ready = context.prepare(job.training)
+        fit: Mapping[str, Any] = ready.config.model_dump()
+        parts.append(pace.training(backbone, job.training.method, job.training.dataset, images_seen(fit, len(ready.draw.train))))
+    for cell, key in job.tests:
+        if key in missing:
+            parts.append(pace.test(backbone, cell.method, cell.dataset, len(context.tested(cell).test)))
+    return None if None in parts else sum(part for part in parts if part is not None)
+
