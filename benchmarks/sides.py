@@ -52,6 +52,7 @@ METHODS = (  # that are trained by steps
     "tcp",
     "plot",
     "plotpp",
+    "proda",
     "rpo",
     "mma",
     "clip-lora",

@@ -29,7 +29,10 @@ NAMES = ["cat", "dog", "great white shark", "owl"]
 TEMPLATE = "a {}."
 LABELS = torch.tensor([0, 2, 1])
 VIEWS = {"train": torch.arange(4).repeat(2), "val": torch.arange(4)}  # labels of the task's images
-EXACT = {name: {"sinkhorn_threshold": 0.0} for name in ("plot", "plotpp")}  # else logits depend on the list's other classes, as it says
+EXACT: dict[str, dict[str, Any]] = {
+    **{name: {"sinkhorn_threshold": 0.0} for name in ("plot", "plotpp")},  # else logits depend on the list's other classes, as it says
+    "proda": {"n_prompts": 4},  # else other prompts have their turn in every step, and losses cannot be compared
+}
 PATCHES = ("plot",)  # reads what the frozen tower puts out for the patches, too
 CLOSED = {f"{name}, its own context for each class": (name, {"csc": True}) for name in ("coop", "kgcoop", "plot")}
 CLOSED |= {"gda, without samples": ("gda", {"keep_samples": False})}

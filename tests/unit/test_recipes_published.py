@@ -29,6 +29,7 @@ OPTIONS = {
     "mmrlpp": f"{REPRESENTATION} beta layer_rank projection_rank",
     "coop": "n_ctx ctx_init csc class_token_position",
     "cocoop": "n_ctx ctx_init reduction",
+    "proda": "n_prompts n_ctx prompts_per_step class_token_position orthogonality_weight covariance",
     "plot": "n_prompts n_ctx ctx_init csc class_token_position sinkhorn_eps sinkhorn_max_iter sinkhorn_threshold add_pooled_logits",
     "mma": "adapter_start adapter_end adapter_dim adapter_scale template",
     "clip-lora": "rank alpha dropout matrices encoder position template",
@@ -60,6 +61,7 @@ BUILT_IN = {
     "kgcoop": {"teacher_template"},
     "tcp": {"insert_layer", "template", "teacher_template"},
 }
+UNREAD = {"proda"}  # whose published values could not be had
 UNTRAINED = {  # by steps; what their recipes set of `fit`
     "tip-adapter": {"batch_size", "crop_scale"},
     "linear-probe": set[str](),
@@ -106,7 +108,7 @@ RUNS = [(method, protocol) for method in OPTIONS for protocol in PROTOCOLS]
 
 def test_every_method_has_its_file():
     assert set(packaged()) == set(OPTIONS)
-    assert set(GOLDEN) == set(packaged()) - {"mmrl", "mmrlpp"}
+    assert set(GOLDEN) == set(packaged()) - {"mmrl", "mmrlpp"} - UNREAD
 
 
 @pytest.mark.parametrize("method", GOLDEN)
@@ -230,7 +232,10 @@ def test_what_is_not_published_is_said(method: str, protocol: str):
         if not entry["verified"] and ("fit" in entry or "method" in entry):
             assert any("not verified" in source for source in sources(get(method, protocol, "imagenet"), "method").values())
     else:
-        assert found.published
+        assert found.published == (method not in UNREAD)
+        if method in UNREAD:
+            chosen = [setting.source for setting in get(method, protocol, "imagenet").settings]
+            assert all("not verified" in source or "built-in default" in source for source in chosen)
 
 
 @pytest.mark.parametrize("method", packaged())
@@ -291,7 +296,7 @@ def test_numbers_of_shots_between_and_beyond():
 
 
 def test_the_mini_benchmark_s_own_values():
-    long = ("coop", "prograd", "plot", "plotpp", "provp", "kgcoop")
+    long = ("coop", "prograd", "plot", "plotpp", "proda", "provp", "kgcoop")
     for method, key, value in (("clip-lora", "iterations", 200), *((name, "epochs", 50) for name in long)):
         for n in (1, 16):
             run = get(method, "few-shot", "mini:digits", n)

@@ -20,6 +20,7 @@ from mmrl.methods import (  # noqa: F401  (registers them)
     mmrlpp,
     plot,
     plotpp,
+    proda,
     prograd,
     promptsrc,
     provp,
