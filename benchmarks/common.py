@@ -129,8 +129,13 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def report(title: str, text: str, numbers: dict[str, Any], out: Path | None) -> None:
     """Print, and with `out` write Markdown there and the numbers beside it."""
     print(f"{title}\n\n{text}")
+    save(f"{title}\n\n{text}", numbers, out)
+
+
+def save(text: str, numbers: dict[str, Any], out: Path | None) -> None:
+    """Where there is an `out`, Markdown goes there and the numbers beside it."""
     if out is not None:
-        write_text(out, f"{title}\n\n{text}\n")
+        write_text(out, f"{text}\n")
         write_json(out.with_suffix(".json"), numbers)
 
 

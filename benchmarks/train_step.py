@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import math
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +37,7 @@ from benchmarks.sides import PLAIN, Step, Work, fast_step, gradients_of, plain_s
 from mmrl.clip import Clip
 from tests.oracle.pair import relative_error
 
+CHOICE = {"method", "classes", "plain_memory", "plain_limit"}  # which rows, and which of their plain sides
 BOUND = "bound (FLOP ratio)"
 SPEED = ["method", "classes", "longest prompt", "plain s/step", "fast s/step", "ratio", BOUND, "largest gradient difference"]
 WORK = ["method", "classes", "plain TFLOP", "fast TFLOP", BOUND, "plain, of matrix peak", "fast, of matrix peak"]
@@ -178,19 +181,41 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     clip = common.make_clip(options.backbone, options.layers)
     peak = common.matrix_peak(clock=clock_of(options))
-    rows = []
+    about = common.about(options)
+    rows = kept(options.out, about)
     for method in PLAIN if options.method == "all" else options.method.split(","):
         for classes in map(int, options.classes.split(",")):
             work = Work(options.backbone, options.layers, method, classes, options.batch)
-            rows.append(measure(work, clip, options, peak))
+            rows[method, classes] = measure(work, clip, options, peak)
             print(f"measured: {method}, {classes} classes", file=sys.stderr)
-    about = common.about(options)
-    title = common.heading(about, f"Training step, float32, matrix peak {peak / 1e9:.0f} GFLOP/s")
-    tables = [common.markdown(SPEED, list(map(speed_cells, rows))), common.markdown(WORK, list(map(work_cells, rows)))]
-    if not options.no_memory:
-        tables.append(common.markdown(MEMORY, list(map(memory_cells, rows))))
-    common.report(title, "\n\n".join(tables), about | {"matrix_peak": peak, "rows": rows}, options.out)
+            text = write(about, rows, peak, options)
+    print(text)
     return 0
+
+
+def kept(out: Path | None, about: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Rows measured before in the same way, whose place new ones take: a table of many methods need not be measured at one go."""
+    file = out and out.with_suffix(".json")
+    if file is None or not file.is_file():
+        return {}
+    before = json.loads(file.read_text(encoding="utf-8"))
+    differ = sorted(key for key in about if key not in CHOICE and before.get(key) != about[key])
+    if differ:
+        raise SystemExit(f"{file} was measured with other {', '.join(differ)}; give another --out.")
+    return {(row["method"], row["classes"]): row for row in before["rows"]}
+
+
+def write(about: dict[str, Any], rows: dict[tuple[str, int], dict[str, Any]], peak: float, options: argparse.Namespace) -> str:
+    """The tables of all rows, also into --out: after each row, so that none is lost."""
+    order = list(PLAIN)
+    found = [rows[key] for key in sorted(rows, key=lambda key: (order.index(key[0]), key[1]))]
+    title = common.heading(about, f"Training step, float32, matrix peak {peak / 1e9:.0f} GFLOP/s")
+    tables = [common.markdown(SPEED, list(map(speed_cells, found))), common.markdown(WORK, list(map(work_cells, found)))]
+    if not options.no_memory:
+        tables.append(common.markdown(MEMORY, list(map(memory_cells, found))))
+    text = "\n\n".join([title, *tables])
+    common.save(text, about | {"matrix_peak": peak, "rows": found}, options.out)
+    return text
 
 
 if __name__ == "__main__":

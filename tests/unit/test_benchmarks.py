@@ -83,6 +83,18 @@ def test_train_step(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     assert "plain peak" not in shown[0] and shown[4]["largest gradient difference"].endswith("(dropout 0)")
 
 
+def test_rows_measured_before_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_step, "available", lambda: None)
+    out, ways = tmp_path / "train.md", ["--no-memory", "--plain-limit", "1", "--classes"]
+    run(train_step.main, [*ways, "3", "--method", "mma"], out)
+    before = json.loads(out.with_suffix(".json").read_text())["rows"]
+    _, (speed, _), numbers = run(train_step.main, [*ways, "3,4", "--method", "coop"], out)
+    assert [(row["method"], row["classes"]) for row in speed] == [("coop", "3"), ("coop", "4"), ("mma", "3")]
+    assert numbers["rows"][2] == before[0]
+    with pytest.raises(SystemExit, match="was measured with other batch; give another --out"):
+        run(train_step.main, [*ways, "3", "--method", "coop", "--batch", "3"], out)
+
+
 def test_processor_time_needs_one_thread(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         train_step.main(["--cpu-time", "--threads", "2"])
