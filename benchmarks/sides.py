@@ -56,6 +56,7 @@ METHODS = (  # that are trained by steps
     "rpo",
     "mma",
     "clip-lora",
+    "clip-adapter",
     "tip-adapter-f",
 )
 

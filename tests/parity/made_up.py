@@ -130,6 +130,7 @@ VARIANTS = {
     "rpo_few": Variant(
         "rpo", {"n_prompts": 3, "template": "one {} here"}, {"K": 3, "prompt": "one _ here", "logits": "mean over K"}
     ),
+    "clip_adapter_wide": Variant("clip-adapter", {"reduction": 3, "ratio": 0.7}, {"reduction": 3, "ratio": 0.7, "template": TEMPLATE}),
     "tip_adapter_f_grid": Variant(
         "tip-adapter-f",
         {"alpha": 2.0, "beta": 3.0, "augment_epoch": 2, "search_scale": (400.0, 60.0), "search_step": (6, 5)},

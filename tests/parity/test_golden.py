@@ -22,7 +22,7 @@ HEAD = ["case", "group", "float64 norm", "float64 element", "left out", "float32
 GROUPS = {  # of every case with steps, those that are named
     "coop": 7, "coop_csc": 7, "cocoop": 7, "prograd": 11, "plot": 8, "maple": 6, "promptsrc": 9, "provp": 10, "mma": 6, "mma_scale01": 6,
     "kgcoop": 9, "rpo": 8, "plotpp": 8, "tcp": 10,
-    "cliplora": 7, "cliplora_drop": 7, "tip_adapter": 5, "tip_adapter_f": 9, "tip_adapter_f_cosine": 9,
+    "cliplora": 7, "clip_adapter": 7, "cliplora_drop": 7, "tip_adapter": 5, "tip_adapter_f": 9, "tip_adapter_f_cosine": 9,
 }  # fmt: skip
 FEATURE_GROUPS = {
     "lpclip/unit": 4, "lpclip/raw10": 4, "lpp/s16": 6, "lpp/s2": 6, "gda/fewshot_s16": 4, "gda/fewshot_s2": 4, "gda/base2new_s16": 7,

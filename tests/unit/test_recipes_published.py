@@ -45,6 +45,7 @@ OPTIONS = {
     "provp": "n_ctx_vision depth progressive_alpha ref_loss_weight template",
     "tip-adapter": CACHE,
     "tip-adapter-f": CACHE,
+    "clip-adapter": "reduction ratio last_relu",
     "linear-probe": "c_grid c_search_steps max_iter selection",
     "clap": "penalty augment_epoch probe_epochs probe_batch probe_lr probe_momentum templates",
     "lpp": "probe_steps probe_momentum alpha_every alpha_scale selection templates",
@@ -296,7 +297,7 @@ def test_numbers_of_shots_between_and_beyond():
 
 
 def test_the_mini_benchmark_s_own_values():
-    long = ("coop", "prograd", "plot", "plotpp", "proda", "provp", "kgcoop")
+    long = ("coop", "prograd", "plot", "plotpp", "proda", "provp", "kgcoop", "clip-adapter")
     for method, key, value in (("clip-lora", "iterations", 200), *((name, "epochs", 50) for name in long)):
         for n in (1, 16):
             run = get(method, "few-shot", "mini:digits", n)

@@ -50,11 +50,6 @@ class FrozenFeatures(Method):
         return replace(classes, teacher=self.clip.class_list(names, self.options.templates).zero_shot)
 
 
-def class_features(classes: ClassList) -> Tensor:
-    """Frozen class features (C, embed_dim), normalised: of the method's own prompts, or of the data set's."""
-    return classes.zero_shot if classes.teacher is None else classes.teacher
-
-
 def unit(features: Tensor) -> Tensor:
     """Features (..., embed_dim) of length 1, in float32 at least."""
     return F.normalize(exact(features), dim=-1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmrl.clip import ClassList
 from mmrl.errors import Notice, UsageError
 from mmrl.methods.base import Task, cosine_logits
-from mmrl.methods.frozen import VALUES, FrozenFeatures, FrozenOptions, class_features, unit
+from mmrl.methods.frozen import VALUES, FrozenFeatures, FrozenOptions, unit
 from mmrl.methods.linear import Rows, require_images
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import register
@@ -201,7 +201,7 @@ class GDA(FrozenFeatures):
     @torch.no_grad()
     def head(self, classes: ClassList) -> GaussianHead:
         """Raises UsageError if no samples are kept and a class is not among those trained on."""
-        text = class_features(classes)
+        text = classes.held_to
         columns = self._columns(classes) if self.options.keep_samples else self.trained_columns(classes)
         weight, bias, new = self.weight[columns], self.bias[columns], columns < 0
         if bool(new.any()):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmrl.clip import ClassList, Clip
 from mmrl.errors import Notice
 from mmrl.methods.base import Loss, Task, cosine_logits
-from mmrl.methods.frozen import VALUES, FrozenFeatures, FrozenOptions, class_features, unit
+from mmrl.methods.frozen import VALUES, FrozenFeatures, FrozenOptions, unit
 from mmrl.methods.linear import exact
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import register
@@ -143,7 +143,7 @@ class TipAdapter(FrozenFeatures):
         columns = self.trained_columns(classes)
         asked = torch.isin(self.labels, columns)
         values = one_hot(self.labels[asked], columns, self.keys.dtype)
-        return CacheHead(class_features(classes), self.keys[asked], values)
+        return CacheHead(classes.held_to, self.keys[asked], values)
 
     def _compare(self, features: Tensor, head: CacheHead) -> tuple[Tensor, Tensor]:
         """Zero-shot logits (B, C) and cosines with the keys (B, N), in float32 at least, of features (B, embed_dim), not normalised."""
@@ -196,6 +196,6 @@ class TipAdapterF(TipAdapter):
     def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
         """Cross-entropy."""
         values = self._values_of(classes)
-        logits = self.logits(images, CacheHead(class_features(classes), self.keys, values), True)
+        logits = self.logits(images, CacheHead(classes.held_to, self.keys, values), True)
         total = F.cross_entropy(logits, labels)
         return Loss(total, {"ce": total}, logits.detach())
