@@ -137,7 +137,7 @@ class _Crew:
         root = bench.root or os.environ.get("DATA")  # the workers' environment may be another
         sent = replace(bench, root=Path(root) if root else None)
         node = ray.get_runtime_context().get_node_id()
-        added = {name: os.environ[name] for name in (VARIABLE,) if name in os.environ}
+        added = {name: os.environ[name] for name in (VARIABLE,) if os.environ.get(name)}
         more = {"runtime_env": {"env_vars": added}} if added else {}
         self._actor: Any = ray.remote(Worker).options(num_cpus=CPUS, num_gpus=gpu_fraction, **more)
         self._contract = (sent, "cuda" if gpu_fraction else "cpu", node, os.getcwd())
