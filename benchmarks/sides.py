@@ -48,6 +48,7 @@ METHODS = (  # that are trained by steps
     "promptsrc",
     "prograd",
     "provp",
+    "metaprompt",
     "kgcoop",
     "tcp",
     "plot",

@@ -22,7 +22,7 @@ from mmrl.errors import UsageError
 from mmrl.methods import Gradients, Loss, Method, Task, TwoTower
 from mmrl.recipes import recipe_of
 from tests.oracle.pair import relative_error
-from tools.golden.replay import differentiate
+from tools.golden.replay import Steps, differentiate
 
 TOLERANCE = 1e-9
 NAMES = ["cat", "dog", "great white shark", "owl"]
@@ -90,6 +90,7 @@ def train(method: Method, images: Tensor, steps: int = 3, task: Task | None = No
                 for parameter, gradient in zip(method.parameters(), gradients, strict=True):
                     parameter.grad = gradient
                 optimizer.step()
+                method.stepped([(loss.kept, LABELS)], classes, Steps(method, optimizer))
                 losses.append(float(loss.total.detach()))
             method.epoch_ended(epoch, 2)
     method.eval()
@@ -221,6 +222,7 @@ def test_only_declared_parameters_move(small_clip: Clip, images: Tensor, case: s
             assert gradient is not None and gradient.shape == parameter.shape and bool(gradient.isfinite().all())
             parameter.grad = gradient
         optimizer.step()
+        method.stepped([(loss.kept, LABELS)], classes, Steps(method, optimizer))
         losses.append(float(loss.total.detach()))
         assert not loss.logits.requires_grad and loss.logits.shape == (3, 4)
         assert all(term.dim() == 0 for term in loss.terms.values())

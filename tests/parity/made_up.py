@@ -103,6 +103,14 @@ VARIANTS = {
         first_layer=1,
         more={},
     ),
+    "metaprompt_words": Variant(
+        "metaprompt",
+        {"n_ctx_text": 3, "n_ctx_vision": 1, "depth": 3, "meta_step": 2.0, "vision_between": "still",
+         "frozen_templates": ("a {}", "{}, drawn")},
+        {"n_ctx_text": 3, "n_ctx_vision": 1, "layers": 3, "meta_step": 2.0, "templates": ["a {}", "{}, drawn"],
+         "zero_grad": "set_to_none=True", **SGD_TEXT},
+        more={},
+    ),
     "provp_deep": Variant(
         "provp",
         {"n_ctx_vision": 5, "depth": 3, "progressive_alpha": 0.2, "ref_loss_weight": 0.5, "template": "a {}, drawn."},
@@ -196,6 +204,9 @@ def make_case(folder: Path, name: str, variant: Variant, clip: Clip) -> dict[str
     assert form is not None
     plain = form(method, NAMES, TEMPLATE)
     first = out["images"][0]
+    if variant.method == "metaprompt":  # the two halves of the classes part the first image's from the second's, where they differ
+        orders = [[a, *({0, 1, 2} - {a, b}), *({b} - {a})] for a, b in out["labels"].tolist()]
+        out["class_permutation"] = torch.tensor(orders)
     out |= in_authors_names(variant, plain.parameters, "init.")
     with torch.no_grad():
         out["logits"] = plain.logits(first)
@@ -224,6 +235,8 @@ def steps_of(plain: Any, variant: Variant, case: dict[str, Any], out: dict[str, 
         if step == 0:
             out |= in_authors_names(variant, found, "grad.")
         optimizer.step()
+        if "class_permutation" in out:
+            plain.stepped(batch, labels, optimizer, out["class_permutation"][step])
         schedule()
         after.append({key: parameter.detach().clone() for key, parameter in parameters.items()})
     return losses, after

@@ -19,7 +19,7 @@ from mmrl.clip import ClassList, Clip
 from mmrl.engine.checkpoint import STATE, RunFolder, read_state
 from mmrl.engine.loop import Trainer
 from mmrl.errors import Notice, UsageError
-from mmrl.methods import Differentiate, Gradients, Loss, Method, MethodOptions, TwoTower, register, registry
+from mmrl.methods import Differentiate, Gradients, Loss, Method, MethodOptions, MoreSteps, TwoTower, register, registry
 from mmrl.methods.options import NoOptions
 from tests.oracle.pair import relative_error
 from tests.unit.colours import NAMES, PROMPT, Batch, Same, Shuffled, base_draw, clip_on_one_thread, colours, fresh, noise, train, train_on
@@ -108,7 +108,39 @@ def test_a_methods_own_gradients_and_ends_of_epochs_written_out(clip: Clip) -> N
     assert int(method.steps) == 9 and bool(method.kept.any())
 
 
-@pytest.mark.parametrize("name", ["toy-hooks", "promptsrc", "prograd"])
+def test_more_steps_after_that_of_a_batch(clip: Clip) -> None:
+    """At the rate of that step, with its optimiser, and of what the batches' losses kept; their gradients are those of no scaled loss."""
+    method, kept = fresh(clip, "toy-hooks"), []
+    parameters = list(method.parameters())
+
+    def stepped(batches: list[tuple[Any, Tensor]], classes: ClassList, steps: MoreSteps) -> None:
+        kept.append(([labels.tolist() for _, labels in batches], steps.rate))
+        total = sum(parameter.square().sum() for parameter in parameters) / 2
+        gradients = steps.gradients(total)
+        assert all(gradient is not None and torch.allclose(gradient, p) for gradient, p in zip(gradients, parameters, strict=True))
+        assert steps.gradients(parameters[0].sum())[1] is None
+        assert (steps.gradients(parameters[0].sum() * 1e38 * 1e38) == [None] * len(parameters)) == trainer.scaler.is_enabled()
+        before = [parameter.detach().clone() for parameter in parameters]
+        steps.update([None if i else gradient for i, gradient in enumerate(gradients)])
+        assert [torch.equal(*pair) for pair in zip(before, parameters, strict=True)] == [False] + [True] * (len(parameters) - 1)
+        found.append((before[0] - parameters[0].detach()) / before[0])
+
+    method.stepped = stepped  # type: ignore[method-assign]
+    batches, found = noise(4), list[Tensor]()
+    plain = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0}
+    config = engine.FitConfig(**plain, epochs=2, warmup_epochs=1, warmup_lr=0.01, lr=0.1, accumulate=2)
+    for scaled in (False, True):
+        trainer = Trainer(method, Same(batches), method.class_list(NAMES, PROMPT), config)
+        trainer.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+        trainer.run()
+    labels = [labels.tolist() for _, labels in batches]
+    rates = [rate for rate in engine.learning_rates(2, 0.1, warmup=1, warmup_lr=0.01) for _ in range(2)]
+    assert [batch for batch, _ in kept] == [labels[:2], labels[2:]] * 4
+    assert [rate for _, rate in kept] == rates * 2
+    assert all(torch.allclose(share, torch.full_like(share, rate), rtol=1e-3) for share, rate in zip(found, rates * 2, strict=True))
+
+
+@pytest.mark.parametrize("name", ["toy-hooks", "promptsrc", "prograd", "metaprompt"])
 @pytest.mark.parametrize("iterations", [None, 7])
 def test_hooks_and_buffers_are_resumed_bit_for_bit(clip: Clip, tmp_path: Path, name: str, iterations: int | None) -> None:
     config = engine.FitConfig(**{**CONFIG.model_dump(), "iterations": iterations})

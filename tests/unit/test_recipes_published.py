@@ -39,6 +39,7 @@ OPTIONS = {
         add_pooled_logits""",
     "rpo": "n_prompts template keep_underscores",
     "tcp": "n_ctx ctx_init template teacher_template insert_layer insert_weight reduction reg_weight",
+    "metaprompt": "n_ctx_text n_ctx_vision depth meta_step frozen_templates keep_underscores vision_between",
     "prograd": "n_ctx init teacher_template prograd_lambda temperature",
     "promptsrc": """n_ctx_text n_ctx_vision ctx_init depth_text depth_vision text_loss_weight image_loss_weight logit_loss_weight gpa_mean
         gpa_std teacher_templates""",
@@ -58,6 +59,7 @@ BUILT_IN = {
     "maple": {"depth"},
     "promptsrc": {"teacher_templates", "depth_text", "depth_vision"},
     "prograd": {"teacher_template"},
+    "metaprompt": {"depth", "frozen_templates"},
     "provp": {"depth", "template"},
     "kgcoop": {"teacher_template"},
     "tcp": {"insert_layer", "template", "teacher_template"},

@@ -84,6 +84,26 @@ def differentiate(method: Method) -> Callable[..., Gradients]:
 
 
 @dataclass
+class Steps:
+    """More steps on a batch, with `optimizer`; `mmrl.methods.MoreSteps`."""
+
+    method: Method
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def gradients(self, total: Tensor) -> Gradients:
+        return differentiate(self.method)(total)
+
+    def update(self, gradients: Gradients) -> None:
+        for parameter, gradient in zip(self.method.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+
+
+@dataclass
 class Replay:
     """A method in the state of a case, and the errors found."""
 
@@ -146,9 +166,12 @@ class Replay:
                 if step == 0:
                     note(self.errors, "gradients", parameter.grad, gradients[key])
             optimizer.step()
+            method.stepped([(loss.kept, labels[step])], self.classes, self.more(step, optimizer))
+            self.stepped(step)
             after_step()
-            if step == 0 and self.tensors.behind("step1."):
-                self.parameters("after step 1", "step1.", gradients, how)
+            for prefix in ("step1.", "after_step1.") if step == 0 else ():
+                if self.tensors.behind(prefix):
+                    self.parameters("after step 1", prefix, gradients, how)
             if (step + 1) % steps_per_epoch == 0:
                 epoch = (step + 1) // steps_per_epoch
                 if self.tensors.behind(f"epoch{epoch}."):
@@ -159,6 +182,13 @@ class Replay:
                 method.epoch_ended(epoch, epochs)
         note(self.errors, "losses", torch.stack(losses), torch.tensor(case["losses"], dtype=torch.float64))  # one may be all but zero
         self.parameters("final parameters", "final.", gradients, how)
+
+    def more(self, step: int, optimizer: torch.optim.Optimizer) -> Steps:
+        """What a method takes more steps with after that of a batch."""
+        return Steps(self.method, optimizer)
+
+    def stepped(self, step: int) -> None:
+        """What is known of those steps."""
 
     def trained(self) -> None:
         """After the last step, before the last epoch is called over."""

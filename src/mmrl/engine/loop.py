@@ -164,7 +164,7 @@ class Trainer:
     def _step(self, group: list[Batch]) -> None:
         """One step on the mean loss of a few batches; its row has loss, accuracy and terms, averaged over them and all processes."""
         self.optimizer.zero_grad()
-        names, rows = ["loss", "accuracy"], []
+        names, rows, kept = ["loss", "accuracy"], [], []
         for images, labels in group:
             images, labels = images.to(self.device), labels.to(self.device)
             with autocast(self.config.precision, self.device):
@@ -175,7 +175,10 @@ class Trainer:
             accuracy = (loss.logits.argmax(-1) == labels).float().mean()
             rows.append(torch.stack([loss.total.detach().float(), accuracy, *(t.detach().float() for t in loss.terms.values())]))
             names[2:] = loss.terms
+            kept.append((loss.kept, labels))
         means = self._update(group, torch.stack(rows).mean(0))
+        with autocast(self.config.precision, self.device):
+            self.method.stepped(kept, self.classes, _More(self))
         self.history.append({"step": self.step + 1, "epoch": self.epoch + 1, "lr": self._rate(), **dict(zip(names, means, strict=True))})
         self.step += 1
         self.position += len(group)
@@ -274,6 +277,27 @@ class Trainer:
             yield from ((f"loss term '{name}'", term) for name, term in loss.terms.items())
             yield "the total loss", loss.total
         yield from ((f"the gradient of '{name}'", p.grad) for name, p in self.method.named_parameters() if p.grad is not None)
+
+
+class _More:
+    """The steps that a method takes after the trainer's own, at its rate; see `MoreSteps`."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self.rate = trainer._rate()
+
+    def gradients(self, total: Tensor) -> Gradients:
+        found, scaler = self._trainer._differentiate(1)(total), self._trainer.scaler
+        if not scaler.is_enabled():
+            return found
+        exact: Gradients = [None if gradient is None else gradient / scaler.get_scale() for gradient in found]
+        finite = all(bool(gradient.isfinite().all()) for gradient in exact if gradient is not None)
+        return exact if finite else [None] * len(exact)  # the scale is the trainer's to adapt
+
+    def update(self, gradients: Gradients) -> None:
+        for parameter, gradient in zip(self._trainer._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self._trainer.optimizer.step()
 
 
 def _finite(value: float) -> bool:

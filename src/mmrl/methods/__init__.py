@@ -16,6 +16,7 @@ from mmrl.methods import (  # noqa: F401  (registers them)
     linear_probe,
     lpp,
     maple,
+    metaprompt,
     mma,
     mmrl,
     mmrlpp,
@@ -30,7 +31,18 @@ from mmrl.methods import (  # noqa: F401  (registers them)
     tip_adapter,
     zero_shot,
 )
-from mmrl.methods.base import Differentiate, FeatureSource, Gradients, ImageFeatures, Loss, Method, Task, TwoTower, cosine_logits
+from mmrl.methods.base import (
+    Differentiate,
+    FeatureSource,
+    Gradients,
+    ImageFeatures,
+    Loss,
+    Method,
+    MoreSteps,
+    Task,
+    TwoTower,
+    cosine_logits,
+)
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import build, get, make_options, register, registered
 
@@ -48,6 +60,7 @@ __all__ = [
     "Loss",
     "Method",
     "MethodOptions",
+    "MoreSteps",
     "Task",
     "TwoTower",
     "build",

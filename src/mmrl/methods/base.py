@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 
 
 class Loss(NamedTuple):
-    """`total` to minimise, its named `terms` (scalars, before weighting) and the training `logits` (B, C)."""
+    """`total` to minimise, its named `terms` (scalars, before weighting), the training `logits` (B, C), and what `Method.stepped` is given
+    of this batch, without gradient."""
 
     total: Tensor
     terms: dict[str, Tensor]
     logits: Tensor
+    kept: Any = None
 
 
 Gradients = list[Tensor | None]  # one for each trained parameter, in their order; None where the loss does not depend on it
@@ -62,6 +64,23 @@ class SavedAs:
     optional: frozenset[str] = frozenset()
     constant: tuple[str, ...] = ()
     patterns: tuple[str, ...] = ()
+
+
+class MoreSteps(Protocol):
+    """Steps that follow the one on a batch, with the same optimiser."""
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the present step."""
+        ...
+
+    def gradients(self, total: Tensor, /) -> Gradients:
+        """Gradients of a scalar in the trained parameters, averaged over the processes. In fp16, all None where one is not finite."""
+        ...
+
+    def update(self, gradients: Gradients, /) -> None:
+        """One more step of the optimiser; a parameter whose gradient is None stays as it is."""
+        ...
 
 
 class FeatureSource(Protocol):
@@ -113,9 +132,9 @@ class Task:
 class Method(nn.Module, ABC):
     """A way to adapt a frozen CLIP. Its parameters are exactly what is trained; CLIP itself is no part of them.
 
-    The engine calls, in this order: `setup` once, then for every batch `gradients` (which calls `loss`), `epoch_ended` after every epoch,
-    and `finish` once. A method without parameters after `setup` is not trained by steps. At test, `head` is called once for a list of
-    classes, and `logits` for every batch. Parameters and persistent buffers are what an adapter holds.
+    The engine calls, in this order: `setup` once, then for every batch `gradients` (which calls `loss`), `stepped` after the step,
+    `epoch_ended` after every epoch, and `finish` once. A method without parameters after `setup` is not trained by steps. At test, `head`
+    is called once for a list of classes, and `logits` for every batch. Parameters and persistent buffers are what an adapter holds.
 
     A method that leaves the image tower as it is gives `logits_of_features` in place of `logits`: then a test set passes the tower once for
     all such methods.
@@ -263,6 +282,9 @@ class Method(nn.Module, ABC):
             fit: the training options (`mmrl.engine.FitConfig`).
         """
         return None
+
+    def stepped(self, batches: Sequence[tuple[Any, Tensor]], classes: ClassList, steps: MoreSteps) -> None:
+        """After the optimiser's step: more of them, on what the losses of its batches `kept`, and their labels (B,)."""
 
     def epoch_ended(self, epoch: int, epochs: int) -> None:
         """After the last step of `epoch` (from 1) of `epochs`."""

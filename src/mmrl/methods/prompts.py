@@ -15,7 +15,7 @@ from mmrl.clip.text import TextHidden
 from mmrl.errors import UsageError
 from mmrl.methods.base import SavedAs
 from mmrl.names import check_names, spoken
-from mmrl.templates import Template, fill, template_list
+from mmrl.templates import Template, fill
 
 Position = Literal["end", "middle", "front"]  # of the class name, in the context
 CONTEXT_STD = 0.02  # of random context
@@ -79,11 +79,29 @@ def with_prompts(
     return replace(clip.class_list(checked, template), prompts=prompts)
 
 
-def with_teacher(clip: Clip, classes: ClassList, template: Template | Sequence[str], teacher: Template | Sequence[str] | None) -> ClassList:
-    """`classes`, held to the frozen features of the prompt `teacher`. None, or the data set's own `template`: to the zero-shot features."""
-    if teacher is None or template_list(teacher) == template_list(template):
+def with_teacher(
+    clip: Clip,
+    classes: ClassList,
+    template: Template | Sequence[str],
+    teacher: Template | Sequence[str] | None,
+    *,
+    underscores: bool = False,
+) -> ClassList:
+    """`classes`, held to the frozen features of the prompt `teacher`; None is the data set's own `template`, and gives the zero-shot ones.
+
+    Args:
+        underscores: whether they stay in the names.
+    """
+    texts = fill(template if teacher is None else teacher, classes.names, underscores=underscores)
+    if texts == fill(template, classes.names):
         return classes
-    return replace(classes, teacher=averaged(clip.encode_text(fill(teacher, classes.names)), len(classes)))
+    return replace(classes, teacher=averaged(clip.encode_text(texts), len(classes)))
+
+
+def prompts_of(prompts: Prompts, rows: Tensor) -> Prompts:
+    """The prompts (n) of the classes `rows` (n,) alone, of prompts of one template that begin alike."""
+    texts, hidden = tuple(prompts.texts[i] for i in rows.tolist()), prompts.hidden
+    return replace(prompts, texts=texts, classes=len(texts), hidden=hidden._replace(body=hidden.body[rows]), end=prompts.end[rows])
 
 
 @dataclass(frozen=True)

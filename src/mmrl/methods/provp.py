@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -16,8 +15,9 @@ from mmrl.clip.vision import ImageHidden
 from mmrl.errors import UsageError
 from mmrl.methods.base import ImageFeatures, Loss, TwoTower, cosine_logits
 from mmrl.methods.options import MethodOptions
+from mmrl.methods.prompts import with_teacher
 from mmrl.methods.registry import register
-from mmrl.templates import check_template, fill
+from mmrl.templates import check_template
 
 PATCH = 14  # in the bound of the initial values, whatever the backbone's patch
 
@@ -65,8 +65,8 @@ class ProVP(TwoTower):
         return "V"
 
     def class_list(self, names: Sequence[str], template: str | Sequence[str], *, memory_gib: float | None = None) -> ClassList:
-        classes, own = super().class_list(names, template, memory_gib=memory_gib), self.options.template
-        return classes if own is None or own == template else replace(classes, teacher=self.clip.encode_text(fill(own, classes.names)))
+        classes = super().class_list(names, template, memory_gib=memory_gib)
+        return with_teacher(self.clip, classes, template, self.options.template)
 
     def text_features(self, classes: ClassList) -> Tensor:
         return classes.zero_shot if classes.teacher is None else classes.teacher
