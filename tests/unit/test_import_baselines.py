@@ -43,6 +43,8 @@ CASES = {
     "prograd": Case("prograd", {"n_ctx": 3, "init": "random"}, "X X X"),
     "kgcoop": Case("kgcoop", {"n_ctx": 4, "ctx_init": ""}, "a photo of a"),
     "cocoop": Case("cocoop", {"reduction": 5, "n_ctx": 4}, "a photo of a"),
+    "tcp": Case("tcp", {"n_ctx": 3, "reduction": 2}, "X X X"),
+    "tcp_texture": Case("tcp", {"n_ctx": 4, "template": "art of {}."}, "X X X X art of", {"template": "art of {}."}),
     "maple": Case("maple", {"n_ctx": 2, "depth": 2}, "a photo of a"),
     "maple_shallow": Case("maple", {"n_ctx": 5, "ctx_init": "", "depth": 1}, "X X X X X"),
     "promptsrc": Case("promptsrc", {"n_ctx_text": 3, "n_ctx_vision": 2}, "a photo of a", first=1),
@@ -166,6 +168,19 @@ def test_one_file_of_several_methods(clip: Clip, tmp_path: Path) -> None:
     state = dict(TensorFile(path)) | {"extra": torch.zeros(1)}
     write(path, state, tmp_path / "executed")
     with pytest.raises(UsageError, match="Beside the tensors of coop it has 'extra', of something else"):
+        engine.import_authors(path, tmp_path / "out", classes=NAMES, clip=clip)
+
+
+def test_sizes_tell_methods_apart_that_have_the_same_names(clip: Clip, tmp_path: Path) -> None:
+    for name in ("cocoop", "tcp"):
+        path = file_of(trained(clip, CASES[name]), CASES[name], tmp_path / name)
+        assert engine.import_authors(path, tmp_path / f"{name}-out", classes=NAMES, clip=clip)[1].method == name
+        other = {"cocoop": "tcp", "tcp": "cocoop"}[name]
+        with pytest.raises(UsageError, match="its meta-net puts out"):
+            engine.import_authors(path, tmp_path / "out", classes=NAMES, clip=clip, method=other)
+    one = Case("tcp", {"n_ctx": 1}, "X")  # a meta-net of one token fits both
+    path = file_of(trained(clip, one), one, tmp_path / "one")
+    with pytest.raises(UsageError, match="may be of cocoop or tcp"):
         engine.import_authors(path, tmp_path / "out", classes=NAMES, clip=clip)
 
 

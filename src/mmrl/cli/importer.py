@@ -11,7 +11,7 @@ def import_checkpoint(
     checkpoint: Path = typer.Argument(..., help="The authors' file, such as model.pth.tar-10."),
     out: Path = typer.Option(..., "--out", help="Folder for the adapter."),
     classes: str = typer.Option(..., "--classes", help="Names it was trained on, in the order of the labels: 'a,b,c' or a file."),
-    method: str = typer.Option(None, "--method", help="Whose it is, where several methods' files are alike (coop, kgcoop, prograd)."),
+    method: str = typer.Option(None, "--method", help="Whose it is, where several methods' files are alike (coop, prograd)."),
     template: list[str] = typer.Option(
         ["a photo of a {}."], "--template", help="Prompt it was trained with; several if it was with their mean."
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,25 @@ def import_authors(
     known = {name: one for name, one in registered().items() if one.saved_as is not None}
     if method is not None and method not in known:
         raise unknown("method with checkpoints that can be imported", method, known)
-    cls = guess_method(tensors, known if method is None else {method: known[method]})
-    file = AuthorsFile(str(path), Renamed(tensors, whole_names(cls, tensors)), tensors.notes)
-    model = load_clip(clip) if isinstance(clip, str) else clip
-    model.require_staged(cls.name)
-    state, found = _read(cls, file, model)
+
+    @cache
+    def model_of() -> Clip:  # not loaded for a file that is none of ours
+        return load_clip(clip) if isinstance(clip, str) else clip
+
+    def read_as(one: type[Method]) -> tuple[AuthorsFile, dict[str, Tensor], dict[str, Any]]:
+        model_of().require_staged(one.name)
+        file = AuthorsFile(str(path), Renamed(tensors, whole_names(one, tensors)), tensors.notes)
+        return file, *_read(one, file, model_of())
+
+    def fits(one: type[Method]) -> bool:
+        try:
+            read_as(one)
+        except UsageError:
+            return False
+        return True
+
+    cls = guess_method(tensors, known if method is None else {method: known[method]}, fits)
+    (file, state, found), model = read_as(cls), model_of()
     chosen = _options(cls, found, options or {})
     _check_backbone(path, file.tensors, model)
     _check_count(file, state, len(names))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,8 +113,13 @@ def from_authors(method: type[Method], tensors: Mapping[str, Tensor]) -> dict[st
         raise UsageError(f"the checkpoint is no {method.name} of the authors' code: it has no tensor '{error.args[0]}'.") from error
 
 
-def guess_method(tensors: Collection[str], methods: Mapping[str, type[Method]]) -> type[Method]:
+def guess_method(
+    tensors: Collection[str], methods: Mapping[str, type[Method]], fits: Callable[[type[Method]], bool] = lambda method: True
+) -> type[Method]:
     """The method whose tensors these are: of those that find all of theirs and leave none over, the one that has most.
+
+    Args:
+        fits: asked where several have as many, whether a method's sizes are those of the tensors.
 
     Raises:
         UsageError: none of them, or several alike.
@@ -133,7 +138,8 @@ def guess_method(tensors: Collection[str], methods: Mapping[str, type[Method]]) 
         known = [name for name, method in methods.items() if method.authors_names]
         beside = "".join(f" Beside the tensors of {name} it has '{other}', of something else." for name, other in list(strange.items())[:1])
         raise UsageError(f"the checkpoint holds none of the methods that can be imported ({', '.join(known)}).{beside}")
-    best = [name for name, count in found.items() if count == max(found.values())]
+    alike = [name for name, count in found.items() if count == max(found.values())]
+    best = [name for name in alike if fits(methods[name])] or alike if len(alike) > 1 else alike
     if len(best) > 1:
         raise UsageError(f"the checkpoint may be of {' or '.join(best)}, whose tensors have the same names; say which (--method).")
     return methods[best[0]]
@@ -186,3 +192,14 @@ def require_tower(clip: Clip, tower: str, *, width: int, layers: int, where: str
             f"{where} was made with another backbone: its {tower} tower has width {width} and at least {layers} layers, "
             f"that of '{clip.name}' width {own.width} and {own.depth} layers. Give the one it was made with."
         )
+
+
+def meta_net_sizes(tensors: Mapping[str, Tensor], clip: Clip, *, where: str) -> tuple[int, ...]:
+    """Width of the hidden layer of a 'meta_net', and of the features that it reads. Raises UsageError if those are not the backbone's."""
+    hidden, joint = sizes_of(tensors, "meta_net.linear1.weight", 2, where=where)
+    if joint != clip.embed_dim or not hidden:
+        raise UsageError(
+            f"{where} was made with another backbone: its meta-net reads {joint} numbers, and features of '{clip.name}' have "
+            f"{clip.embed_dim}. Give the one it was made with."
+        )
+    return hidden, joint

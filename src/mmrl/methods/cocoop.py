@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmrl.clip import ClassList, Clip, Prompts
 from mmrl.clip.backbone import FROZEN_CHUNK
 from mmrl.errors import UsageError
-from mmrl.methods.authors import require_tower, sizes_of
+from mmrl.methods.authors import meta_net_sizes, require_tower, sizes_of
 from mmrl.methods.base import Loss, Method
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.prompts import LEARNER_ALONE, context_edit, context_of, context_texts, random_context, with_prompts
@@ -75,12 +75,9 @@ class CoCoOp(Method):
     def options_of(cls, tensors: Mapping[str, Tensor], clip: Clip, *, where: str) -> dict[str, Any]:
         n, width = sizes_of(tensors, "ctx", 2, where=where)
         require_tower(clip, "text", width=width, layers=1, where=where)
-        hidden, joint = sizes_of(tensors, "meta_net.linear1.weight", 2, where=where)
-        if joint != clip.embed_dim or not hidden:
-            raise UsageError(
-                f"{where} was made with another backbone: its meta-net reads {joint} numbers, and features of '{clip.name}' have "
-                f"{clip.embed_dim}. Give the one it was made with."
-            )
+        hidden, joint = meta_net_sizes(tensors, clip, where=where)
+        if (out := sizes_of(tensors, "meta_net.linear2.bias", 1, where=where)[0]) != width:
+            raise UsageError(f"{where} is no CoCoOp: its meta-net puts out {out} numbers, not the {width} of one token.")
         return {"n_ctx": n, "ctx_init": "", "reduction": joint // hidden}
 
     def texts(self, names: Sequence[str], template: str | Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from mmrl.clip import ClassList, Clip, Edit
 from mmrl.errors import UsageError
+from mmrl.methods.authors import meta_net_sizes, require_tower, sizes_of
 from mmrl.methods.base import Loss, TwoTower
 from mmrl.methods.kgcoop import held_loss
 from mmrl.methods.options import MethodOptions
-from mmrl.methods.prompts import context_edit, context_of, random_context, with_prompts, with_teacher
+from mmrl.methods.prompts import LEARNER_ALONE, context_edit, context_of, random_context, with_prompts, with_teacher
 from mmrl.methods.registry import register
 from mmrl.templates import check_template, fill
 
@@ -69,6 +70,7 @@ class TCP(TwoTower):
         "meta_net.linear2.weight": "prompt_learner.meta_net.linear2.weight",
         "meta_net.linear2.bias": "prompt_learner.meta_net.linear2.bias",
     }
+    saved_as = LEARNER_ALONE
 
     def __init__(self, clip: Clip, options: TCPOptions) -> None:
         super().__init__(clip, options)
@@ -92,6 +94,15 @@ class TCP(TwoTower):
     @property
     def modality(self) -> str:
         return "L"
+
+    @classmethod
+    def options_of(cls, tensors: Mapping[str, Tensor], clip: Clip, *, where: str) -> dict[str, Any]:
+        n, width = sizes_of(tensors, "ctx", 2, where=where)
+        require_tower(clip, "text", width=width, layers=2, where=where)
+        hidden, joint = meta_net_sizes(tensors, clip, where=where)
+        if (out := sizes_of(tensors, "meta_net.linear2.bias", 1, where=where)[0]) != n * width:
+            raise UsageError(f"{where} is no TCP: its meta-net puts out {out} numbers, not the {n * width} of {n} tokens.")
+        return {"n_ctx": n, "ctx_init": "", "reduction": joint // hidden}
 
     def texts(self, names: Sequence[str], template: str | Sequence[str]) -> list[str]:
         return fill(" ".join(["X"] * self.n_ctx + [self.options.template]), names)
