@@ -199,7 +199,7 @@ def fit(data: str | Path | Dataset | Data, **options: Any) -> Classifier:
     return Classifier(result.method, trained=taught.classes, template=taught.template, trained_on=result.record.trained.dataset)
 
 
-ADVISED = ("tip-adapter", "linear-probe", "mmrl")
+ADVISED = ("gda", "tip-adapter", "lpp", "linear-probe", "mmrl")
 
 
 def advise(

@@ -45,9 +45,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "accumulated": ("mmrl", {"batch_size": 2, "accumulate": 3}),  # of 4 batches an epoch
     "bf16": ("mmrl", {"precision": "bf16"}),
     "whole batch": ("provp", {"optimizer": "sgd", "lr": 0.1}),  # a contrast between its images
+    "stops on the batch": ("plot", {"optimizer": "sgd", "lr": 0.1}),  # Sinkhorn's algorithm, where the mean error is small
     "more steps": ("metaprompt", {"optimizer": "sgd", "lr": 0.05, "batch_size": 2, "accumulate": 3}),  # on parts of it, drawn at random
 }
-OWN = {"prograd": {"n_ctx": 4}}  # options: the small text tower reads 16 tokens
+OWN = {"prograd": {"n_ctx": 4}, "plot": {"n_ctx": 4, "n_prompts": 2}}  # options: the small text tower reads 16 tokens
 TWICE = ("prograd", {"lr": 0.1, "optimizer": "sgd", "batch_size": 2, "accumulate": 3})  # two backward passes a batch, and projections
 IN_FLOAT64 = [case for case, (_, values) in CASES.items() if "precision" not in values]
 Found = dict[str, Any]

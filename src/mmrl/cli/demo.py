@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 STUDY, BACKBONE = "base-to-novel", "tiny"
 DATASETS = ("mini:digits", "mini:textures", "mini:glyphs")  # zero-shot can be improved on these; hardly on mini:objects
-METHODS = ("zero-shot", "mmrl", "mmrlpp")
+METHODS = ("zero-shot", "gda", "mmrl", "mmrlpp")
 SHOWN = "mmrl"  # whose adapter classifies the photos
 PHOTOS = 8
 
@@ -27,7 +27,7 @@ def demo(
     shots: int = typer.Option(16, "--shots", min=1, help="Training images per class."),
     jobs: int = typer.Option(1, "--jobs", min=1, help="Processes on this machine."),
 ) -> None:
-    """Base-to-novel with zero-shot, MMRL and MMRL++ on the embedded CLIP; table, report, adapter, photos. Existing results are kept."""
+    """Base-to-novel with zero-shot, GDA, MMRL and MMRL++ on the embedded CLIP; table, report, adapter, photos. Existing results are kept."""
     import time
 
     from mmrl.cli.options import parse_seeds

@@ -89,6 +89,7 @@ class Transport(Method):
 
     options: TransportOptions
     edits_layers = True
+    whole_batch = True  # on whose mean error Sinkhorn's algorithm stops
 
     # ---- features ----
 
