@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import common, inference, memory, test_pipeline, text_memory, train_step
+from benchmarks import common, feature_cache, inference, memory, test_pipeline, text_memory, train_step
 from benchmarks.methods import COLUMNS, ROOT, golden_rows, here, linked, method_rows, put, step_table
 from benchmarks.sides import PLAIN, Work, fast_step, make_method, plain_step, without_dropout
 from benchmarks.train_step import BOUND
@@ -53,6 +53,23 @@ def tables(text: str) -> list[list[dict[str, str]]]:
 def run(main: Any, arguments: list[str], out: Path) -> tuple[int, list[list[dict[str, str]]], dict[str, Any]]:
     code = main([*SMALL, *arguments, "--out", str(out)])
     return code, tables(out.read_text()), json.loads(out.with_suffix(".json").read_text())
+
+
+def test_feature_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--images", "6", "--classes", "3", "--method", "mmrl,gda,zero-shot,cocoop"]
+    code, (table,), numbers = run(feature_cache.main, arguments, tmp_path / "cache.md")
+    assert code == 0 and numbers["same"] is True
+    assert [row["method"] for row in table] == ["zero-shot", "mmrl", "gda", "cocoop", "3 methods", "1 method", "all 4"]
+    assert [row["reads"] for row in table[:4]] == ["frozen features", "images", "frozen features", "frozen features"]
+    assert all(len(row["seconds"]["with"]) == 1 and row["seconds"]["with"][0] > 0 for row in numbers["rows"])
+    evaluate = feature_cache.engine.evaluate_dataset
+
+    def wrong(*given: Any, store: Any, **more: Any) -> Any:
+        found = evaluate(*given, **more)
+        return found._replace(adapted=found.adapted.model_copy(update={"top1": -1.0})) if store else found
+
+    monkeypatch.setattr(feature_cache.engine, "evaluate_dataset", lambda *given, store=None, **more: wrong(*given, store=store, **more))
+    assert run(feature_cache.main, arguments, tmp_path / "wrong.md")[0] == 1
 
 
 def test_train_step(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
