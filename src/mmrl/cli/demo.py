@@ -27,7 +27,7 @@ def demo(
     shots: int = typer.Option(16, "--shots", min=1, help="Training images per class."),
     jobs: int = typer.Option(1, "--jobs", min=1, help="Processes on this machine."),
 ) -> None:
-    """Base-to-novel with zero-shot, GDA, MMRL and MMRL++ on the embedded CLIP; table, report, adapter, photos. Existing results are kept."""
+    """Base-to-novel with zero-shot, GDA, MMRL and MMRL++ on the embedded CLIP; table, report, adapter, photos. Results there are kept."""
     import time
 
     from mmrl.cli.options import parse_seeds
