@@ -49,9 +49,8 @@ def trained(name: str, clip: Clip) -> str:
 
     least = count(2, 8)
     an_image, a_class = count(2, 9) - least, count(3, 8) - least
-    if an_image:
-        return f"{an_image:,} an image"
-    return f"{a_class:,} a class" if a_class else f"{least:,}"
+    parts = [f"{number:,} {each}" for number, each in ((a_class, "a class"), (an_image, "an image")) if number]
+    return ", ".join(parts) or f"{least:,}"
 
 
 def method_rows(clip: Clip) -> list[list[str]]:

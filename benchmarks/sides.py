@@ -59,6 +59,7 @@ METHODS = (  # that are trained by steps
     "clip-lora",
     "clip-adapter",
     "tip-adapter-f",
+    "ape-t",
 )
 
 

@@ -38,7 +38,7 @@ CLOSED = {f"{name}, its own context for each class": (name, {"csc": True}) for n
 CLOSED |= {"gda, without samples": ("gda", {"keep_samples": False})}
 VARIANTS = CLOSED | {"gda, mean of covariances": ("gda", {"covariance": "mean"})}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in methods.names()} | VARIANTS
-CLOSED_FORMS = [case for case in CASES if CASES[case][0] in ("clap", "gda", "linear-probe", "lpp", "tip-adapter")]
+CLOSED_FORMS = [case for case in CASES if CASES[case][0] in ("ape", "clap", "gda", "linear-probe", "lpp", "tip-adapter")]
 STEPPED = [case for case in CASES if case not in ("zero-shot", *CLOSED_FORMS)]
 
 
@@ -140,7 +140,8 @@ def test_the_recipe_names_options_that_exist(name: str) -> None:
 def test_modality_and_vocabulary(small_clip: Clip, case: str) -> None:
     method = make(small_clip, case)
     assert method.modality in ("V", "L", "V-L", "V, L", "-")
-    assert method.open_vocabulary(method.options) is (case not in ("clap", "linear-probe", "lpp", "tip-adapter", "tip-adapter-f", *CLOSED))
+    closed = ("ape", "ape-t", "clap", "linear-probe", "lpp", "tip-adapter", "tip-adapter-f", *CLOSED)
+    assert method.open_vocabulary(method.options) is (case not in closed)
     assert method.trainable == (case in STEPPED)
     assert method.task is not None and method.task.features is None  # passes over images are the engine's, for the time of a call
     assert 0 <= method.frozen_text_layers < small_clip.text.depth and method.logit_scale > 0

@@ -33,6 +33,7 @@ FEATURE_GROUPS = {
     "lpclip/unit": 4, "lpclip/raw10": 4, "lpp/s16": 6, "lpp/s2": 6, "gda/fewshot_s16": 4, "gda/fewshot_s2": 4, "gda/base2new_s16": 7,
     "gda/base2new_s2": 7, "gda/base2new_s2_truncated": 7, "gda/base2new_d512": 5,
     "clap/clap_s16_raw": 7, "clap/clap_s2_raw": 7, "clap/zslp_s16_raw": 6, "clap/clap_s16_unit_bs32": 7,
+    "ape/ape_s16": 4, "ape/ape_s2": 4, "ape/apet_s16_as_published": 7, "ape/apet_s16_intended": 7, "ape/apet_s2_fresh": 7,
 }  # fmt: skip
 
 

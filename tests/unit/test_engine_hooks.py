@@ -236,6 +236,8 @@ def test_two_backward_passes_accumulate_as_one_does(clip: Clip) -> None:
 # ---- closed forms ----
 
 CLOSED: dict[str, dict[str, Any]] = {
+    "ape": {"augment_epoch": 2, "search_step": (5, 4, 3)},
+    "ape-t": {"augment_epoch": 2, "search_step": (5, 4)},
     "clap": {"augment_epoch": 2, "probe_epochs": 5},
     "linear-probe": {"c_search_steps": 2},
     "lpp": {"probe_steps": 15},
@@ -257,7 +259,7 @@ def logits(method: Method) -> Tensor:
 def test_a_closed_form_is_fitted_saved_and_loaded(clip: Clip, tmp_path: Path, name: str) -> None:
     method = fresh(clip, name, **CLOSED[name])
     result = train_on(method, colours(), base_draw(), FEW, tmp_path / "out")
-    trained = name == "tip-adapter-f"
+    trained = name in ("ape-t", "tip-adapter-f")
     assert len(result.history) == (4 if trained else 0) and result.seconds > 0 and not result.loaded
     assert result.folder == tmp_path / "out" and (result.data.images, result.data.validation) == (8, 8)
     assert {file.name for file in (tmp_path / "out").iterdir()} == {STATE, "README.md", "adapter_config.json", "adapter_model.safetensors"}

@@ -47,6 +47,8 @@ OPTIONS = {
     "tip-adapter": CACHE,
     "tip-adapter-f": CACHE,
     "clip-adapter": "reduction ratio last_relu",
+    "ape": "channels criterion_weights alpha beta gamma augment_epoch search_scale search_step selection templates",
+    "ape-t": f"{CACHE} channels criterion criterion_weights",
     "linear-probe": "c_grid c_search_steps max_iter selection",
     "clap": "penalty augment_epoch probe_epochs probe_batch probe_lr probe_momentum templates",
     "lpp": "probe_steps probe_momentum alpha_every alpha_scale selection templates",
@@ -67,6 +69,7 @@ BUILT_IN = {
 UNREAD = {"proda"}  # whose published values could not be had
 UNTRAINED = {  # by steps; what their recipes set of `fit`
     "tip-adapter": {"batch_size", "crop_scale"},
+    "ape": {"batch_size", "crop_scale"},
     "linear-probe": set[str](),
     "clap": {"crop_scale"},
     "lpp": {"crop_scale"},
@@ -187,7 +190,8 @@ def test_values_that_are_not_passed_on_from_mmrl():
     assert get("maple", "cross-dataset", "imagenet").fit["warmup_epochs"] == 1
     crops = {method: tuple(get(method, "few-shot").fit["crop_scale"]) for method in packaged() if method != "linear-probe"}
     narrow = {method for method, crop in crops.items() if crop == (0.5, 1.0)}
-    assert narrow == {"mmrl", "mmrlpp", "tip-adapter", "tip-adapter-f", "lpp", "gda"} and set(crops.values()) == {(0.5, 1.0), (0.08, 1.0)}
+    assert narrow == {"mmrl", "mmrlpp", "tip-adapter", "tip-adapter-f", "ape", "ape-t", "lpp", "gda"}
+    assert set(crops.values()) == {(0.5, 1.0), (0.08, 1.0)}
 
 
 def overlap(one: Rule, other: Rule) -> bool:
@@ -273,7 +277,7 @@ def test_tcp_s_epochs_and_prompts():
 def test_protocols_without_published_values():
     assert get("cocoop", "few-shot").to_json() == get("cocoop", "base-to-novel").to_json()
     for protocol in PROTOCOLS:
-        for method in ("clip-lora", "plot", "plotpp", "tip-adapter", "tip-adapter-f", "linear-probe", "lpp", "clap"):
+        for method in ("clip-lora", "plot", "plotpp", "tip-adapter", "tip-adapter-f", "linear-probe", "lpp", "clap", "ape", "ape-t"):
             assert get(method, protocol, "dtd").to_json() == get(method, "few-shot", "dtd").to_json()
     assert get("prograd", "cross-dataset", "imagenet").to_json() == get("prograd", "domain-generalisation", "imagenet").to_json()
 

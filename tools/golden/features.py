@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -42,13 +43,20 @@ class FeatureClip:
         return ClassList(tuple(names), self.text[rows])
 
 
+def _found(case: str) -> tuple[str, ModuleType] | None:
+    """Of the beginnings that are known, the longest one of a case's name."""
+    known = [start for start in of_features() if case.startswith(start)]
+    return of_features()[max(known, key=len)] if known else None
+
+
 def method_of(case: str) -> str | None:
     """The registered method of a case, as in lpclip/unit; None if we have none."""
-    return of_features().get(case.partition("/")[0], (None, None))[0]
+    found = _found(case)
+    return found[0] if found else None
 
 
 def replay(folder: Path, name: str, case: Mapping[str, Any], dtype: torch.dtype) -> Errors | None:
     """Errors of one case by group, from features in `dtype`; None for a method that is not here yet."""
-    found = of_features().get(name.partition("/")[0])
+    found = _found(name)
     errors: Errors | None = found[1].features(folder, name, case, dtype) if found else None
     return errors

@@ -6,6 +6,7 @@ MMRL_PLUGINS names, or in a module that an installed package names in the entry-
 
 from mmrl import plugins
 from mmrl.methods import (  # noqa: F401  (registers them)
+    ape,
     clap,
     clip_adapter,
     clip_lora,

@@ -27,7 +27,7 @@ class CLIPAdapterOptions(MethodOptions):
 @register("clip-adapter")
 class CLIPAdapter(TwoTower):
     """Two linear layers without bias on the frozen image feature, blended with it: normalise(r A(f) + (1 - r) f), where f is not
-    normalised (section 3.2, on images alone, as in the authors' code). Class features are the zero-shot ones.
+    normalised, on images alone, as in the authors' code. Class features are the zero-shot ones.
 
     The authors report the best ratio of each data set on its test images; here it is an option, and nothing is selected.
     """

@@ -81,11 +81,11 @@ class Gaussians(NamedTuple):
 
 @register("gda")
 class GDA(FrozenFeatures):
-    """Zero-shot logits + alpha x the logits of a Gaussian classifier: class means and one covariance in closed form, without training
-    (section 3.2). Every augmented view of an image is a sample of its own.
+    """Zero-shot logits + alpha x the logits of a Gaussian classifier: class means and one covariance in closed form, without training.
+    Every augmented view of an image is a sample of its own.
 
-    A class is known by its name. Of trained classes the mean is that of their samples. A list of new classes has a classifier of its own
-    (section 3.3): the mean of a class is that of the training samples nearest to its class feature and of that feature, and the covariance
+    A class is known by its name. Of trained classes the mean is that of their samples. A list of new classes has a classifier of its own:
+    the mean of a class is that of the training samples nearest to its class feature and of that feature, and the covariance
     is theirs, the inverses averaged over the classes of the list. So the logits of a new class depend on the other new ones of its list.
     The authors score trained and new classes apart. In a list with both, where all must be comparable, new classes have their means, and
     all classes the trained ones' covariance: trained classes have the same logits in every list.

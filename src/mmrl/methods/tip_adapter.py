@@ -74,12 +74,16 @@ class TipAdapter(FrozenFeatures):
     title = "Tip-Adapter"
     summary = "a cache of the training images' features beside zero-shot CLIP, nothing trained"
     source = "Zhang et al., ECCV 2022"
-    Options = TipAdapterOptions
+    Options: ClassVar[type[MethodOptions]] = TipAdapterOptions
     options: TipAdapterOptions
     keys: Tensor  # (N, embed_dim)
     labels: Tensor  # (N,), among the task's classes
     alpha: Tensor
     beta: Tensor
+
+    def __init__(self, clip: Clip, options: TipAdapterOptions) -> None:
+        super().__init__(clip, options)
+        self._kept: tuple[ClassList, Tensor, int, Tensor] | None = None  # class list, labels and their version, and the values of these
 
     @classmethod
     def open_vocabulary(cls, options: MethodOptions) -> bool:
@@ -129,7 +133,7 @@ class TipAdapter(FrozenFeatures):
         for some, true in zip(features.split(rows), labels.to(correct.device).split(rows)):
             zero_shot, affinity = self._compare(some, head)
             for i, beta in enumerate(betas):
-                cache = _cache_logits(affinity, head.values, beta)  # the same for every alpha
+                cache = cache_logits(affinity, head.values, beta)  # the same for every alpha
                 correct[i] += ((zero_shot + weights * cache).argmax(-1) == true).sum(-1)
         best = int(correct.argmax())  # the first, with beta outside
         if not correct.any():
@@ -145,6 +149,14 @@ class TipAdapter(FrozenFeatures):
         values = one_hot(self.labels[asked], columns, self.keys.dtype)
         return CacheHead(classes.held_to, self.keys[asked], values)
 
+    def _values_of(self, classes: ClassList) -> Tensor:
+        """One-hot values (N, C), which are the same in every step on one class list."""
+        kept = self._kept
+        if kept is None or kept[0] is not classes or kept[1] is not self.labels or kept[2] != self.labels._version:
+            columns = self.trained_columns(classes)
+            kept = self._kept = classes, self.labels, self.labels._version, one_hot(self.labels, columns, self.keys.dtype)
+        return kept[3]
+
     def _compare(self, features: Tensor, head: CacheHead) -> tuple[Tensor, Tensor]:
         """Zero-shot logits (B, C) and cosines with the keys (B, N), in float32 at least, of features (B, embed_dim), not normalised."""
         features = F.normalize(features.to(torch.promote_types(features.dtype, head.keys.dtype)), dim=-1)
@@ -152,10 +164,10 @@ class TipAdapter(FrozenFeatures):
 
     def logits_of_features(self, features: Tensor, head: CacheHead, seen: Tensor | bool) -> Tensor:
         zero_shot, affinity = self._compare(features, head)
-        return zero_shot + self.alpha * _cache_logits(affinity, head.values, self.beta)
+        return zero_shot + self.alpha * cache_logits(affinity, head.values, self.beta)
 
 
-def _cache_logits(affinity: Tensor, values: Tensor, beta: float | Tensor) -> Tensor:
+def cache_logits(affinity: Tensor, values: Tensor, beta: float | Tensor) -> Tensor:
     """Sums (B, C) over the images of each class of exp(-beta (1 - cosine)), of cosines (B, N) and one-hot values (N, C)."""
     with torch.autocast(affinity.device.type, enabled=False):
         return torch.exp(beta * (affinity - 1)) @ values.to(affinity.dtype)
@@ -174,24 +186,12 @@ class TipAdapterF(TipAdapter):
     source = "Zhang et al., ECCV 2022"
     authors_names: ClassVar[Mapping[str, str]] = {"keys": "adapter.weight"}
 
-    def __init__(self, clip: Clip, options: TipAdapterOptions) -> None:
-        super().__init__(clip, options)
-        self._kept: tuple[ClassList, Tensor, int, Tensor] | None = None  # class list, labels and their version, and the values of these
-
     @property
     def modality(self) -> str:
         return "V"
 
     def _hold(self, keys: Tensor) -> None:
         self.keys = nn.Parameter(keys)
-
-    def _values_of(self, classes: ClassList) -> Tensor:
-        """One-hot values (N, C), which are the same in every step on one class list."""
-        kept = self._kept
-        if kept is None or kept[0] is not classes or kept[1] is not self.labels or kept[2] != self.labels._version:
-            columns = self.trained_columns(classes)
-            kept = self._kept = classes, self.labels, self.labels._version, one_hot(self.labels, columns, self.keys.dtype)
-        return kept[3]
 
     def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
         """Cross-entropy."""

@@ -5,7 +5,7 @@ A module may have, and most methods need none of it:
 - `RENAMED`: our option -> the entry of a case's `hyper`, where the names differ;
 - `options(hyper, tensors)`: options that follow from something else in the case;
 - `REPLAY`: a `Replay` that compares more than every method has;
-- `FEATURE_CASES`: which cases on cached features are the method's, by the first part of their names, and `features(folder, name, case,
+- `FEATURE_CASES`: which cases on cached features are the method's, by what their names begin with, and `features(folder, name, case,
   dtype)`, which gives their errors by group.
 """
 
@@ -28,7 +28,7 @@ def about(method: str) -> ModuleType | None:
 
 @cache
 def of_features() -> dict[str, tuple[str, ModuleType]]:
-    """First part of a case's name -> the method, and the module that replays it."""
+    """What a case's name begins with -> the method, and the module that replays it."""
     modules = {info.name: importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)}
     cases = {name: getattr(module, "FEATURE_CASES", {}) for name, module in modules.items()}
     return {case: (method, modules[name]) for name, found in cases.items() for case, method in found.items()}

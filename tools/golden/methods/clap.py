@@ -17,7 +17,7 @@ from mmrl.methods.clap import CLAP, CLAPOptions, class_weights, descend, learnin
 from tools.golden.features import FeatureClip
 from tools.golden.judge import TOLERANCE, Error, Errors, Tensors, note, read_tensors, value
 
-FEATURE_CASES = {"clap": "clap"}
+FEATURE_CASES = {"clap/": "clap"}
 NAMES = {"probe_epochs": "epochs", "probe_batch": "batch", "probe_lr": "lr", "probe_momentum": "momentum", "augment_epoch": "reps",
          "penalty": "constraint"}  # fmt: skip
 

@@ -27,7 +27,7 @@ from mmrl.methods.gda import GDA, GaussianHead, moments
 from tools.golden.features import FeatureClip
 from tools.golden.judge import TOLERANCE, Error, Errors, Tensors, note, read_tensors, value
 
-FEATURE_CASES = {"gda": "gda"}
+FEATURE_CASES = {"gda/": "gda"}
 RENAMED = {"alpha": "start_alpha", "alpha_grid": "alpha_grid", "neighbours": "k_neighbours", "text_copies": "text_copies"}
 
 

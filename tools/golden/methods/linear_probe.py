@@ -29,7 +29,7 @@ from mmrl.methods.linear_probe import Fit, LinearProbe, LinearProbeOptions, sear
 from tools.golden.features import FeatureClip
 from tools.golden.judge import Error, Errors, GoldenError, Tensors, note, read_tensors, value
 
-FEATURE_CASES = {"lpclip": "linear-probe"}
+FEATURE_CASES = {"lpclip/": "linear-probe"}
 NAMES = {"c_grid": "first_C", "c_search_steps": "num_step", "max_iter": "max_iter"}
 STOP = 1e-4  # largest gradient of penalty and sum of losses at which scikit-learn's fit may stop
 

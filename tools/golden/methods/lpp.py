@@ -18,7 +18,7 @@ from mmrl.methods.lpp import Blend, LPPlusPlus, LPPlusPlusOptions, descend, firs
 from tools.golden.features import FeatureClip
 from tools.golden.judge import Errors, Tensors, note, read_tensors, value
 
-FEATURE_CASES = {"lpp": "lpp"}
+FEATURE_CASES = {"lpp/": "lpp"}
 NAMES = {"probe_steps": "epochs", "probe_momentum": "momentum", "alpha_every": "alpha_every"}
 PARTS = {"W": "weight", "b": "bias", "alpha": "alpha"}
 
