@@ -59,7 +59,7 @@ def test_marks_are_explained_where_they_stand():
     sheet = Sheet("x", "x", ("m",), ((measure(dirty=True, paper=paper.Printed(73.82, "why")),),), ("first",))
     dirty, odd = sheet.all_notes[1:]
     assert dirty.startswith("‡ ") and "uncommitted" in dirty
-    assert odd.startswith("§ dtd, hm: the printed 73.82") and "why" in odd
+    assert odd.startswith("§ MMRL, dtd, hm: the printed 73.82") and "why" in odd
     assert Sheet("x", "x", ("m",), ((measure(),),), ("first",)).all_notes == ("first",)
     own = ((measure(own_splits=frozenset({"dtd"})),), (measure(own_splits=frozenset({"ucf101", "dtd"})),))
     (note,) = Sheet("x", "x", ("m",), own).all_notes

@@ -63,10 +63,12 @@ def sheet_table(sheet: Sheet) -> Table:
     best = sheet.best()
     for i, row in enumerate(sheet.rows):
         cells = []
+        if i in sheet.ruled:
+            table.add_section()
         for j, cell in enumerate(row):
             text = escape(main_text(cell))
             seeds = [f"{value:.2f}" for value in cell.by_seed.values()] if isinstance(cell, Measure) else []
             below = [" ".join(seeds)] if len(seeds) > 1 else []
             cells.append("\n".join([f"[bold]{text}[/bold]" if (i, j) in best else text, *map(escape, (*below, *small_text(cell)))]))
-        table.add_row(*cells)
+        table.add_row(*cells, style="dim" if sheet.paper_only(i) else None)
     return table

@@ -15,6 +15,7 @@ from mmrl.reports.results import Results
 
 PAPER_BACKBONE = "ViT-B-16-quickgelu/openai"
 PAPER_SHOTS = 16
+PAPER_SOURCE = "imagenet"  # trained on, where tests are of other data sets
 TRANSFER = ("cross-dataset", "domain-generalisation")  # trained on one data set, tested on others
 HM, MEAN_HM = "hm", "mean hm"  # harmonic mean of base and novel means, as in the paper; mean of harmonic means
 PAIRED = (HM, MEAN_HM)
@@ -30,6 +31,7 @@ class Arm:
         shots: None for zero-shot, and in few-shot tables, whose columns they are.
         title: the method's name in tables and legends.
         published: the name of the method's rows in the paper's tables; '' if it has none there.
+        paper_only: whether it was not run here: a row of the paper's table, `method` its name there.
     """
 
     method: str
@@ -38,6 +40,7 @@ class Arm:
     shots: int | None
     title: str = field(compare=False)
     published: str = field(default="", compare=False)
+    paper_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Measure:
         paper: the value printed in the paper, where the setting and the splits are the paper's and nothing is missing.
         applicable: False where the method cannot be tested: among classes it was not trained on, if it knows no others. An average is
             not applicable if any of its parts is not.
+
+    One of an arm of the paper alone has `paper` and nothing else.
     """
 
     arm: Arm
@@ -223,6 +228,8 @@ class StudyScores:
                 the seeds that have both; 'mean hm': the mean of those seeds' own harmonic means, never above it.
             quantity: 'top1', or another fraction of `Scores`.
         """
+        if arm.paper_only:
+            return self._paper_alone(arm, dataset, metric, shots)
         halves = self._halves(arm, dataset, metric, shots, quantity)
         return self._made(arm, dataset, metric, shots, quantity, [halves]) if halves else None
 
@@ -236,6 +243,8 @@ class StudyScores:
                 'mean hm' the mean over the data sets of each one's 'hm'. Both are over the data sets with base and novel of one seed.
             datasets: over which; default: all the study tests (but its source).
         """
+        if arm.paper_only:
+            return self._paper_alone(arm, paper.AVERAGE, metric, shots)
         names = self.targets if datasets is None else datasets
         each = [halves for name in names if (halves := self._halves(arm, name, metric, shots, quantity))]
         return self._made(arm, paper.AVERAGE, metric, shots, quantity, each, len(names)) if each else None
@@ -258,16 +267,54 @@ class StudyScores:
 
     def _beside(self, measure: Measure) -> Measure:
         """With the paper's value, where the setting and the splits are the paper's and nothing is missing."""
-        arm = measure.arm
-        if self.plan.suite != "paper" or arm.backbone != PAPER_BACKBONE or not measure.complete or measure.own_splits:
+        if not self._as_published(measure.arm) or not measure.complete or measure.own_splits:
             return measure
-        if measure.datasets and measure.datasets[1] != len(paper.DATASETS) - (self.study == "cross-dataset"):
+        if measure.datasets and measure.datasets[1] != self._averaged:
             return measure
         return replace(measure, paper=self._printed(measure))
 
+    def _as_published(self, arm: Arm) -> bool:
+        """Whether the arm's setting is the paper's, whatever its method and options."""
+        there = self.plan.suite == "paper" and (self.study not in TRANSFER or set(self.sources) <= {PAPER_SOURCE})
+        return there and arm.backbone == PAPER_BACKBONE and arm.shots in (None, PAPER_SHOTS)
+
+    @property
+    def _averaged(self) -> int:
+        """Data sets that the paper's averages are over."""
+        return len(paper.DATASETS) - (self.study == "cross-dataset")
+
+    @cached_property
+    def paper_rows(self) -> list[Arm]:
+        """A row for each method of the paper's table, in its order: ours where it was run as published, else one of the paper alone.
+
+        Empty where the setting is not the paper's, or the paper has no such table.
+        """
+        ours = [arm for arm in self.arms if self._as_published(arm)]
+        trained = [arm for arm in self.arms if arm.method != ZERO_SHOT]
+        if not ours or (trained and not any(arm.method != ZERO_SHOT for arm in ours)):  # zero-shot has no shots of its own
+            return []
+        own = {arm.published: arm for arm in ours if not arm.variant}
+        shots = None if self.study == "few-shot" else PAPER_SHOTS
+        return [
+            own.get(name) or Arm(name, "", PAPER_BACKBONE, None if name == paper.CLIP else shots, f"{name} (paper only)", name, True)
+            for name in paper.methods(self.study)
+        ]
+
+    def _paper_alone(self, arm: Arm, dataset: str, metric: str, shots: int | None) -> Measure | None:
+        """What the paper prints of a method that was not run here. None where it prints nothing, or our splits are others."""
+        names = [dataset] if dataset in self.datasets else self.targets
+        if dataset == paper.AVERAGE and len(names) != self._averaged:
+            return None
+        ours = (self._halves(mine, name, metric, shots, "top1") for mine in self.arms for name in names)
+        if any(halves.own_splits for halves in ours if halves):
+            return None
+        found = Measure(arm, dataset, metric, None, {}, planned=0, shots=shots)
+        printed = self._printed(found)
+        return replace(found, paper=printed) if printed else None
+
     def _printed(self, measure: Measure) -> paper.Printed | None:
         arm, dataset, metric = measure.arm, measure.dataset, measure.metric
-        if metric.startswith("mean ") or (arm.shots not in (None, PAPER_SHOTS)):
+        if metric.startswith("mean "):
             return None
         if self.study in ABLATIONS:
             return paper.ablation(arm.published, self.study, arm.variant, dataset, metric)

@@ -19,7 +19,7 @@ from mmrl.reports import diagnostics, sheets, svg
 from mmrl.reports.claims import Claim, claims, claims_sheet
 from mmrl.reports.cost import COST_FILE, CostTable
 from mmrl.reports.figures import Drawing, study_drawings
-from mmrl.reports.measures import HM, Arm, StudyScores
+from mmrl.reports.measures import HM, Arm, Measure, StudyScores
 from mmrl.reports.plans import STUDIES, ZERO_SHOT, Slot, is_ablation
 from mmrl.reports.ranking import ranking_sheet, standings, time_chart
 from mmrl.reports.records import Environment as Where
@@ -135,7 +135,8 @@ def _page(
 
 
 def _sort_value(cell: TableCell) -> Markup:
-    value = getattr(cell, "mean", cell)
+    printed = cell.paper if isinstance(cell, Measure) and cell.arm.paper_only else None
+    value = printed.value if printed else getattr(cell, "mean", cell)
     return Markup("") if value is None or isinstance(value, str) else Markup(' data-value="{}"').format(repr(value))
 
 

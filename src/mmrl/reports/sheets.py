@@ -29,6 +29,7 @@ class Sheet:
         group: the column within whose values the best of each column is set in bold.
         unseen: numbers that stand in its CSV file alone.
         files: whether it is written to files of its own.
+        ruled: rows under a line within their group: the first that the paper's table lacks.
     """
 
     name: str
@@ -40,11 +41,17 @@ class Sheet:
     bold: bool = True
     unseen: tuple[Measure, ...] = ()
     files: bool = True
+    ruled: frozenset[int] = frozenset()
 
     @property
     def numeric(self) -> tuple[bool, ...]:
         """By column, whether it holds numbers."""
         return tuple(any(not isinstance(row[at], str) and row[at] is not None for row in self.rows) for at in range(len(self.heads)))
+
+    def paper_only(self, at: int) -> bool:
+        """Whether a row has numbers of the paper alone."""
+        arms = [cell.arm for cell in self.rows[at] if isinstance(cell, Measure)]
+        return bool(arms) and all(arm.paper_only for arm in arms)
 
     def best(self) -> set[tuple[int, int]]:
         """(row, column) of a column's highest mean within a group, if it is above every other one by more than the spread of either.
@@ -69,11 +76,17 @@ class Sheet:
     def all_notes(self) -> tuple[str, ...]:
         """Its notes, and what the marks in it mean."""
         measures = [cell for row in self.rows for cell in row if isinstance(cell, Measure)]
-        odd = {f"{m.dataset}, {m.metric}: the printed {m.paper.value:.2f} does not follow from the paper's other values ({m.paper.odd})."
-               for m in measures if m.paper and m.paper.odd}  # fmt: skip
+        odd = {
+            f"{m.arm.published or m.arm.title}, {m.dataset}, {m.metric}: the printed {m.paper.value:.2f} does not follow from the paper's "
+            f"other values ({m.paper.odd})."
+            for m in measures
+            if m.paper and m.paper.odd
+        }
         more = [f"{DIRTY} computed on a source tree with uncommitted changes."] if any(m.dirty for m in measures) else []
         if not all(m.applicable for m in measures):
             more.append(f"{NOT_APPLICABLE}: not applicable; the method can only tell apart the classes that it was trained on.")
+        if any(m.arm.paper_only for m in measures):
+            more.append("Paper only: as printed in the paper, and not run here; never set in bold.")
         own = sorted(frozenset().union(*(m.own_splits for m in measures)))
         if own:
             more.append(f"Not the published split: {', '.join(own)}. The paper's numbers are not comparable and not shown.")
@@ -88,6 +101,8 @@ def _clearly_above(one: Measure, other: Measure) -> bool:
 def main_text(cell: TableCell) -> str:
     """The number with its spread, or the text."""
     if isinstance(cell, Measure):
+        if cell.arm.paper_only and cell.paper:
+            return f"{cell.paper.value:.2f}{'§' if cell.paper.odd else ''}"
         if cell.mean is None:
             return MISSING if cell.applicable else NOT_APPLICABLE
         spread = "" if cell.std is None else f" ± {cell.std:.2f}"
@@ -99,7 +114,7 @@ def main_text(cell: TableCell) -> str:
 
 def small_text(cell: TableCell) -> list[str]:
     """What stands below a number: what is missing of it, and the paper's value."""
-    if not isinstance(cell, Measure) or not cell.applicable:
+    if not isinstance(cell, Measure) or not cell.applicable or cell.arm.paper_only:
         return []
     if cell.mean is None:
         return ["missing"]
@@ -191,6 +206,8 @@ def latex(sheet: Sheet) -> str:
     for i, row in enumerate(sheet.rows):
         if sheet.group is not None and previous not in (None, row[sheet.group]):
             lines.append(r"\midrule")
+        elif i in sheet.ruled:
+            lines.append(r"\midrule" if sheet.group is None else rf"\cmidrule(l){{2-{len(row)}}}")
         previous = row[sheet.group] if sheet.group is not None else None
         cells = []
         for j, cell in enumerate(row):
@@ -207,7 +224,8 @@ def tidy_csv(sheet: Sheet) -> str:
 
     Metrics: 'base', 'novel', 'all'; 'hm', the harmonic mean of mean base and mean novel; 'mean hm', the mean of harmonic means: those of
     the seeds, or for an 'average' the 'hm' of the data sets. A number that is not applicable has no value, no seeds, and 0 in the last
-    column. A table without measures is written as it stands.
+    column. One that the paper alone has is a line (seed 'paper') with nothing but the column 'paper'. A table without measures is written
+    as it stands.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -225,6 +243,8 @@ def _tidy(measure: Measure) -> list[list[object]]:
     place = [measure.place()[name] for name in TIDY[:6]]
     n, m = measure.datasets or (None, None)
     printed = measure.paper.value if measure.paper else None
+    if measure.arm.paper_only:
+        return [["" if each is None else each for each in (*place, "paper", *[None] * 7, printed, None)]]
     more = [measure.std, len(measure.by_seed), measure.planned, n, m, int(measure.dirty), printed, int(measure.applicable)]
     lines: list[Sequence[object]] = [[*place, "mean", measure.mean, *more]]
     lines += [[*place, "" if seed is None else seed, value, *[None] * len(more)] for seed, value in measure.by_seed.items()]

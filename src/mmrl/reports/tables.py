@@ -103,6 +103,22 @@ def number(text: str) -> float | None:
     return None
 
 
+def _in_order(scores: StudyScores) -> list[Arm]:
+    """As `in_order`; but where the setting is the paper's, all rows of its table in its order, then ours that it lacks."""
+    rows = scores.paper_rows
+    return [*rows, *(arm for arm in in_order(scores) if arm not in rows)]
+
+
+def _rows(
+    scores: StudyScores, rows: Sequence[tuple[Arm, tuple[TableCell, ...]]]
+) -> tuple[tuple[tuple[TableCell, ...], ...], frozenset[int]]:
+    """The cells of a table's rows, without rows of the paper that print nothing of it, and which of them stand under a line."""
+    kept = [(arm, cells) for arm, cells in rows if not arm.paper_only or any(isinstance(cell, Measure) for cell in cells)]
+    printed = any(isinstance(cell, Measure) and cell.paper for _, cells in kept for cell in cells)
+    above = [printed and arm in scores.paper_rows for arm, _ in kept]
+    return tuple(cells for _, cells in kept), frozenset(at for at in range(1, len(kept)) if above[at - 1] and not above[at])
+
+
 def study_sheets(scores: StudyScores) -> list[Sheet]:
     """The tables of one study, averages first."""
     if is_ablation(scores.study):
@@ -119,25 +135,26 @@ def study_sheets(scores: StudyScores) -> list[Sheet]:
 def _halves(scores: StudyScores, each: Callable[[StudyScores, Arms], list[Sheet]]) -> list[Sheet]:
     """Base, novel and HM: averages over data sets, then `each` data set."""
     arms = Arms(scores)
-    rows = []
-    for arm in in_order(scores):
-        rows.append((*arms.columns(arm), *(scores.average(arm, metric) for metric in ("base", "novel", HM, MEAN_HM))))
+    names = ("base", "novel", HM, MEAN_HM)
+    made = [(arm, (*arms.columns(arm), *(scores.average(arm, metric) for metric in names))) for arm in _in_order(scores)]
+    rows, ruled = _rows(scores, made)
     heads = (*arms.heads, "base", "novel", "HM of the averages", "mean of the HMs")
     title = f"{title_of(scores.study)}, {average_of(scores.datasets)}"
     notes = (SPREAD, AVERAGES, *scores.plan.notes)
-    return [Sheet(f"{scores.study}-average", title, heads, tuple(rows), notes), *each(scores, arms)]
+    return [Sheet(f"{scores.study}-average", title, heads, rows, notes, ruled=ruled), *each(scores, arms)]
 
 
 def _blocks(scores: StudyScores, arms: Arms) -> list[Sheet]:
     """A block of rows for each data set, as Table 1."""
-    rows = [
-        (dataset, *arms.columns(arm), *(scores.measure(arm, dataset, metric) for metric in ("base", "novel", HM)))
+    made = [
+        (arm, (dataset, *arms.columns(arm), *(scores.measure(arm, dataset, metric) for metric in ("base", "novel", HM))))
         for dataset in scores.datasets
-        for arm in in_order(scores)
+        for arm in _in_order(scores)
     ]
+    rows, ruled = _rows(scores, made)
     heads = ("data set", *arms.heads, "base", "novel", "HM")
     title = f"{title_of(scores.study)}, by data set"
-    return [Sheet(scores.study, title, heads, tuple(rows), (SPREAD, HM_NOTE), group=0, unseen=_mean_hms(scores))]
+    return [Sheet(scores.study, title, heads, rows, (SPREAD, HM_NOTE), group=0, unseen=_mean_hms(scores), ruled=ruled)]
 
 
 def _mean_hms(scores: StudyScores) -> tuple[Measure, ...]:
@@ -179,17 +196,20 @@ def _few_shot(scores: StudyScores) -> list[Sheet]:
     arms = Arms(scores)
     columns = few_shot_columns(scores)
     heads = tuple("zero-shot" if shots is None else "1 shot" if shots == 1 else f"{shots or 'all'} shots" for shots in columns)
-    rows = [(*arms.columns(arm), *(scores.average(arm, "all", shots=shots) for shots in columns)) for arm in scores.arms]
+    order = _in_order(scores)
+    averages = [(arm, (*arms.columns(arm), *(scores.average(arm, "all", shots=shots) for shots in columns))) for arm in order]
     each = [
-        (dataset, *arms.columns(arm), *(scores.measure(arm, dataset, "all", shots=shots) for shots in columns))
+        (arm, (dataset, *arms.columns(arm), *(scores.measure(arm, dataset, "all", shots=shots) for shots in columns)))
         for dataset in scores.datasets
-        for arm in scores.arms
+        for arm in order
     ]
+    (rows, ruled), (blocks, within) = _rows(scores, averages), _rows(scores, each)
     title = TITLES["few-shot"]
     return [
-        Sheet("few-shot-average", f"{title}, {average_of(scores.datasets)}", (*arms.heads, *heads), tuple(rows),
-              (SPREAD, *scores.plan.notes)),
-        Sheet("few-shot", f"{title}, by data set", ("data set", *arms.heads, *heads), tuple(each), (SPREAD,), group=0),
+        Sheet("few-shot-average", f"{title}, {average_of(scores.datasets)}", (*arms.heads, *heads), rows,
+              (SPREAD, *scores.plan.notes), ruled=ruled),
+        Sheet("few-shot", f"{title}, by data set", ("data set", *arms.heads, *heads), blocks, (SPREAD,), group=0,
+              ruled=within),
     ]  # fmt: skip
 
 
@@ -197,12 +217,13 @@ def _transfer(scores: StudyScores) -> Sheet:
     """Source, average and targets, as Table 2."""
     arms = Arms(scores)
     sources = [name for name in scores.sources if name in scores.datasets]
-    rows = []
-    for arm in scores.arms:
+    made: list[tuple[Arm, tuple[TableCell, ...]]] = []
+    for arm in _in_order(scores):
         source, targets = ([scores.measure(arm, name, "all") for name in names] for names in (sources, scores.targets))
-        rows.append((*arms.columns(arm), *source, scores.average(arm, "all"), *targets))
+        made.append((arm, (*arms.columns(arm), *source, scores.average(arm, "all"), *targets)))
+    rows, ruled = _rows(scores, made)
     heads = (*arms.heads, *(f"{name} (source)" for name in sources), f"average of {len(scores.targets)} targets", *scores.targets)
-    return Sheet(scores.study, f"{title_of(scores.study)}, by data set tested on", heads, tuple(rows), (SPREAD, *scores.plan.notes))
+    return Sheet(scores.study, f"{title_of(scores.study)}, by data set tested on", heads, rows, (SPREAD, *scores.plan.notes), ruled=ruled)
 
 
 def _plain(scores: StudyScores) -> Sheet:

@@ -16,7 +16,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     const rows = [...table.tBodies[0].rows].map((row) => [value(row), row]);
     rows.sort(([one], [two]) => empty(one) - empty(two) || (upwards ? 1 : -1) * compare(one, two));
     for (const [, row] of rows) {
-      row.classList.remove("block");
+      row.classList.remove("block", "ruled");
       table.tBodies[0].append(row);
     }
   }));

@@ -13,6 +13,7 @@ from importlib.resources import files
 
 AVERAGE = "average"
 OWN = "MMRL"  # the paper's method, of which its ablations are
+CLIP = "CLIP"  # zero-shot
 DATASETS = (
     "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397", "dtd", "eurosat",
     "ucf101",
@@ -28,6 +29,13 @@ _ODD = {
     ("table1_base_to_novel", "MMRL", "dtd", "hm"): "its base and novel give 73.92",
     ("table10_11_few_shot", "MaPLe", AVERAGE, "4"): "the eleven data sets give 75.75",
 }  # fmt: skip
+# study: table with a row for each method
+_METHODS = {
+    "base-to-novel": "table1_base_to_novel",
+    "cross-dataset": "table2_cross_dataset",
+    "domain-generalisation": "table3_domain_generalization",
+    "few-shot": "table10_11_few_shot",
+}
 # study: table, its column of values
 _ABLATIONS = {
     "variants": ("table4_variants", "variant"),
@@ -75,6 +83,11 @@ def _plain(name: str) -> str:
 def is_full(variant: str) -> bool:
     """Whether a variant of Table 4 is MMRL itself."""
     return _plain(variant) in ("", "full", "mmrl")
+
+
+def methods(study: str) -> tuple[str, ...]:
+    """The methods of the study's table in its order; () for a study whose table has none."""
+    return tuple(dict.fromkeys(row["method"] for row in rows(_METHODS[study]))) if study in _METHODS else ()
 
 
 def base_to_novel(published: str, dataset: str, metric: str) -> Printed | None:
