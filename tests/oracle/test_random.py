@@ -17,8 +17,8 @@ from torch import Tensor
 
 from mmrl import methods
 from mmrl.clip import Clip, random_clip
-from mmrl.methods.base import cosine_logits
 from mmrl.methods.mmrl import RepresentationMethod
+from mmrl.methods.two_tower import cosine_logits
 from tests.oracle.pair import disturb, gradients_of_both, oracle_of, relative_error
 
 TOLERANCE = 1e-9

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from mmrl import engine, methods
 from mmrl.clip import Clip
+from mmrl.engine.guess import guess_method
 from mmrl.engine.untrusted import TensorFile
 from mmrl.errors import MmrlError, Notice, UsageError
-from mmrl.methods.authors import from_authors, guess_method
+from mmrl.methods.authors import from_authors
 from mmrl.pickles import Call, Name, read_notes
 from tests.unit.colours import NAMES, clip_on_one_thread, fresh, noise, smallest_clip
 
@@ -115,19 +116,19 @@ def test_layers_start_at_any_number_and_none_is_left_out() -> None:
 
     tensors = {f"net.{i}.{part}": torch.full((2, 3), float(i)) for i in (10, 5, 7, 9, 6, 8) for part in ("weight", "bias")}
     tensors |= {"learner.ctx": torch.zeros(4), "image_encoder.net.0.weights": torch.zeros(1)}
-    found = from_authors(Some, tensors)
+    found = from_authors("some", Some.authors_names, tensors)
     assert found["w"].shape == (6, 2, 3) and found["w"][:, 0, 0].tolist() == [5, 6, 7, 8, 9, 10] and torch.equal(found["w"], found["b"])
     known: dict[str, type[methods.Method]] = {"less": Less, "some": Some}
     assert guess_method(tensors, known) is Some
     for lost in ("net.5.bias", "net.8.weight", "net.10.bias"):
         rest = {name: value for name, value in tensors.items() if name != lost}
         with pytest.raises(UsageError, match=f"no some of the authors' code: it has no tensor '{lost}'"):
-            from_authors(Some, rest)
+            from_authors("some", Some.authors_names, rest)
         with pytest.raises(UsageError, match="Beside the tensors of less it has 'net"):
             guess_method(rest, known)
     both_lost = {name: value for name, value in tensors.items() if not name.startswith("net.7.")}
     with pytest.raises(UsageError, match="no tensor"):
-        from_authors(Some, both_lost)
+        from_authors("some", Some.authors_names, both_lost)
     both = {"less": Less, "same": Less}
     with pytest.raises(UsageError, match="may be of less or same, .* say which"):
         guess_method({"learner.ctx": torch.zeros(4)}, both)

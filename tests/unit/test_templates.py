@@ -17,7 +17,7 @@ from mmrl.clip import Clip
 from mmrl.data import Dataset
 from mmrl.errors import UsageError
 from mmrl.methods import Method, build
-from mmrl.methods.base import cosine_logits
+from mmrl.methods.two_tower import cosine_logits
 from mmrl.reports import read_record
 from mmrl.serve.predictor import Classifier
 from mmrl.templates import check_template, fill

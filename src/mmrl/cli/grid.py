@@ -18,7 +18,6 @@ from mmrl.errors import MmrlError, UsageError, unknown
 from mmrl.files import user_path
 
 if TYPE_CHECKING:
-    from mmrl.engine import Context, Job
     from mmrl.engine.grid import ResultsFolder
     from mmrl.protocols import Cell, Suite
     from mmrl.reports.plans import Plan, Slot
@@ -160,6 +159,7 @@ def present(chosen: Sequence[str], grid: Grid) -> list[str]:
 
 def carry_out(cells: Sequence[Cell], grid: Grid) -> None:
     """Bind, note the plans, compute what is missing, print the tables. Exits with 1 where runs failed or are left."""
+    from mmrl.cli.preview import announce, preview, say_draws
     from mmrl.clip import load_clip
     from mmrl.clip.device import AUTO, best_device
     from mmrl.engine import Bench, Context, bind
@@ -177,8 +177,6 @@ def carry_out(cells: Sequence[Cell], grid: Grid) -> None:
         features=(out / FEATURES).resolve() if grid.cache_gib else None, cache_gib=grid.cache_gib,
     )  # fmt: skip
     if grid.dry_run:
-        from mmrl.cli.preview import preview
-
         preview(cells, bench, known, processes=processes, device="cpu" if ray else device)
         return
     context = Context(bench, load_clip(bench.backbone, device="cpu" if processes > 1 or ray else device))
@@ -249,27 +247,6 @@ def _plans(slots: Sequence[Slot], suite: Literal["paper", "mini", "own"], templa
         notes = ((TUNED_NOTE,) if tuned else ()) + prompts
         plans.append(Plan(schema="mmrl.plan/2", study=study, suite=suite, slots=mine, paper_compat=tuned, command=command, notes=notes))
     return plans
-
-
-def say_draws(context: Context) -> None:
-    if context.bench.draws:
-        found = ", ".join(sorted(context.given)) or "none of these data sets"
-        typer.echo(f"draws of {context.bench.draws}: {found}; the others are drawn here")
-
-
-def announce(jobs: Sequence[Job], store: ResultsFolder | None) -> int:
-    """Say how much there is to do; all of it where there is no folder yet. Returns the number of jobs with missing tests."""
-    from mmrl.engine.grid import missing_tests
-
-    missing = [missing_tests(job, store) if store else {key for _, key in job.tests} for job in jobs]
-    lacking = [job for job, keys in zip(jobs, missing, strict=True) if keys]
-    every = sum(len(job.tests) for job in jobs)
-    trainings = sum(job.training is not None for job in lacking)
-    typer.echo(
-        f"{every} scores, {every - sum(map(len, missing))} of them computed already; {trainings} trainings and "
-        f"{len(lacking) - trainings} zero-shot passes to do"
-    )
-    return len(lacking)
 
 
 def _tables(store: ResultsFolder, slots: Sequence[Slot]) -> None:

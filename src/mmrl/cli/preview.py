@@ -1,10 +1,12 @@
-"""`--dry-run` of `mmrl bench` and `mmrl ablate`: what would be computed, and about how long it takes."""
+"""What `mmrl bench` and `mmrl ablate` are going to compute; with `--dry-run`, each run and about how long it takes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 if TYPE_CHECKING:
     from mmrl.engine import Bench, Context, Job
@@ -34,7 +36,6 @@ def preview(cells: Sequence[Cell], bench: Bench, store: ResultsFolder | None, *,
     from rich.console import Console
     from rich.table import Column, Table
 
-    from mmrl.cli.grid import announce, say_draws
     from mmrl.clip import outline
     from mmrl.engine import Context, bind
     from mmrl.engine.grid import missing_tests
@@ -81,6 +82,27 @@ def preview(cells: Sequence[Cell], bench: Bench, store: ResultsFolder | None, *,
         console.print(f"about {duration(total / processes)}{by}{more}, by {pace.runs} runs recorded on this machine")
     else:
         console.print("no run of these methods is recorded here for this machine and backbone, so there is no estimate")
+
+
+def say_draws(context: Context) -> None:
+    if context.bench.draws:
+        found = ", ".join(sorted(context.given)) or "none of these data sets"
+        typer.echo(f"draws of {context.bench.draws}: {found}; the others are drawn here")
+
+
+def announce(jobs: Sequence[Job], store: ResultsFolder | None) -> int:
+    """Say how much there is to do; all of it where there is no folder yet. Returns the number of jobs with missing tests."""
+    from mmrl.engine.grid import missing_tests
+
+    missing = [missing_tests(job, store) if store else {key for _, key in job.tests} for job in jobs]
+    lacking = [job for job, keys in zip(jobs, missing, strict=True) if keys]
+    every = sum(len(job.tests) for job in jobs)
+    trainings = sum(job.training is not None for job in lacking)
+    typer.echo(
+        f"{every} scores, {every - sum(map(len, missing))} of them computed already; {trainings} trainings and "
+        f"{len(lacking) - trainings} zero-shot passes to do"
+    )
+    return len(lacking)
 
 
 def _kind(job: Job) -> tuple[str, ...]:

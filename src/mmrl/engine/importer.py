@@ -14,11 +14,12 @@ from torch import Tensor
 from mmrl.clip import Clip, load_clip
 from mmrl.engine.adapter import CARD, TENSORS, AdapterConfig, load_tensors, read_config, save_adapter
 from mmrl.engine.checkpoint import TAKEN
+from mmrl.engine.guess import guess_method, whole_names
 from mmrl.engine.untrusted import TensorFile
 from mmrl.errors import Notice, UsageError, first_line, unknown
 from mmrl.files import user_path
 from mmrl.methods import Method, Task, build, registered
-from mmrl.methods.authors import AuthorsFile, Renamed, guess_method, whole_names
+from mmrl.methods.authors import AuthorsFile, Renamed
 from mmrl.names import distinct_names
 from mmrl.templates import DEFAULT_TEMPLATE, Template
 

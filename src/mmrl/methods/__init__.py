@@ -32,20 +32,11 @@ from mmrl.methods import (  # noqa: F401  (registers them)
     tip_adapter,
     zero_shot,
 )
-from mmrl.methods.base import (
-    Differentiate,
-    FeatureSource,
-    Gradients,
-    ImageFeatures,
-    Loss,
-    Method,
-    MoreSteps,
-    Task,
-    TwoTower,
-    cosine_logits,
-)
+from mmrl.methods.base import Method
+from mmrl.methods.exchange import Differentiate, FeatureSource, Gradients, Loss, MoreSteps, Task
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import build, get, make_options, register, registered
+from mmrl.methods.two_tower import ImageFeatures, TwoTower, cosine_logits
 
 
 def names() -> list[str]:

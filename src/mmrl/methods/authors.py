@@ -1,9 +1,9 @@
-"""Tensors under the names of the authors' code, as ours."""
+"""Checkpoints of the authors' code: how they name and keep a method's tensors, and those tensors as ours."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,23 @@ from torch import Tensor
 
 from mmrl.clip import Clip
 from mmrl.errors import UsageError
-from mmrl.methods.base import Method, SavedAs
 
-TOWERS = ("image_encoder", "text_encoder", "logit_scale")  # of the whole CLIP that the authors' checkpoints may have beside their own
+
+@dataclass(frozen=True)
+class SavedAs:
+    """How the authors' code saves a method's training, so that its checkpoints can be imported.
+
+    Attributes:
+        module: the part of their model that a checkpoint has alone, as 'prompt_learner'; names in the file do not begin with it.
+        optional: our names of tensors that a checkpoint may lack, since options decide whether there are any.
+        constant: names, or what they begin with, of tensors in the file that follow from the backbone and the class names.
+        patterns: names in the file ({i}: one tensor a layer) where they are not those of `authors_names`; each is optional.
+    """
+
+    module: str = ""
+    optional: frozenset[str] = frozenset()
+    constant: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,13 +69,6 @@ class Renamed(Mapping[str, Tensor]):
         return self._tensors[self._names[name]]
 
 
-def whole_names(method: type[Method], names: Collection[str]) -> dict[str, str]:
-    """Names of the authors' whole model -> `names`, which may be of the part of it that they save alone."""
-    part = f"{_saved(method).module}."
-    lacks = part != "." and not any(name.startswith(part) for name in names)
-    return {part + name if lacks else name: name for name in names}
-
-
 def layer_names(patterns: Iterable[str], tensors: Iterable[str]) -> dict[str, list[str]]:
     """The authors' names that each pattern stands for: itself, or one a layer, ascending, where it has an `{i}`.
 
@@ -95,77 +102,24 @@ def stacked(names: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str
     }
 
 
-def from_authors(method: type[Method], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict of `method`, in float32, from tensors under the authors' names; one tensor a layer is stacked.
+def from_authors(
+    method: str, names: Mapping[str, str], tensors: Mapping[str, Tensor], *, optional: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """State dict of `method`, in float32, from tensors under the authors' names; one tensor a layer is stacked.
+
+    Args:
+        names: ours -> the authors'.
+        optional: ours that the checkpoint may lack.
 
     Raises:
         UsageError: a tensor is missing.
     """
-    layers = layer_names(method.authors_names.values(), tensors)
-    names = {
-        ours: theirs
-        for ours, theirs in method.authors_names.items()
-        if ours not in _saved(method).optional or any(name in tensors for name in layers[theirs])
-    }
+    layers = layer_names(names.values(), tensors)
+    there = {ours: theirs for ours, theirs in names.items() if ours not in optional or any(name in tensors for name in layers[theirs])}
     try:
-        return {name: tensor.float() for name, tensor in stacked(names, tensors).items()}
+        return {name: tensor.float() for name, tensor in stacked(there, tensors).items()}
     except KeyError as error:
-        raise UsageError(f"the checkpoint is no {method.name} of the authors' code: it has no tensor '{error.args[0]}'.") from error
-
-
-def guess_method(
-    tensors: Collection[str], methods: Mapping[str, type[Method]], fits: Callable[[type[Method]], bool] = lambda method: True
-) -> type[Method]:
-    """The method whose tensors these are: of those that find all of theirs and leave none over, the one that has most.
-
-    Args:
-        fits: asked where several have as many, whether a method's sizes are those of the tensors.
-
-    Raises:
-        UsageError: none of them, or several alike.
-    """
-    found: dict[str, int] = {}
-    strange: dict[str, str] = {}  # method -> a tensor that it does not have
-    for name, method in methods.items():
-        whole = whole_names(method, tensors)
-        own = _own_names(method, whole)
-        others = [one for one in whole if one not in own and not _constant(method, one)]
-        if own and others:
-            strange[name] = whole[others[0]]
-        elif own:
-            found[name] = len(own)
-    if not found:
-        known = [name for name, method in methods.items() if method.authors_names]
-        beside = "".join(f" Beside the tensors of {name} it has '{other}', of something else." for name, other in list(strange.items())[:1])
-        raise UsageError(f"the checkpoint holds none of the methods that can be imported ({', '.join(known)}).{beside}")
-    alike = [name for name, count in found.items() if count == max(found.values())]
-    best = [name for name in alike if fits(methods[name])] or alike if len(alike) > 1 else alike
-    if len(best) > 1:
-        raise UsageError(f"the checkpoint may be of {' or '.join(best)}, whose tensors have the same names; say which (--method).")
-    return methods[best[0]]
-
-
-def _saved(method: type[Method]) -> SavedAs:
-    return method.saved_as or SavedAs()
-
-
-def _own_names(method: type[Method], tensors: Collection[str]) -> set[str]:
-    """The names among `tensors` that are of `method`; none where it lacks one that it must have."""
-    saved = _saved(method)
-    patterns = dict.fromkeys(saved.patterns, True) or {
-        theirs: ours in saved.optional for ours, theirs in method.authors_names.items()
-    }  # -> whether it may be lacking
-    own = set[str]()
-    for pattern, names in layer_names(patterns, tensors).items():
-        there = {name for name in names if name in tensors}
-        if len(there) < len(names) and (there or not patterns[pattern]):
-            return set()
-        own |= there
-    return own
-
-
-def _constant(method: type[Method], name: str) -> bool:
-    return name.split(".")[0] in TOWERS or any(name == one or name.startswith(f"{one}.") for one in _saved(method).constant)
+        raise UsageError(f"the checkpoint is no {method} of the authors' code: it has no tensor '{error.args[0]}'.") from error
 
 
 # ---- what a method's `options_of` asks ----

@@ -4,129 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmrl.clip import ClassList, Clip
 from mmrl.errors import UsageError
+from mmrl.methods.authors import AuthorsFile, SavedAs, from_authors
+from mmrl.methods.exchange import Differentiate, Gradients, Loss, MoreSteps, Rates, Task
 from mmrl.methods.options import MethodOptions, NoOptions
 from mmrl.names import name_key
-from mmrl.templates import Template, fill
+from mmrl.templates import fill
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-    from mmrl.methods.authors import AuthorsFile
-
-
-class Loss(NamedTuple):
-    """`total` to minimise, its named `terms` (scalars, before weighting), the training `logits` (B, C), and what `Method.stepped` is given
-    of this batch, without gradient."""
-
-    total: Tensor
-    terms: dict[str, Tensor]
-    logits: Tensor
-    kept: Any = None
-
-
-Gradients = list[Tensor | None]  # one for each trained parameter, in their order; None where the loss does not depend on it
-
-
-class Differentiate(Protocol):
-    """Gradients of a scalar in the trained parameters."""
-
-    def __call__(self, total: Tensor, /, *, retain_graph: bool = False) -> Gradients:
-        """Gradients of `total`.
-
-        Args:
-            retain_graph: whether another scalar of the same forward pass is differentiated afterwards.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class SavedAs:
-    """How the authors' code saves a method's training, so that its checkpoints can be imported.
-
-    Attributes:
-        module: the part of their model that a checkpoint has alone, as 'prompt_learner'; names in the file do not begin with it.
-        optional: our names of tensors that a checkpoint may lack, since options decide whether there are any.
-        constant: names, or what they begin with, of tensors in the file that follow from the backbone and the class names.
-        patterns: names in the file ({i}: one tensor a layer) where they are not those of `authors_names`; each is optional.
-    """
-
-    module: str = ""
-    optional: frozenset[str] = frozenset()
-    constant: tuple[str, ...] = ()
-    patterns: tuple[str, ...] = ()
-
-
-class MoreSteps(Protocol):
-    """Steps that follow the one on a batch, with the same optimiser."""
-
-    @property
-    def rate(self) -> float:
-        """Learning rate of the present step."""
-        ...
-
-    def gradients(self, total: Tensor, /) -> Gradients:
-        """Gradients of a scalar in the trained parameters, averaged over the processes. In fp16, all None where one is not finite."""
-        ...
-
-    def update(self, gradients: Gradients, /) -> None:
-        """One more step of the optimiser; a parameter whose gradient is None stays as it is."""
-        ...
-
-
-class FeatureSource(Protocol):
-    """Passes of the frozen image tower over the images of a task."""
-
-    def __call__(self, part: Literal["train", "val"], views: int = 0) -> tuple[Tensor, Tensor]:
-        """Features (V, N, embed_dim), not normalised, and labels (N,), of every image of a part, none dropped.
-
-        Args:
-            views: number of augmented views of each image; 0 for one pass with the test transform.
-        """
-        ...
-
-
-class Rates(Protocol):
-    """What an optimiser needs to know of the training options."""
-
-    @property
-    def lr(self) -> float: ...
-    @property
-    def momentum(self) -> float: ...
-    @property
-    def eps(self) -> float: ...
-    @property
-    def weight_decay(self) -> float: ...
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a method is trained for, known before training. An adapter that is loaded has the same task, without features.
-
-    Attributes:
-        names: of the classes, C.
-        template: prompt, or several.
-        images: number of training images.
-        validation: number of validation images.
-        seed: of the run.
-        features: passes over the images; None where an adapter is loaded.
-    """
-
-    names: tuple[str, ...]
-    template: Template
-    images: int = 0
-    validation: int = 0
-    seed: int = 0
-    features: FeatureSource | None = None
 
 
 class Method(nn.Module, ABC):
@@ -227,9 +121,7 @@ class Method(nn.Module, ABC):
         Raises:
             UsageError: as `options_of`, or a tensor is missing.
         """
-        from mmrl.methods.authors import from_authors
-
-        tensors = from_authors(cls, file.tensors)
+        tensors = from_authors(cls.name, cls.authors_names, file.tensors, optional=cls.saved_as.optional if cls.saved_as else ())
         return tensors, cls.options_of(tensors, clip, where=file.where)
 
     # ---- where tensors are ----
@@ -342,58 +234,3 @@ class Method(nn.Module, ABC):
     def logits_of_features(self, features: Tensor, head: Any, seen: Tensor | bool) -> Tensor:
         """As `logits`, of features (B, embed_dim) that the frozen image tower puts out, not normalised. For a `frozen_images` method."""
         raise NotImplementedError(f"method '{self.name}' has neither `logits` nor `logits_of_features`, or needs the images themselves.")
-
-
-class ImageFeatures(NamedTuple):
-    """Normalised image features (B, embed_dim): of the class token and, where a method has them, of the representation tokens."""
-
-    class_token: Tensor
-    representation: Tensor | None = None
-
-
-class TwoTower(Method):
-    """A method with one vector a class and one an image, compared by cosine. Its head are the class features."""
-
-    @abstractmethod
-    def text_features(self, classes: ClassList) -> Tensor:
-        """Adapted class features (C, embed_dim), normalised."""
-
-    @property
-    def frozen_images(self) -> bool:
-        """As in `Method`: True where both `image_features` and `logits` are left as they are."""
-        return type(self).image_features is TwoTower.image_features and type(self).logits is TwoTower.logits
-
-    def image_features(self, images: Tensor) -> ImageFeatures:
-        """Image features of images (B, 3, H, W): `image_features_of` the frozen ones, unless a method adapts the image tower."""
-        return self.image_features_of(self.clip.encode_image(images, normalise=False))
-
-    def image_features_of(self, features: Tensor) -> ImageFeatures:
-        """Image features of what the frozen tower puts out (B, embed_dim), without gradient and not normalised. A method that adapts
-        features alone overrides this."""
-        return ImageFeatures(F.normalize(features, dim=-1))
-
-    def combine(self, images: ImageFeatures, text: Tensor, seen: Tensor | bool) -> Tensor:
-        """Logits (B, C) from image features and class features (C, embed_dim); `seen` as in `logits`."""
-        return cosine_logits(images.class_token, text, self.logit_scale)
-
-    def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
-        """Cross-entropy, unless a method overrides it."""
-        logits = self.combine(self.image_features(images), self.text_features(classes), seen=True)
-        total = F.cross_entropy(logits, labels)
-        return Loss(total, {"ce": total}, logits.detach())
-
-    def head(self, classes: ClassList) -> Tensor:
-        return self.text_features(classes)
-
-    def logits(self, images: Tensor, head: Tensor, seen: Tensor | bool) -> Tensor:
-        return self.combine(self.image_features(images), head, seen)
-
-    def logits_of_features(self, features: Tensor, head: Tensor, seen: Tensor | bool) -> Tensor:
-        return self.combine(self.image_features_of(features), head, seen)
-
-
-def cosine_logits(image: Tensor, text: Tensor, scale: float) -> Tensor:
-    """scale x cosine of normalised features (B, d) and (C, d), in float32 at least: half precision would round logits to a tenth."""
-    dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
-    with torch.autocast(image.device.type, enabled=False):
-        return scale * image.to(dtype) @ text.to(dtype).T

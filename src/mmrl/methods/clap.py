@@ -12,10 +12,12 @@ from pydantic import Field
 from torch import Tensor
 
 from mmrl.clip import ClassList, Clip
-from mmrl.methods.base import Method, Task, cosine_logits
+from mmrl.methods.base import Method
+from mmrl.methods.exchange import Task
 from mmrl.methods.linear import exact, require_images
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import register
+from mmrl.methods.two_tower import cosine_logits
 from mmrl.templates import MOST_TEMPLATES, check_template, fill
 
 WARMUP_LR = 1e-5  # in the first epoch

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from mmrl.clip import ClassList, Clip
 from mmrl.errors import UsageError
-from mmrl.methods.base import ImageFeatures, TwoTower
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import register
+from mmrl.methods.two_tower import ImageFeatures, TwoTower
 
 
 class CLIPAdapterOptions(MethodOptions):

@@ -15,7 +15,8 @@ from mmrl.clip import ClassList, Clip, Prompts
 from mmrl.clip.backbone import FROZEN_CHUNK
 from mmrl.errors import UsageError
 from mmrl.methods.authors import meta_net_sizes, require_tower, sizes_of
-from mmrl.methods.base import Loss, Method
+from mmrl.methods.base import Method
+from mmrl.methods.exchange import Loss
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.prompts import LEARNER_ALONE, context_edit, context_of, context_texts, random_context, with_prompts
 from mmrl.methods.registry import register

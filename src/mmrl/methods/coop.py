@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmrl.clip import ClassList, Clip
 from mmrl.methods.authors import require_tower, sizes_of
-from mmrl.methods.base import Task, TwoTower
+from mmrl.methods.exchange import Task
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.prompts import (
     LEARNER_ALONE,
@@ -22,6 +22,7 @@ from mmrl.methods.prompts import (
     random_context,
 )
 from mmrl.methods.registry import register
+from mmrl.methods.two_tower import TwoTower
 
 
 class CoOpOptions(MethodOptions):

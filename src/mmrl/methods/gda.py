@@ -11,11 +11,12 @@ from torch import Tensor
 
 from mmrl.clip import ClassList
 from mmrl.errors import Notice, UsageError
-from mmrl.methods.base import Task, cosine_logits
+from mmrl.methods.exchange import Task
 from mmrl.methods.frozen import VALUES, FrozenFeatures, FrozenOptions, unit
 from mmrl.methods.linear import Rows, require_images
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import register
+from mmrl.methods.two_tower import cosine_logits
 from mmrl.names import name_key
 
 Alpha = Annotated[float, Field(ge=0, le=1e6)]

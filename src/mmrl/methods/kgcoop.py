@@ -9,8 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from mmrl.clip import ClassList, Clip
-from mmrl.methods.base import Loss, SavedAs
+from mmrl.methods.authors import SavedAs
 from mmrl.methods.coop import CoOp, CoOpOptions
+from mmrl.methods.exchange import Loss
 from mmrl.methods.prompts import LEARNER, LEARNER_CONSTANTS, with_teacher
 from mmrl.methods.registry import register
 from mmrl.templates import check_template

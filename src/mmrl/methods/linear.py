@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmrl.errors import UsageError
-from mmrl.methods.base import Task
+from mmrl.methods.exchange import Task
 
 
 class Rows(NamedTuple):

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from mmrl.clip import ClassList, Clip
 from mmrl.errors import Notice
-from mmrl.methods.base import Method, Task
+from mmrl.methods.base import Method
+from mmrl.methods.exchange import Task
 from mmrl.methods.linear import Rows, exact, require_images
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import register

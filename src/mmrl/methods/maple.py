@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from mmrl.clip import ClassList, Clip, Edit
 from mmrl.errors import UsageError
-from mmrl.methods.authors import require_tower, sizes_of
-from mmrl.methods.base import ImageFeatures, SavedAs, TwoTower
+from mmrl.methods.authors import SavedAs, require_tower, sizes_of
 from mmrl.methods.mmrl import Aligner
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.prompts import (
@@ -25,6 +24,7 @@ from mmrl.methods.prompts import (
     with_prompts,
 )
 from mmrl.methods.registry import register
+from mmrl.methods.two_tower import ImageFeatures, TwoTower
 from mmrl.templates import fill
 
 DEPTH = 9  # published

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from mmrl.clip import NO_EDITS, ClassList, Clip, Edit, Edits, Prompts
 from mmrl.clip.vision import ImageHidden
 from mmrl.errors import UsageError
-from mmrl.methods.base import Gradients, Loss, Method, MoreSteps, cosine_logits
+from mmrl.methods.base import Method
+from mmrl.methods.exchange import Gradients, Loss, MoreSteps
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.prompts import context_class_list, context_edit, prompts_of, random_context, with_teacher
 from mmrl.methods.registry import register
+from mmrl.methods.two_tower import cosine_logits
 from mmrl.templates import MOST_TEMPLATES, check_template
 
 

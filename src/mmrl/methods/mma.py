@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from mmrl.clip import ClassList, Clip, Edit, Edits
 from mmrl.errors import UsageError
-from mmrl.methods.authors import AuthorsFile, layer_names, require_tower, sizes_of
-from mmrl.methods.base import ImageFeatures, SavedAs, TwoTower
+from mmrl.methods.authors import AuthorsFile, SavedAs, layer_names, require_tower, sizes_of
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.prompts import with_prompts
 from mmrl.methods.registry import register
+from mmrl.methods.two_tower import ImageFeatures, TwoTower
 from mmrl.templates import DEFAULT_TEMPLATE, check_template, fill
 
 Linear = tuple[Tensor, Tensor]  # weight (out, in) and bias (out,)

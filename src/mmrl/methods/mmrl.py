@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from mmrl.clip import ClassList, Clip, Edit, Edits
 from mmrl.clip.vision import Pooled
 from mmrl.errors import UsageError
-from mmrl.methods.authors import require_tower, sizes_of
-from mmrl.methods.base import ImageFeatures, Loss, SavedAs, TwoTower, cosine_logits
+from mmrl.methods.authors import SavedAs, require_tower, sizes_of
+from mmrl.methods.exchange import Loss
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import register
+from mmrl.methods.two_tower import ImageFeatures, TwoTower, cosine_logits
 
 TOKEN_STD = 0.02  # supplement A
 IMPORTED_SIZES = {"rep_space": 2, "visual.bias": 2, "text.bias": 2, "visual.a": 3, "projection_a": 2}  # of what options follow from

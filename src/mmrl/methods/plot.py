@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from mmrl.clip import ClassList, Clip
 from mmrl.errors import UsageError
-from mmrl.methods.base import Loss, Method, Task, cosine_logits
+from mmrl.methods.base import Method
+from mmrl.methods.exchange import Loss, Task
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.prompts import Position, context_class_list, context_of, encode_context, random_context
 from mmrl.methods.registry import register
+from mmrl.methods.two_tower import cosine_logits
 
 
 class TransportOptions(MethodOptions):

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from mmrl.clip import ClassList, Clip, Prompts
 from mmrl.errors import UsageError
-from mmrl.methods.base import Differentiate, Gradients, Loss, Method, cosine_logits
+from mmrl.methods.base import Method
+from mmrl.methods.exchange import Differentiate, Gradients, Loss
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.prompts import Position, arranged, context_class_list, context_texts, encode_context, random_context
 from mmrl.methods.registry import register
+from mmrl.methods.two_tower import cosine_logits
 
 Covariance = Literal["full", "diagonal"]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmrl.clip import ClassList, Clip
 from mmrl.errors import UsageError
 from mmrl.methods.authors import require_tower, sizes_of
-from mmrl.methods.base import Differentiate, Gradients, Loss, Task, TwoTower, cosine_logits
+from mmrl.methods.exchange import Differentiate, Gradients, Loss, Task
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.prompts import (
     LEARNER_ALONE,
@@ -25,6 +25,7 @@ from mmrl.methods.prompts import (
     with_teacher,
 )
 from mmrl.methods.registry import register
+from mmrl.methods.two_tower import TwoTower, cosine_logits
 from mmrl.templates import check_template, template_list
 
 

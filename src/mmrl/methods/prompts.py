@@ -13,7 +13,7 @@ from mmrl.clip import ClassList, Clip, Edit, Prompts
 from mmrl.clip.backbone import averaged
 from mmrl.clip.text import TextHidden
 from mmrl.errors import UsageError
-from mmrl.methods.base import SavedAs
+from mmrl.methods.authors import SavedAs
 from mmrl.names import check_names, spoken
 from mmrl.templates import Template, fill
 

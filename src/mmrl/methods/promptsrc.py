@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from mmrl.clip import NO_EDITS, ClassList, Clip, Edit, Edits
 from mmrl.clip.vision import ImageHidden
 from mmrl.errors import UsageError
-from mmrl.methods.authors import require_tower, sizes_of
-from mmrl.methods.base import ImageFeatures, Loss, SavedAs, TwoTower, cosine_logits
+from mmrl.methods.authors import SavedAs, require_tower, sizes_of
+from mmrl.methods.exchange import Loss
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.prompts import (
     LEARNER,
@@ -28,6 +28,7 @@ from mmrl.methods.prompts import (
     with_prompts,
 )
 from mmrl.methods.registry import register
+from mmrl.methods.two_tower import ImageFeatures, TwoTower, cosine_logits
 from mmrl.templates import MOST_TEMPLATES, check_template, fill
 
 DEPTH = 9  # layers with prompts, where the tower has as many

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from mmrl.clip import NO_EDITS, ClassList, Clip, Edit, Edits
 from mmrl.clip.vision import ImageHidden
 from mmrl.errors import UsageError
-from mmrl.methods.base import ImageFeatures, Loss, TwoTower, cosine_logits
+from mmrl.methods.exchange import Loss
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.prompts import with_teacher
 from mmrl.methods.registry import register
+from mmrl.methods.two_tower import ImageFeatures, TwoTower, cosine_logits
 from mmrl.templates import check_template
 
 PATCH = 14  # in the bound of the initial values, whatever the backbone's patch

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from mmrl.clip import Clip
 from mmrl.errors import UsageError, unknown
-from mmrl.methods.base import Method, Task
+from mmrl.methods.base import Method
+from mmrl.methods.exchange import Task
 from mmrl.methods.options import MethodOptions, option_problem
 from mmrl.plugins import VARIABLE, revision_of
 

@@ -11,10 +11,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmrl.clip import ClassList, Clip, Edit
-from mmrl.methods.base import Loss, Method, cosine_logits
+from mmrl.methods.base import Method
+from mmrl.methods.exchange import Loss
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.prompts import with_prompts
 from mmrl.methods.registry import register
+from mmrl.methods.two_tower import cosine_logits
 from mmrl.templates import DEFAULT_TEMPLATE, check_template, fill
 
 NOISE = 0.1  # length of what is added to the token that a prompt starts from

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from mmrl.clip import ClassList, Clip, Edit
 from mmrl.errors import UsageError
 from mmrl.methods.authors import meta_net_sizes, require_tower, sizes_of
-from mmrl.methods.base import Loss, TwoTower
+from mmrl.methods.exchange import Loss
 from mmrl.methods.kgcoop import held_loss
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.prompts import LEARNER_ALONE, context_edit, context_of, random_context, with_prompts, with_teacher
 from mmrl.methods.registry import register
+from mmrl.methods.two_tower import TwoTower
 from mmrl.templates import check_template, fill
 
 

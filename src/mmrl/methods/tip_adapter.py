@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from mmrl.clip import ClassList, Clip
 from mmrl.errors import Notice
-from mmrl.methods.base import Loss, Task, cosine_logits
+from mmrl.methods.exchange import Loss, Task
 from mmrl.methods.frozen import VALUES, FrozenFeatures, FrozenOptions, unit
 from mmrl.methods.linear import exact
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import register
+from mmrl.methods.two_tower import cosine_logits
 
 LOWEST = 0.1  # where the authors' grids start
 

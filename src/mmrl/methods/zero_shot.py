@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from mmrl.clip import ClassList
-from mmrl.methods.base import TwoTower
 from mmrl.methods.registry import register
+from mmrl.methods.two_tower import TwoTower
 
 
 @register("zero-shot")
