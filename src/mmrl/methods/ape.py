@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from mmrl.clip import ClassList
 from mmrl.errors import Notice
-from mmrl.methods.base import Loss, Task, cosine_logits
+from mmrl.methods.exchange import Loss, Task
 from mmrl.methods.frozen import VALUES, FrozenFeatures, FrozenOptions, unit
 from mmrl.methods.linear import exact, require_images
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import register
 from mmrl.methods.tip_adapter import CacheHead, Scale, Step, TipAdapter, TipAdapterOptions, cache_logits, grid, one_hot
+from mmrl.methods.two_tower import cosine_logits
 
 SMALLEST = 1e-6  # added to probabilities before their logarithm
 
