@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,9 @@ from mmrl.engine.checkpoint import read_state
 from mmrl.engine.loop import NonFiniteError
 from mmrl.errors import MmrlError
 from mmrl.serve.predictor import Classifier
-from tests.unit.colours import NAMES, OPTIONS, PROMPT, clip_on_one_thread, colours, fresh, noise, read, train
+from tests.unit.colours import NAMES, OPTIONS, PROMPT, Same, clip_on_one_thread, colours, fresh, items, noise, read, train, train_on
+
+CLOSED_FORMS = ("ape", "clap", "gda", "linear-probe", "lpp", "tip-adapter")
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +48,60 @@ def test_last_good_scores(clip: Clip, tmp_path: Path, name: str) -> None:
     scores = engine.evaluate_dataset(kept, colours(), seen=True).adapted
     assert 0 <= scores.top1 <= 1
     assert config.class_names == NAMES
+
+
+class Poisoned(torch.optim.SGD):
+    """Its steps leave one tensor that is not a number."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step(closure)
+        with torch.no_grad():
+            self.param_groups[0]["params"][0].fill_(float("nan"))
+
+
+def trained_by_steps() -> list[str]:
+    ours = [name for name, cls in methods.registered().items() if cls.__module__.startswith("mmrl.")]
+    return [name for name in ours if name not in ("zero-shot", *CLOSED_FORMS)]
+
+
+@pytest.mark.parametrize("name", trained_by_steps())
+@pytest.mark.parametrize("where", ["image", "parameter", "last step"])
+def test_every_trained_method_keeps_the_last_good(
+    small_clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, where: str
+) -> None:
+    """Also those with gradients of their own, more steps on a batch, or a cache of the training images."""
+    method = methods.build(name, small_clip, seed=1)
+    first, second = noise(2, size=4)
+    if where == "image":
+        second[0][0, 0, 0, 0] = float("nan")
+    else:
+        monkeypatch.setattr(method, "optimizer", lambda parameters, fit: Poisoned(parameters, lr=1e-3))
+    config = engine.FitConfig(epochs=1, warmup_epochs=0, lr=1e-3, batch_size=4, optimizer="sgd")
+    data = engine.TrainingData.of(small_clip, colours(), items(0, 4), config)
+    batches = Same([first] if where == "last step" else [first, second])
+    named = "an input image" if where == "image" else r"parameter '[\w.]+'"
+    with pytest.raises(NonFiniteError, match=f"step {1 if where == 'last step' else 2}: {named} is not finite.*last_good"):
+        engine.fit(method, dataclasses.replace(data, batches=batches), config, engine.Place(tmp_path, progress=False))
+    kept, _ = engine.load_adapter(tmp_path / "last_good", small_clip)
+    assert all(bool(p.isfinite().all()) for p in kept.parameters())
+    assert 0 <= engine.evaluate_dataset(kept, colours(), seen=True).adapted.top1 <= 1
+
+
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_a_closed_form_of_features_that_are_not_finite(
+    small_clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    encode = Clip.encode_image
+
+    def broken(self: Clip, images: torch.Tensor, *, normalise: bool = True) -> torch.Tensor:
+        features = encode(self, images, normalise=normalise)
+        features[1, 0] = float("nan")
+        return features
+
+    monkeypatch.setattr(Clip, "encode_image", broken)
+    with pytest.raises(MmrlError, match=r"the frozen features of 'red/1' are not finite \(1 of 8 images\)"):
+        train_on(methods.build(name, small_clip, seed=1), colours(), items(0, 2), {}, tmp_path)
+    assert not (tmp_path / "adapter_config.json").exists()
 
 
 def test_nothing_is_kept_where_nothing_scores(clip: Clip, tmp_path: Path) -> None:

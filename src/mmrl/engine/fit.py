@@ -139,9 +139,21 @@ class _Features:
             else:
                 batches = image_batches(self.dataset.image, items, preprocess, BATCH, self.workers, device=device)
             features = torch.cat([self.clip.encode_image(images, normalise=False) for images, _ in batches])
+            _require_finite(features, items)
             if entry:
                 entry.keep(features)
         return features.to(device).unflatten(0, (max(1, views), -1)), torch.tensor([item.label for item in items], device=device)
+
+
+def _require_finite(features: Tensor, items: Sequence[Item]) -> None:
+    """Raises MmrlError where features (V * N, embed_dim) of N items are not finite; the first of these images is named. No classifier can
+    be fitted to them, and what is said then names no image."""
+    bad = (~features.isfinite().all(-1)).unflatten(0, (-1, len(items))).any(0).tolist() if items else []
+    if any(bad):
+        raise MmrlError(
+            f"the frozen features of '{items[bad.index(True)].key}' are not finite ({sum(bad)} of {len(items)} images), so nothing can be "
+            "fitted to them. If it is all of them, the weights of the backbone are damaged or too large for its precision."
+        )
 
 
 @dataclass(frozen=True)

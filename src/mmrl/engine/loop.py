@@ -148,6 +148,7 @@ class Trainer:
             while self.step < self.steps:
                 for group in self._groups(self.batches.epoch(self.epoch, self.position)):
                     self._step(group)
+                    self._require_finite_end(group)
                     if self.step == self.steps:
                         break
                 self.epoch, self.position = self.epoch + 1, 0
@@ -155,6 +156,16 @@ class Trainer:
                 self._checkpoint()
         finally:
             self.method.train(was_training)
+
+    def _require_finite_end(self, group: list[Batch]) -> None:
+        """The parameters that the last step leaves: no loss of a step after it tells whether they are finite."""
+        if self.step == self.steps and not self._whole():
+            self.step -= 1
+            self._stop(group)
+
+    def _whole(self) -> bool:
+        """Whether all parameters are finite."""
+        return all(bool(p.isfinite().all()) for p in self._parameters)
 
     def _groups(self, batches: Iterator[Batch]) -> Iterator[list[Batch]]:
         """The batches of each step; an image that cannot be read in one process is an error in all."""
@@ -210,7 +221,7 @@ class Trainer:
         measured = torch.cat([row, norm.float()])
         self.peers.mean([measured])
         *means, size = measured.tolist()  # one wait for the device a step
-        if not all(map(_finite, means)):
+        if not all(map(_finite, means)) or not (_finite(size) or self._whole()):  # fused attention may hide a query that is not finite
             self._stop(group)
         self._good = self._copied()
         scaled = self.scaler.is_enabled()  # then large gradients are met by a smaller scale, not by stopping
