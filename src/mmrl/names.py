@@ -31,6 +31,12 @@ def name_key(name: str) -> str:
     return " ".join(name.replace("_", " ").split()).casefold()
 
 
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """'cat, dog and 98 more', for messages."""
+    more = len(names) - most
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:most])} and {more} more"
+
+
 def distinct_names(names: Iterable[str]) -> list[str]:
     """`names` with a number behind each that stands there already: crane, crane -> crane, crane (2)."""
     given = list(names)

@@ -147,4 +147,16 @@ def test_a_new_class_is_one_clear_error(probe: Path, cli: Cli, root: Path, words
     (said,) = [line for line in err.splitlines() if not line.startswith("note: ")]
     assert code == 2 and not printed and "Traceback" not in err
     assert said.startswith("error: method 'linear-probe' knows only the 2 classes it was trained on, and '")
-    assert "' is not one of them" in said and "open vocabulary" in said
+    assert "' is not one of them. It knows: blue, green. " in said
+    able = said.partition("open vocabulary: ")[2].rstrip(".").split(", ")
+    assert {"gda", "mmrl", "coop", "zero-shot"} <= set(able) and not set(able) & set(CLOSED)
+
+
+def test_in_python_too(probe: Path, root: Path) -> None:
+    """Long lists are cut."""
+    from mmrl import api, errors
+
+    with pytest.raises(errors.UsageError, match=r"and 'red' is not one of them\. It knows: blue, green\. .* open vocabulary: .*mmrl"):
+        api.from_pretrained(probe).predict(root / "red" / "0.png", ["red", "blue"])
+    many = methods.known.new_class("gda", [f"class {i}" for i in range(30)], "red")
+    assert "class 8, class 9 and 20 more. " in str(many) and "class 10," not in str(many)

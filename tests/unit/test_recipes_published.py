@@ -309,8 +309,9 @@ def test_the_mini_benchmark_s_own_values():
             run = get(method, "few-shot", "mini:digits", n)
             assert run.fit[key] == value and sources(run, "fit")[key].startswith("ours: ")
     ours = {(method, rule.dataset) for method in packaged() for rule in recipe_of(method).rules if rule.source.startswith("ours")}  # type: ignore[union-attr]
-    of_all = {(name, "mini:*") for name in ("clip-lora", *long)}
+    of_all = {(name, "mini:*") for name in ("clip-lora", "mma", *long)}
     assert ours == {("mmrl", "mini:objects"), ("mmrlpp", "mini:objects"), ("mma", "mini:objects")} | of_all
+    assert get("mma", "cross-dataset", "mini:objects").method["adapter_start"] == 6  # of 8 layers
 
 
 @pytest.mark.parametrize("method", methods.registered())

@@ -41,4 +41,4 @@ def bench(
             shots=parse_shots(shots) if shots else None, overrides=grid.overrides,
             paper_compat=paper_compat and (study != "all" or each in ("cross-dataset", "domain-generalisation")),
         )  # fmt: skip
-    carry_out(cells, grid)
+    carry_out(cells, grid, every=names(methods) is None)

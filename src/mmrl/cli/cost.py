@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from mmrl.cli.grid import Grid, names, option
+from mmrl.cli.preview import carried
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def cost(
     out: Path = option("out"),
-    methods: str = typer.Option("zero-shot,mmrl,mmrlpp", "--methods", help="Names of `mmrl methods`, separated by commas."),
+    methods: str = typer.Option("zero-shot,mmrl,mmrlpp", "--methods", help="Names of `mmrl methods`, separated by commas, or 'all'."),
     data: str = typer.Option(None, "--data", help="A name of `mmrl data list`; default: imagenet; with --mini: mini:objects."),
     root: Path | None = option("root"),
     backbone: str | None = option("backbone"),
@@ -66,7 +67,9 @@ def cost(
     clip = load_clip(backbone, device=device)
     check_precision(precision or "fp32", clip.device)
     bench = Bench(backbone, root, (out / CACHE).resolve(), precision, batch_size=batch)
-    bind(cells, Context(bench, clip))  # with this, all that is wrong is said before anything is measured
+    context = Context(bench, clip)
+    cells = cells if names(methods) else carried(cells, context)
+    bind(cells, context)  # with this, all that is wrong is said before anything is measured
     store, results, rows, failed = ResultsFolder(out), Results(out), [], []
     for cell in (cell for cell in cells if cell.classes == "base"):
         what = Measurement(bench, data, cell.training, steps, device, torch.get_num_threads())

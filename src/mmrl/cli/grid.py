@@ -157,9 +157,13 @@ def present(chosen: Sequence[str], grid: Grid) -> list[str]:
     return kept
 
 
-def carry_out(cells: Sequence[Cell], grid: Grid) -> None:
-    """Bind, note the plans, compute what is missing, print the tables. Exits with 1 where runs failed or are left."""
-    from mmrl.cli.preview import announce, preview, say_draws
+def carry_out(cells: Sequence[Cell], grid: Grid, *, every: bool = False) -> None:
+    """Bind, note the plans, compute what is missing, print the tables. Exits with 1 where runs failed or are left.
+
+    Args:
+        every: whether all methods there are were asked for: those that the backbone cannot carry are left out.
+    """
+    from mmrl.cli.preview import announce, carried, preview, say_draws
     from mmrl.clip import load_clip
     from mmrl.clip.device import AUTO, best_device
     from mmrl.engine import Bench, Context, bind
@@ -177,10 +181,10 @@ def carry_out(cells: Sequence[Cell], grid: Grid) -> None:
         features=(out / FEATURES).resolve() if grid.cache_gib else None, cache_gib=grid.cache_gib,
     )  # fmt: skip
     if grid.dry_run:
-        preview(cells, bench, known, processes=processes, device="cpu" if ray else device)
+        preview(cells, bench, known, processes=processes, device="cpu" if ray else device, every=every)
         return
     context = Context(bench, load_clip(bench.backbone, device="cpu" if processes > 1 or ray else device))
-    jobs, slots = bind(cells, context)
+    jobs, slots = bind(carried(cells, context) if every else cells, context)
     say_draws(context)
     store = known or ResultsFolder(out)
     for plan in _plans(slots, suite, grid.template):

@@ -26,8 +26,8 @@ class _Row:
     unknown: int = 0
 
 
-def preview(cells: Sequence[Cell], bench: Bench, store: ResultsFolder | None, *, processes: int, device: str) -> None:
-    """Print the jobs, what of them is done, and an estimate.
+def preview(cells: Sequence[Cell], bench: Bench, store: ResultsFolder | None, *, processes: int, device: str, every: bool = False) -> None:
+    """Print the jobs, what of them is done, and an estimate; `every` as in `carry_out`.
 
     Keys hold a hash of the weights. Without weights it is taken from the records that the folder has of this backbone; where there are
     none, nothing can be done yet.
@@ -47,7 +47,7 @@ def preview(cells: Sequence[Cell], bench: Bench, store: ResultsFolder | None, *,
     records = Results(store.folder).runs.values() if store else ()
     clip = outline(bench.backbone, {run.backbone: run.backbone_hash for run in records})
     context = Context(bench, clip)
-    jobs, slots = bind(cells, context)
+    jobs, slots = bind(carried(cells, context) if every else cells, context)
     pace = Pace(records, hardware(torch.device(device)))
     rows: dict[tuple[str, ...], _Row] = {}
     for job in jobs:
@@ -82,6 +82,23 @@ def preview(cells: Sequence[Cell], bench: Bench, store: ResultsFolder | None, *,
         console.print(f"about {duration(total / processes)}{by}{more}, by {pace.runs} runs recorded on this machine")
     else:
         console.print("no run of these methods is recorded here for this machine and backbone, so there is no estimate")
+
+
+def carried(cells: Sequence[Cell], context: Context) -> list[Cell]:
+    """The cells of the methods that the backbone can carry; why it cannot carry others, which nobody asked for by name, is said.
+
+    Raises:
+        UsageError: it can carry none.
+    """
+    from mmrl.engine.jobs import carried as found
+    from mmrl.errors import UsageError
+
+    kept, problems = found(cells, context)
+    for problem in problems:
+        typer.echo(f"left out: {problem}", err=True)
+    if not kept:
+        raise UsageError(f"'{context.clip.name}' can carry none of these methods.")
+    return kept
 
 
 def say_draws(context: Context) -> None:
@@ -126,4 +143,3 @@ def _seconds(job: Job, missing: set[str], context: Context, pace: Pace, *, train
         if key in missing:
             parts.append(pace.test(backbone, cell.method, cell.dataset, len(context.tested(cell).test)))
     return None if None in parts else sum(part for part in parts if part is not None)
-

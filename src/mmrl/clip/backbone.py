@@ -169,13 +169,14 @@ class Clip:
         self.model.to(device)
         return self
 
-    def require_staged(self, method: str) -> None:
-        """Raises UsageError if the layers cannot be edited."""
+    def require_staged(self, method: str, others: Sequence[str] = ()) -> None:
+        """Raises UsageError if the layers cannot be edited; `others` are methods that work with every backbone."""
         if self.not_staged is not None:
             raise UsageError(
                 f"method '{method}' edits single layers, and the backbone '{self.name}' does not allow that: {self.not_staged}. "
                 "Backbones that work are vision transformers with a class token and CLIP's causal text tower, such as tiny, "
-                "ViT-B-32, ViT-B-16, ViT-L-14 and their -quickgelu forms; zero-shot works with every backbone."
+                "ViT-B-32, ViT-B-16, ViT-L-14 and their -quickgelu forms. With every backbone work: "
+                f"{', '.join(others) or 'zero-shot'}."
             )
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from mmrl.engine.config import FitConfig
 from mmrl.engine.features import FeatureStore
 from mmrl.engine.fit import items_hash
 from mmrl.errors import UsageError
+from mmrl.methods import Method
 from mmrl.protocols import Cell, Training
 from mmrl.templates import Template, check_template
 
@@ -143,6 +144,22 @@ class Context:
             return True
         cls = methods.get(cell.method)
         return cls.open_vocabulary(methods.make_options(cls, self.options_at_test(cell)))
+
+    def build(self, training: Training) -> Method:
+        """The method that is trained, as it begins.
+
+        Raises:
+            UsageError: as `prepare`; the backbone cannot carry the method, or not with an option's value: it is said whose that is.
+        """
+        settings = self.prepare(training).resolved
+        try:
+            return methods.build(training.method, self.clip, settings.method, seed=training.seed)
+        except UsageError as error:
+            given = next((each for each in settings.settings if str(error).startswith(f"{each.key} is ")), None)
+            if given is None or given.source == self.bench.source:
+                raise
+            said = f"{error} The value is that of the recipe of {training.method} ({given.source})."
+            raise UsageError(f"{said} Choose another: --set {given.key}=VALUE, or {given.key}=VALUE in Python.") from error
 
     def prepare(self, training: Training) -> Prepared:
         """Values and draw of a training. A published batch larger than the draw is lowered to it; one that the user gave is not.

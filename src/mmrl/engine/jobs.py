@@ -55,6 +55,26 @@ def bind(cells: Sequence[Cell], context: Context) -> tuple[list[Job], list[Slot]
     return jobs, slots
 
 
+def carried(cells: Sequence[Cell], context: Context) -> tuple[list[Cell], list[str]]:
+    """Those cells whose method the backbone can carry, and why not the others; what else is wrong is `bind`'s to say."""
+    refused: dict[Training, str] = {}
+    tried: dict[str, str] = {}
+    for training in dict.fromkeys(cell.training for cell in cells if cell.training):
+        try:
+            what = hash_of(method=training.method, options=context.prepare(training).resolved.method)
+        except MmrlError:
+            continue
+        if what not in tried:
+            try:
+                context.build(training)
+                tried[what] = ""
+            except UsageError as error:
+                tried[what] = str(error)
+        if tried[what]:
+            refused[training] = f"{training.method}: {tried[what]}"
+    return [cell for cell in cells if cell.training not in refused], list(dict.fromkeys(refused.values()))
+
+
 def _slot(cell: Cell, key: str, run: str, context: Context) -> Slot:
     t, cls = cell.training, methods.get(cell.method)
     return Slot(
@@ -85,7 +105,7 @@ def _check(cells: Iterable[Cell], context: Context) -> None:
                 options = context.prepare(training).resolved.method
                 if (what := hash_of(method=training.method, options=options)) not in built:
                     built.add(what)
-                    methods.build(training.method, context.clip, options)  # some options do not suit every backbone
+                    context.build(training)  # some options do not suit every backbone
             except MmrlError as error:
                 problems.append(error)
     if problems:

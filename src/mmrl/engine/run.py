@@ -61,12 +61,10 @@ def run(job: Job, context: Context, place: Place, *, before: RunRecord | None = 
     Raises:
         as `fit` and `evaluate_dataset`; what was saved is kept.
     """
-    training, options, seed = job.training, None, None
-    if training:
-        if context.training_key(training) != job.key:
-            raise MmrlError(f"the data of {training.dataset} changed since the plan was made; start the command again.")
-        options, seed = context.prepare(training).resolved.method, training.seed
-    method = methods.build(training.method if training else ZERO_SHOT, context.clip, options, seed=seed)
+    training = job.training
+    if training and context.training_key(training) != job.key:
+        raise MmrlError(f"the data of {training.dataset} changed since the plan was made; start the command again.")
+    method = context.build(training) if training else methods.build(ZERO_SHOT, context.clip)
     started, fitted = datetime.now(timezone.utc), None
     with joined(context.clip.device) as peers:
         if training:

@@ -15,6 +15,7 @@ from mmrl.clip import ClassList, Clip
 from mmrl.errors import UsageError
 from mmrl.methods.authors import AuthorsFile, SavedAs, from_authors
 from mmrl.methods.exchange import Differentiate, Gradients, Loss, MoreSteps, Rates, Task
+from mmrl.methods.known import names_of, new_class
 from mmrl.methods.options import MethodOptions, NoOptions
 from mmrl.names import name_key
 from mmrl.templates import fill
@@ -68,7 +69,7 @@ class Method(nn.Module, ABC):
     def __init__(self, clip: Clip, options: MethodOptions) -> None:
         super().__init__()
         if self.edits_layers:
-            clip.require_staged(self.name)
+            clip.require_staged(self.name, others=names_of(lambda cls: not cls.edits_layers))
         self.clip = clip
         self.options = options
         self.task: Task | None = None  # without features: those are the engine's, for the time of the call
@@ -210,10 +211,7 @@ class Method(nn.Module, ABC):
         trained = {} if self.task is None else {name_key(name): i for i, name in enumerate(self.task.names)}
         new = [name for name in classes.names if name_key(name) not in trained]
         if new:
-            raise UsageError(
-                f"method '{self.name}' knows only the {len(trained)} classes it was trained on, and '{new[0]}' is not one of them. "
-                "Choose among those, or train a method with an open vocabulary (`mmrl methods` says which are)."
-            )
+            raise new_class(self.name, self.task.names if self.task else (), new[0])
         return torch.tensor([trained[name_key(name)] for name in classes.names], device=self.clip.device)
 
     # ---- test ----

@@ -13,10 +13,11 @@ from mmrl.clip import Clip
 from mmrl.errors import UsageError, unknown
 from mmrl.methods.base import Method
 from mmrl.methods.exchange import Task
+from mmrl.methods.known import KNOWN
 from mmrl.methods.options import MethodOptions, option_problem
 from mmrl.plugins import VARIABLE, revision_of
 
-_REGISTRY: dict[str, type[Method]] = {}
+_REGISTRY = KNOWN
 
 
 def register(name: str) -> Any:
