@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from mmrl.reports.measures import Arm, StudyScores
+    from mmrl.reports.measures import StudyScores
     from mmrl.reports.paired import Side
     from mmrl.reports.results import Results
 
@@ -33,7 +33,7 @@ def compare(
     from mmrl.errors import UsageError, unknown
     from mmrl.reports.measures import StudyScores
     from mmrl.reports.paired import compare as compared
-    from mmrl.reports.paired import comparison_sheet
+    from mmrl.reports.paired import comparison_sheet, methods_meant
     from mmrl.reports.results import Results
 
     if len(in_) > 2:
@@ -49,7 +49,8 @@ def compare(
     found = []
     for each in studies:
         scores = StudyScores(one, one.plans[each]), StudyScores(two, two.plans[each])
-        pairs = _methods(one, two, scores, first, second) if in_ else _folders(one, two, scores)
+        sides = (one, scores[0]), (two, scores[1])
+        pairs = methods_meant(*sides, first, second) if in_ else _folders(one, two, scores)
         found += [made for a, b in pairs for made in compared(a, b, by_dataset=by_dataset)]
     if not found:
         raise UsageError(_nothing(one, two, first, second, bool(in_)))
@@ -75,27 +76,6 @@ def _folders(one: Results, two: Results, scores: tuple[StudyScores, StudyScores]
     for arm in scores[0].arms:
         if arm in scores[1].arms and (arm.method != ZERO_SHOT or len(scores[0].arms) == 1):
             yield Side(one, scores[0], arm, named.name(arm)), Side(two, scores[1], arm, named.name(arm))
-
-
-def _methods(
-    one: Results, two: Results, scores: tuple[StudyScores, StudyScores], first: str, second: str
-) -> Iterator[tuple[Side, Side]]:
-    """Two arms of the same backbone and shots."""
-    from mmrl.reports.paired import Side
-    from mmrl.reports.tables import Arms
-
-    for a in _of(scores[0], first):
-        for b in _of(scores[1], second):
-            if a.backbone == b.backbone and (a.shots == b.shots or None in (a.shots, b.shots)):
-                yield Side(one, scores[0], a, Arms(scores[0]).name(a)), Side(two, scores[1], b, Arms(scores[1]).name(b))
-
-
-def _of(scores: StudyScores, wanted: str) -> list[Arm]:
-    """Arms that METHOD or METHOD:VARIANT means; a method alone is that with its recipe, where there is such an arm."""
-    method, colon, variant = wanted.partition(":")
-    arms = [arm for arm in scores.arms if arm.method == method]
-    plain = [arm for arm in arms if arm.variant == variant]
-    return plain if colon or plain else arms
 
 
 def _nothing(one: Results, two: Results, first: str, second: str, methods: bool) -> str:

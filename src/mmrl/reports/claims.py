@@ -237,11 +237,18 @@ def _shots(shots: int) -> str:
     return "1 shot" if shots == 1 else f"{shots or 'all'} shots"
 
 
-def claims_sheet(found: Sequence[Claim]) -> Sheet:
-    rows = tuple((claim.text, claim.where, claim.verdict, " ".join(claim.evidence)) for claim in found)
+def claims_sheet(found: Sequence[tuple[str, Claim]]) -> Sheet:
+    """Claims, each with the results folder that it was held against; '' where there is one alone, or it is of all."""
+    several = any(folder for folder, _ in found)
+    own = any(not claim.where for _, claim in found)
+    rows = tuple(
+        (*((folder,) if several else ()), claim.text, claim.where or "yours", claim.verdict, " ".join(claim.evidence))
+        for folder, claim in found
+    )
     note = (
         f"{AVERAGE.capitalize()}s are over the data sets that both sides have; a difference within its spread over the seeds, or of one "
         "seed alone, decides nothing. "
         "The paper's claims are about ViT-B/16 of OpenAI's CLIP on its eleven data sets: elsewhere they may or may not hold."
     )
-    return Sheet("claims", "Claims of the paper", ("claim", "in the paper", "verdict", "numbers"), rows, (note,), bold=False)
+    heads = (*(("results",) if several else ()), "claim", "in the paper", "verdict", "numbers")
+    return Sheet("claims", "Claims" if own else "Claims of the paper", heads, rows, (note,), bold=False)

@@ -15,7 +15,7 @@ from mmrl.reports.plans import ZERO_SHOT
 from mmrl.reports.records import RunRecord, TestRecord, harmonic_mean
 from mmrl.reports.results import Results
 from mmrl.reports.sheets import Sheet, TableCell, signed
-from mmrl.reports.tables import METRICS, title_of
+from mmrl.reports.tables import METRICS, Arms, title_of
 
 RESAMPLES = 10_000
 SHARE = 0.95
@@ -83,7 +83,8 @@ def compare(one: Side, two: Side, *, by_dataset: bool = False) -> Iterator[Compa
     same = one.arm.title == two.arm.title
     for ours, other in _columns(one, two):
         name = one.name if same and one.name == two.name else f"{one.name} and {two.name}"
-        shots = f", {ours if ours is not None else other} shots" if one.scores.study == "few-shot" else ""
+        count = ours if ours is not None else other
+        shots = (", 1 shot" if count == 1 else f", {count or 'all'} shots") if one.scores.study == "few-shot" else ""
         for metric in one.scores.metrics:
             found: dict[str, tuple[Values, Values]] = {}
             redrawn = strange = 0
@@ -180,6 +181,34 @@ def interval(sides: Sequence[tuple[Values, Values]], metric: str, *, resamples: 
     return float(low), float(high)
 
 
+def arms_meant(scores: StudyScores, wanted: str) -> list[Arm]:
+    """Arms that METHOD or METHOD:VARIANT means; a method alone is that with its recipe, where there is such an arm."""
+    method, colon, variant = wanted.partition(":")
+    arms = [arm for arm in scores.arms if arm.method == method]
+    plain = [arm for arm in arms if arm.variant == variant]
+    return plain if colon or plain else arms
+
+
+def methods_meant(
+    one: tuple[Results, StudyScores], two: tuple[Results, StudyScores], first: str, second: str
+) -> Iterator[tuple[Side, Side]]:
+    """Arms of `first` in the one study and of `second` in the other, which have the same backbone and shots."""
+    for a in arms_meant(one[1], first):
+        for b in arms_meant(two[1], second):
+            if a.backbone == b.backbone and (a.shots == b.shots or None in (a.shots, b.shots)):
+                yield Side(*one, a, Arms(one[1]).name(a)), Side(*two, b, Arms(two[1]).name(b))
+
+
+def unlike(found: Sequence[Comparison]) -> list[str]:
+    """Sentences about pairs that share less than their data set, classes and seed."""
+    out = []
+    if any(each.redrawn for each in found):
+        out.append(f"{max(each.redrawn for each in found)} pairs were trained on different images, so they share no more than a seed.")
+    if any(each.strange for each in found):
+        out.append(f"{max(each.strange for each in found)} pairs are left out: their data sets have other lists of images.")
+    return out
+
+
 def comparison_sheet(found: Sequence[Comparison], one: str, two: str) -> Sheet:
     """As a table, without columns that say the same in each row; `one` and `two` name the sides."""
     columns: dict[str, list[TableCell]] = {
@@ -196,10 +225,5 @@ def comparison_sheet(found: Sequence[Comparison], one: str, two: str) -> Sheet:
         "first is": [each.verdict for each in found],
     }
     shown = [head for head, cells in columns.items() if head not in ("study", "of", "data set") or len(set(cells)) > 1]
-    more = []
-    if any(each.redrawn for each in found):
-        more.append(f"{max(each.redrawn for each in found)} pairs were trained on different images, so they share no more than a seed.")
-    if any(each.strange for each in found):
-        more.append(f"{max(each.strange for each in found)} pairs are left out: their data sets have other lists of images.")
     rows = tuple(zip(*(columns[head] for head in shown)))
-    return Sheet("comparison", f"{one} less {two}", tuple(shown), rows, (NOTE, *more), bold=False)
+    return Sheet("comparison", f"{one} less {two}", tuple(shown), rows, (NOTE, *unlike(found)), bold=False)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mmrl.reports.measures import HM, Arm, Measure, StudyScores
-from mmrl.reports.paired import RESAMPLES, SHARE, Comparison, Side, compare
+from mmrl.reports.paired import RESAMPLES, SHARE, Comparison, Side, compare, unlike
 from mmrl.reports.paper import AVERAGE
 from mmrl.reports.plans import ZERO_SHOT, is_ablation
 from mmrl.reports.results import Results
@@ -35,6 +35,8 @@ class Standing:
         rank: mean over the data sets; None if one of them lacks it.
         compared: with the reference; None for itself, and where nothing is shared.
         parameters: trained; seconds: of a training, mean; 0 for zero-shot. None if no training is there.
+        name: in one piece, where the arms are of several results folders.
+        reference: whether the others are compared with it.
     """
 
     arm: Arm
@@ -43,43 +45,59 @@ class Standing:
     compared: Comparison | None
     parameters: int | None
     seconds: float | None
+    name: str = ""
+    reference: bool = False
 
 
 def standings(results: Results, scores: StudyScores) -> list[Standing]:
     """Of all methods that have an average, the highest first; those that are not applicable last. Empty for ablations."""
-    if is_ablation(scores.study):
-        return []
-    metric = HM if HM in scores.metrics else "all"
-    shots = scores.shots[-1] if scores.study == "few-shot" and scores.shots else None
-    columns = {arm: None if arm.method == ZERO_SHOT else shots for arm in scores.arms}
-    cells = {arm: {name: scores.measure(arm, name, metric, shots=columns[arm]) for name in scores.targets} for arm in scores.arms}
-    ranks, reference = _ranks(cells), next((arm for arm in scores.arms if arm.method == REFERENCE and not arm.variant), None)
+    return [] if is_ablation(scores.study) else side_by_side([Side(results, scores, arm, "") for arm in scores.arms])
+
+
+def side_by_side(sides: Sequence[Side]) -> list[Standing]:
+    """The same of arms of one study in any results folders, over the data sets, and with the most shots, that all the folders have."""
+    studies = [side.scores for side in sides]
+    metric = HM if all(HM in scores.metrics for scores in studies) else "all"
+    counts = sorted(set.intersection(*(set(scores.shots) for scores in studies))) if sides and sides[0].scores.study == "few-shot" else []
+    columns = [None if side.arm.method == ZERO_SHOT or not counts else counts[-1] for side in sides]
+    targets = shared_targets(studies)
+    cells = [
+        [side.scores.measure(side.arm, name, metric, shots=shots) for name in targets] for side, shots in zip(sides, columns, strict=True)
+    ]
+    ranks, reference = _ranks(cells), next((side for side in sides if side.arm.method == REFERENCE and not side.arm.variant), None)
     found = []
-    for arm in scores.arms:
-        average = scores.average(arm, metric, shots=columns[arm])
+    for at, (side, shots) in enumerate(zip(sides, columns, strict=True)):
+        arm = side.arm
+        average = side.scores.average(arm, metric, shots=shots, datasets=targets) if targets else None
         if average is None or (average.mean is None and average.applicable):
             continue
         compared = None
-        if reference is not None and arm != reference and arm.backbone == reference.backbone and average.applicable:
-            sides = (Side(results, scores, each, each.title) for each in (arm, reference))
-            compared = next((each for each in reversed(list(compare(*sides))) if each.metric == metric), None)  # few-shot: the most shots
-        found.append(Standing(arm, average, ranks.get(arm), compared, *_training_of(results, scores, arm, columns[arm])))
+        if reference is not None and side is not reference and arm.backbone == reference.arm.backbone and average.applicable:
+            pairs = (each for each in compare(side, reference) if each.metric == metric)
+            compared = next(reversed(list(pairs)), None)  # few-shot: the most shots
+        took = _training_of(side.results, side.scores, arm, shots)
+        found.append(Standing(arm, average, ranks.get(at), compared, *took, side.name, side is reference))
     return sorted(found, key=lambda each: -math.inf if each.average.mean is None else each.average.mean, reverse=True)
 
 
-def _ranks(cells: Mapping[Arm, Mapping[str, Measure | None]]) -> dict[Arm, float]:
-    """Mean rank over the data sets of the arms that have all of them."""
-    means = {arm: [m.mean for m in own.values() if m and m.mean is not None] for arm, own in cells.items()}
-    whole = {arm: values for arm, values in means.items() if values and len(values) == len(cells[arm])}
+def shared_targets(studies: Sequence[StudyScores]) -> list[str]:
+    """Data sets of the averages that all of the studies have."""
+    return [name for name in studies[0].targets if all(name in scores.targets for scores in studies)] if studies else []
+
+
+def _ranks(cells: Sequence[Sequence[Measure | None]]) -> dict[int, float]:
+    """Mean rank over the data sets of the arms that have all of them, by their places."""
+    means = {at: [m.mean for m in own if m and m.mean is not None] for at, own in enumerate(cells)}
+    whole = {at: values for at, values in means.items() if values and len(values) == len(cells[at])}
     if len(whole) < 2:
         return {}
-    ranks: dict[Arm, list[float]] = {arm: [] for arm in whole}
+    ranks: dict[int, list[float]] = {at: [] for at in whole}
     for column in zip(*whole.values()):
         shown = [round(value, 2) for value in column]
-        for arm, value in zip(whole, shown):
+        for at, value in zip(whole, shown):
             above, equal = sum(other > value for other in shown), shown.count(value)
-            ranks[arm].append(above + (equal + 1) / 2)
-    return {arm: statistics.fmean(each) for arm, each in ranks.items()}
+            ranks[at].append(above + (equal + 1) / 2)
+    return {at: statistics.fmean(each) for at, each in ranks.items()}
 
 
 def _training_of(results: Results, scores: StudyScores, arm: Arm, shots: int | None) -> tuple[int | None, float | None]:
@@ -96,12 +114,12 @@ def _training_of(results: Results, scores: StudyScores, arm: Arm, shots: int | N
 
 
 def ranking_sheet(scores: StudyScores, found: Sequence[Standing]) -> Sheet | None:
-    """The table; None for fewer than two methods."""
+    """The table; None for fewer than two methods. `scores`: the study; where they have names, of the first folder."""
     if len(found) < 2:
         return None
-    arms = Arms(scores)
+    arms, named = Arms(scores), any(each.name for each in found)
     metric = "HM of the averages" if HM in scores.metrics else "average"
-    reference = next((each.arm.title for each in found if each.arm.method == REFERENCE), None)
+    reference = next((each.name or each.arm.title for each in found if each.reference), None)
     compared = reference is not None and any(each.compared for each in found)
     beside = (f"difference to {reference}", "95% from", "to") if compared else ()
     rows: list[tuple[TableCell, ...]] = []
@@ -111,10 +129,12 @@ def ranking_sheet(scores: StudyScores, found: Sequence[Standing]) -> Sheet | Non
         difference = ((apart.value, apart.low, apart.high) if apart else (None, None, None)) if compared else ()
         numbers = (None if value is None else round(value, 2) for value in (each.average.std, each.rank, *difference, each.seconds))
         spread, rank, *others, seconds = numbers
-        rows.append((*arms.columns(each.arm), mean, spread, rank, *others, each.parameters, seconds))
-    heads = (*arms.heads, metric, "spread over seeds", "mean rank", *beside, "trained parameters", "seconds a training")
+        rows.append((*((each.name,) if named else arms.columns(each.arm)), mean, spread, rank, *others, each.parameters, seconds))
+    first = ("method",) if named else arms.heads
+    heads = (*first, metric, "spread over seeds", "mean rank", *beside, "trained parameters", "seconds a training")
     title = f"{title_of(scores.study)}, methods side by side"
-    return Sheet(f"{scores.study}-ranking", title, heads, tuple(rows), NOTES if compared else (NOTES[0], NOTES[2]), bold=False)
+    notes = (*(NOTES if compared else (NOTES[0], NOTES[2])), *unlike([each.compared for each in found if each.compared]))
+    return Sheet(f"{scores.study}-ranking", title, heads, tuple(rows), notes, bold=False)
 
 
 def time_chart(scores: StudyScores, found: Sequence[Standing]) -> str:
@@ -126,7 +146,7 @@ def time_chart(scores: StudyScores, found: Sequence[Standing]) -> str:
         return ""
     means = [each.average.mean for each in timed if each.average.mean is not None] + ([level] if level is not None else [])
     metric = METRICS[HM if HM in scores.metrics else "all"]
-    text = "; ".join(f"{arms.name(each.arm)}: {each.average.mean:.2f} in {each.seconds:.3g} s" for each in timed)
+    text = "; ".join(f"{each.name or arms.name(each.arm)}: {each.average.mean:.2f} in {each.seconds:.3g} s" for each in timed)
     chart = Chart(640, 380, f"{metric} against training time", text, left=52)
     room = max(0.06 * (max(means) - min(means)), 0.4)
     chart.y_scale(min(means) - room, max(means) + room, name=f"{metric}, {AVERAGE}, %")
@@ -147,8 +167,10 @@ def time_chart(scores: StudyScores, found: Sequence[Standing]) -> str:
 def _placed(chart: Chart, arms: Arms, timed: Sequence[Standing]) -> Iterator[tuple[int, float, float, float, str]]:
     """Series, place of the mark, height of its name, and the name. Names that would cover one another are moved apart, upwards."""
     taken: list[tuple[float, float, float]] = []  # left, right, height
-    marks = [(series, chart.x(math.log10(each.seconds or 1.0)), chart.y(each.average.mean or 0.0), arms.name(each.arm)) for series, each in
-             enumerate(timed)]  # fmt: skip
+    marks = [
+        (series, chart.x(math.log10(each.seconds or 1.0)), chart.y(each.average.mean or 0.0), each.name or arms.name(each.arm))
+        for series, each in enumerate(timed)
+    ]
     for series, x, y, name in sorted(marks, key=lambda mark: -mark[2]):
         left = x - 8 - width_of(name) if _flips(chart, x, name) else x + 8
         right, height = left + width_of(name), y + 4

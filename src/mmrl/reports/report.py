@@ -1,11 +1,10 @@
-"""The report of a results folder: one self-contained page, and every table as Markdown, LaTeX and CSV."""
+"""The report of results folders: one self-contained page, and every table as Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
 import shlex
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote
@@ -15,19 +14,20 @@ from markupsafe import Markup
 
 from mmrl.errors import MmrlError
 from mmrl.files import sweep, user_path, write_text
-from mmrl.reports import diagnostics, sheets, svg
+from mmrl.reports import details, sheets, svg
 from mmrl.reports.claims import Claim, claims, claims_sheet
 from mmrl.reports.cost import COST_FILE, CostTable
 from mmrl.reports.figures import Drawing, study_drawings
-from mmrl.reports.measures import HM, Arm, Measure, StudyScores
-from mmrl.reports.plans import STUDIES, ZERO_SHOT, Slot, is_ablation
-from mmrl.reports.ranking import ranking_sheet, standings, time_chart
-from mmrl.reports.records import Environment as Where
-from mmrl.reports.records import RunRecord, TestRecord
-from mmrl.reports.results import Results, read_part
+from mmrl.reports.folders import Folder, file_name, open_folders
+from mmrl.reports.measures import Measure, StudyScores
+from mmrl.reports.own_claims import OWN_NOTE
+from mmrl.reports.paired import Side
+from mmrl.reports.plans import ZERO_SHOT, is_ablation
+from mmrl.reports.ranking import ranking_sheet, shared_targets, side_by_side, standings, time_chart
+from mmrl.reports.results import ORDER, read_part
 from mmrl.reports.sheets import Sheet, TableCell
-from mmrl.reports.status import STATES, duration, held_locks, slot_states
-from mmrl.reports.tables import METRICS, Arms, calibration_sheet, cost_sheet, machine, study_sheets, title_of
+from mmrl.reports.status import STATES
+from mmrl.reports.tables import Arms, calibration_sheet, cost_sheet, study_sheets, title_of
 from mmrl.version import __version__
 
 FORMS = ((".md", sheets.markdown), (".tex", sheets.latex), (".csv", sheets.tidy_csv))
@@ -44,92 +44,165 @@ class Section:
     folded: bool
 
 
+@dataclass(frozen=True)
+class Verdicts:
+    """Claims of one kind. `title`: '' where there are no others."""
+
+    title: str
+    note: str
+    claims: Sequence[Claim]
+
+
 def build_report(results_folder: Path | str, out: Path | str, *, title: str | None = None) -> list[Path]:
     """Write index.html and tables/ into `out`; the files written, the page first.
 
     Raises:
         UsageError: no results folder. MmrlError: it is of another version, nothing in it is done, or `out` cannot be written to.
     """
-    results, out = Results(results_folder), user_path(out)
-    if not results.tests:
-        damaged = f" {len(results.damaged)} damaged files: {results.damaged[0]}" if results.damaged else ""
-        raise MmrlError(f"nothing is done yet in {results.folder}: it has no scores. `mmrl status` shows how far it is.{damaged}")
+    return write_report(open_folders([results_folder]), out, title=title)
+
+
+def write_report(folders: Sequence[Folder], out: Path | str, *, title: str | None = None, own: Sequence[Claim] = ()) -> list[Path]:
+    """The same of several folders: studies of each, and side by side those that they share.
+
+    Args:
+        own: claims of the user's, as `own_claims` decides them.
+
+    Raises:
+        MmrlError: `out` cannot be written to.
+    """
+    out = user_path(out)
     for place in (out, out / "tables"):
         sweep(place)
-    studies = {study: StudyScores(results, plan) for study, plan in results.plans.items()}
-    sections = [_section(results, scores) for scores in studies.values()]
-    found = claims(results, studies)
-    main = _looked_into(studies)
-    cost = _cost(results)
-    calibration = calibration_sheet(main) if main else None
-    extra = [sheet for sheet in (cost, claims_sheet(found), calibration) if sheet]
-    page = _page(results, sections, found, main, cost, calibration, title)
+    sections = [*_shared(folders), *(_section(folder, scores) for folder in folders for scores in folder.studies.values())]
+    found = [(folder, claims(folder.results, folder.studies)) for folder in folders]
+    costs = [sheet for folder in folders if (sheet := _cost(folder))]
+    calibrations = [sheet for folder in folders if (sheet := _calibration(folder))]
+    rows = [("", claim) for claim in own] + [(folder.label, claim) for folder, each in found for claim in each]
+    judged = claims_sheet(rows)
+    extra = [*costs, replace(judged, notes=(*judged.notes, *([OWN_NOTE] if own else []))), *calibrations]
+    page = _page(folders, sections, _verdicts(found, own), costs, calibrations, title)
     written = [out / "index.html"]
     for sheet in [*(sheet for section in sections for sheet in section.sheets), *extra]:
         for ending, form in FORMS:
-            written.append(out / "tables" / f"{_file_name(sheet.name)}{ending}")
+            written.append(out / "tables" / f"{file_name(sheet.name)}{ending}")
             write_text(written[-1], form(sheet))
     write_text(written[0], page)  # last: a page is there only with its tables
     return written
 
 
-def _section(results: Results, scores: StudyScores) -> Section:
+def _of(folder: Folder, sheet: Sheet) -> Sheet:
+    """The folder's, told apart from those of others."""
+    return replace(sheet, name=folder.file(sheet.name), title=folder.named(sheet.title))
+
+
+def _section(folder: Folder, scores: StudyScores) -> Section:
     """The average first, then all methods side by side, then the data sets."""
-    (first, *tables), drawings, found = study_sheets(scores), study_drawings(scores), standings(results, scores)
+    (first, *tables), drawings, found = study_sheets(scores), study_drawings(scores), standings(folder.results, scores)
     if ranking := ranking_sheet(scores, found):
         tables.insert(0, ranking)
     if chart := time_chart(scores, found):
         drawings.append(Drawing("Accuracy against training time", (chart,)))
-    return Section(scores.study, title_of(scores.study), [first, *tables], drawings, is_ablation(scores.study))
+    own = [_of(folder, sheet) for sheet in (first, *tables)]
+    return Section(folder.file(scores.study), folder.named(title_of(scores.study)), own, drawings, is_ablation(scores.study))
 
 
-def _file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name)
+def _shared(folders: Sequence[Folder]) -> Iterator[Section]:
+    """All methods of the folders that have a study, for each study that several have."""
+    order = dict.fromkeys((*ORDER, *(study for folder in folders for study in folder.studies)))
+    for study in order:
+        there = [folder for folder in folders if study in folder.studies]
+        if len(there) < 2:
+            continue
+        scores, targets = there[0].studies[study], shared_targets([folder.studies[study] for folder in there])
+        found = side_by_side(list(_sides(there, study)))
+        if sheet := ranking_sheet(scores, found):
+            title = f"{title_of(study)}: {' and '.join(folder.label for folder in there)} side by side"
+            note = f"Averages and ranks are over the data sets that all the folders have: {', '.join(targets)}."
+            ranking = replace(sheet, name=f"{study}-side-by-side", title=title, notes=(note, *sheet.notes))
+            chart = time_chart(scores, found)
+            drawings = [Drawing("Accuracy against training time", (chart,))] if chart else []
+            yield Section(study, f"{title_of(study)}, side by side", [ranking], drawings, False)
 
 
-def _looked_into(studies: Mapping[str, StudyScores]) -> StudyScores | None:
-    """The study whose classifiers are examined: base-to-novel, else the first that was planned."""
-    return next((studies[study] for study in (*STUDIES, *studies) if study in studies), None)
+def _sides(there: Sequence[Folder], study: str) -> Iterator[Side]:
+    """The arms of the study in all folders, with the folder's name where several have the same; zero-shot of the same tests once."""
+    arms = [(folder, folder.studies[study], arm) for folder in there for arm in folder.studies[study].arms]
+    named = Arms(arms[0][1], [arm for _, _, arm in arms])
+    names = [named.name(arm) for _, _, arm in arms]
+    seen: list[frozenset[str]] = []
+    kept = []
+    for (folder, scores, arm), name in zip(arms, names, strict=True):
+        if arm.method == ZERO_SHOT:
+            classes = [metric for metric in ("all", "base", "novel") if metric in scores.metrics]
+            keys = frozenset(test.key for data in scores.datasets for each in classes for test in scores.tests(arm, data, each))
+            if keys in seen:
+                continue
+            seen.append(keys)
+        kept.append((folder, scores, arm, name))
+    names = [name for *_, name in kept]
+    for folder, scores, arm, name in kept:
+        yield Side(folder.results, scores, arm, name if names.count(name) == 1 else f"{name} ({folder.label})")
 
 
-def _cost(results: Results) -> Sheet | None:
-    path = results.folder / COST_FILE
+def _cost(folder: Folder) -> Sheet | None:
+    path = folder.results.folder / COST_FILE
     if not path.is_file():
         return None
     try:
-        return cost_sheet(read_part(path, CostTable, what="cost measurements"))
+        sheet = cost_sheet(read_part(path, CostTable, what="cost measurements"))
     except MmrlError as error:
-        results.damaged.append(str(error))
+        folder.results.damaged.append(str(error))
         return None
+    return sheet and _of(folder, sheet)
+
+
+def _calibration(folder: Folder) -> Sheet | None:
+    sheet = calibration_sheet(folder.main) if folder.main else None
+    return sheet and _of(folder, sheet)
+
+
+def _verdicts(found: Sequence[tuple[Folder, Sequence[Claim]]], own: Sequence[Claim]) -> list[Verdicts]:
+    """The user's first; then the paper's, of each folder where one of them was run."""
+    note = claims_sheet([]).notes[0]
+    run = [(folder, each) for folder, each in found if any(claim.verdict != "not run" for claim in each)] or found[:1]
+    several = bool(own) or len(run) > 1
+    papers = [Verdicts(folder.named("Claims of the paper") if several else "", note, each) for folder, each in run]
+    return [*([Verdicts("Your claims", OWN_NOTE, own)] if own else []), *papers]
 
 
 def _page(
-    results: Results, sections: list[Section], found: list[Claim], main: StudyScores | None, cost: Sheet | None,
-    calibration: Sheet | None, title: str | None,
+    folders: Sequence[Folder], sections: list[Section], verdicts: list[Verdicts], cost: list[Sheet], calibration: list[Sheet],
+    title: str | None,
 ) -> str:  # fmt: skip
     environment = Environment(
         loader=PackageLoader("mmrl.reports", "page"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
         "main_text": sheets.main_text, "small_text": sheets.small_text, "sort_value": _sort_value,
-        "swatch": _swatch, "download": _download, "file_name": lambda sheet: _file_name(sheet.name),
+        "swatch": _swatch, "download": _download, "file_name": lambda sheet: file_name(sheet.name),
     }  # fmt: skip
-    reliability = list(_reliability(main)) if main else []
-    confusions = list(_confusions(main)) if main else []
-    trainings = list(_trainings(results, main)) if main else []
-    problems = [problem for problem in _problems(results) if problem[3]]
-    studies = [(section.id, section.title.removeprefix("Ablation: ")) for section in sections]
-    parts = [("summary", "Summary"), ("claims", "Claims of the paper"), *studies]
+    mains = [(folder, folder.main) for folder in folders if folder.main]
+    reliability = [(folder.named(name), *more) for folder, main in mains for name, *more in details.reliability(main)]
+    confusions = [(folder.named(name), *more) for folder, main in mains for name, *more in details.confusions(main)]
+    trainings = [(folder.named(name), *more) for folder, main in mains for name, *more in details.trainings(folder.results, main)]
+    problems = _problems(folders)
+    studies = [(section.id, section.title.replace("Ablation: ", "")) for section in sections]
+    heading = "Claims" if len(verdicts) > 1 else "Claims of the paper"
+    parts = [("summary", "Summary"), ("claims", heading), *studies]
     flags = (("cost", "Cost", cost), ("calibration", "Calibration", calibration),
              ("confusions", "Confusions", confusions), ("training", "Training curves", trainings), ("problems", "Problems", problems),
              ("reproduce", "How to reproduce", True))  # fmt: skip
     page = files("mmrl.reports").joinpath("page")
+    names = [_name(folder) for folder in folders]
+    facts = [(folder.label, list(details.facts(folder.results))) for folder in folders]
+    facts[-1][1].append(("this page", f"by mmrl {__version__}"))
     return environment.get_template("report.html.j2").render(
-        title=title or f"Results of {results.folder.resolve().name}", css=page.joinpath("report.css").read_text(encoding="utf-8"),
-        js=page.joinpath("report.js").read_text(encoding="utf-8"), facts=list(_facts(results)), progress=_progress(results),
-        mini=any(plan.suite == "mini" for plan in results.plans.values()), studies=sections, cost=cost, claims=found,
-        claims_note=claims_sheet(found).notes[0], calibration=calibration, reliability=reliability, confusions=confusions,
-        trainings=trainings, problems=problems, commands=list(dict.fromkeys(_commands(results))),
+        title=title or f"Results of {' and '.join(names)}", css=page.joinpath("report.css").read_text(encoding="utf-8"),
+        js=page.joinpath("report.js").read_text(encoding="utf-8"), facts=facts, progress=_progress(folders),
+        mini=any(plan.suite == "mini" for folder in folders for plan in folder.results.plans.values()), studies=sections, cost=cost,
+        verdicts=verdicts, claims_title=heading, calibration=calibration, reliability=reliability, confusions=confusions,
+        trainings=trainings, problems=problems, commands=list(dict.fromkeys(_commands(folders, verdicts))),
         sections=[*parts, *((id_, name) for id_, name, there in flags if there)],
     )  # fmt: skip
 
@@ -151,131 +224,28 @@ def _swatch(series: int) -> Markup:
     return Markup(svg.swatch(series))
 
 
-def _commands(results: Results) -> Iterator[str]:
-    yield from (line for plan in results.plans.values() for line in plan.command.splitlines())
-    yield f"mmrl report {shlex.quote(results.folder.resolve().name)} --out report"
+def _name(folder: Folder) -> str:
+    return folder.label or folder.results.folder.resolve().name
 
 
-def _facts(results: Results) -> Iterator[tuple[str, str]]:
-    """What was run, with what, where and for how long."""
-    runs, tests = results.runs.values(), results.tests.values()
-    trainings = [run.training for run in runs if run.training]
-    slots = [slot for plan in results.plans.values() for slot in plan.slots]
-    places = [*(test.environment for test in tests), *(training.environment for training in trainings)]
-    yield "studies", ", ".join(results.plans) or "none planned"
-    yield "suite", _listed(plan.suite for plan in results.plans.values())
-    yield "methods", _listed(slot.title or slot.method for slot in slots)
-    yield "data sets", _listed(slot.dataset for slot in slots)
-    yield "backbone", _listed(f"{run.backbone} (hash {run.backbone_hash})" for run in runs)
-    yield "seeds", ", ".join(str(seed) for seed in sorted({slot.seed for slot in slots if slot.seed is not None})) or "none"
-    yield "done", f"{len(trainings)} trainings, {len(tests)} scores"
-    seconds = sum(training.seconds for training in trainings) + sum(test.seconds for test in tests)
-    yield "time computed", duration(seconds)
-    first, last = min(place.started for place in places), max(place.started for place in places)
-    yield "started", f"{first:%Y-%m-%d %H:%M %Z}" + (f"; last computation {last:%Y-%m-%d %H:%M %Z}" if last > first else "")
-    yield "commit", _listed(_commit(place) for place in places)
-    yield "versions", _listed(", ".join(f"{name} {version}" for name, version in place.versions.items()) for place in places)
-    yield "machine", _listed(machine(place.hardware) for place in places)
-    yield "this page", f"by mmrl {__version__}"
+def _commands(folders: Sequence[Folder], verdicts: Sequence[Verdicts]) -> Iterator[str]:
+    yield from (line for folder in folders for plan in folder.results.plans.values() for line in plan.command.splitlines())
+    own = [f"--claim {shlex.quote(claim.text)}" for each in verdicts if each.note == OWN_NOTE for claim in each.claims]
+    yield " ".join(["mmrl report", *(shlex.quote(_name(folder)) for folder in folders), "--out report", *own])
 
 
-def _listed(values: Iterable[str]) -> str:
-    return "; ".join(dict.fromkeys(values))
-
-
-def _commit(place: Where) -> str:
-    return f"{place.commit[:12]}{' with uncommitted changes' if place.dirty else ''}" if place.commit else "installed package"
-
-
-def _progress(results: Results) -> Sheet:
+def _progress(folders: Sequence[Folder]) -> Sheet:
     """Scores by state, for each study."""
-    locks = held_locks(results.folder)
-    rows: list[tuple[TableCell, ...]] = []
-    for study, plan in results.plans.items():
-        states = [state for _, state in slot_states(results, plan, locks)]
-        rows.append((title_of(study), *(states.count(state) for state in STATES), len(states)))
-    return Sheet("progress", "Scores, done and missing", ("study", *STATES, "all"), tuple(rows), bold=False, files=False)
+    several = len(folders) > 1
+    rows = [((folder.label, *row) if several else row) for folder in folders for row in details.progress(folder.results)]
+    heads = (*(("results",) if several else ()), "study", *STATES, "all")
+    return Sheet("progress", "Scores, done and missing", heads, tuple(rows), bold=False, files=False)
 
 
-def _problems(results: Results) -> Iterator[tuple[str, str, str, list[str]]]:
-    """(id, title, explanation, lines) of everything a reader should know; lines may be empty."""
-    states = [(plan, slot, state) for plan in results.plans.values() for slot, state in slot_states(results, plan, ())]
-    for kind, name in (("failed", "Failed"), ("cancelled", "Cancelled")):
-        runs = {slot.run for _, slot, state in states if state == kind}
-        lines = [f"{each.what}: {each.error}" for run, each in results.failures.items() if run in runs]
-        yield kind, name, "", lines
-    missing = [f"{title_of(plan.study)}: {_slot_name(slot)}" for plan, slot, state in states if state == "to do"]
-    more = [f"and {len(missing) - 50} more"] if len(missing) > 50 else []
-    yield "missing", "Not done yet", "", missing[:50] + more
-    counted = Counter(name for run in results.runs.values() for name in _dirty(run))
-    dirty = [f"{name}: {count} times" if count > 1 else name for name, count in sorted(counted.items())]
-    about = f"The source code of these cannot be looked up; tables mark their scores with {sheets.DIRTY}."
-    yield "dirty", "Computed on a source tree with uncommitted changes", about, dirty
-    yield "damaged", "Damaged files", "Their scores count as missing; run the study again to compute them.", results.damaged
-    warned = {warning for run in results.runs.values() for warning in run.warnings}
-    yield "warnings", "Warnings", "", sorted(warned)
-
-
-def _slot_name(slot: Slot) -> str:
-    """A slot in words."""
-    more = [slot.variant, f"{slot.shots} shots" if slot.shots else "", "" if slot.seed is None else f"seed {slot.seed}"]
-    source = f", trained on {slot.trained_on}" if slot.trained_on not in (None, slot.dataset) else ""
-    return f"{', '.join(filter(None, (slot.title or slot.method, *more)))}{source}, on {slot.dataset} ({slot.classes} classes)"
-
-
-def _dirty(run: RunRecord) -> Iterator[str]:
-    """The run's training and tests that were computed on a source tree with changes, in words."""
-    title = run.title or run.method
-    parts = [(f"{title} tested on {test.dataset} ({test.classes} classes)", test.environment) for test in run.tests]
-    if run.training:
-        parts.append((f"{title} trained on {run.training.dataset} ({run.training.classes} classes)", run.training.environment))
-    yield from (f"{name}, commit {(place.commit or 'unknown')[:12]}" for name, place in parts if place.dirty)
-
-
-def _tested(scores: StudyScores) -> Iterator[tuple[str, Arm, str, list[TestRecord]]]:
-    """(data set, arm, name, tests by seed) of the classifiers that are examined; of few-shot learning, those with the most shots."""
-    named = Arms(scores)
-    for dataset in scores.datasets:
-        for arm in scores.arms:
-            shots = scores.shots[-1] if scores.study == "few-shot" and arm.method != ZERO_SHOT else None
-            for classes in (metric for metric in scores.metrics if metric != HM):
-                if tests := scores.tests(arm, dataset, classes, shots):
-                    half = "" if classes == "all" else f", {METRICS[classes]}"
-                    yield dataset, arm, f"{named.name(arm)}{half}", tests
-
-
-def _reliability(scores: StudyScores) -> Iterator[tuple[str, Drawing]]:
-    charts: dict[str, list[str]] = {}
-    for dataset, _, label, tests in _tested(scores):
-        charts.setdefault(dataset, []).append(diagnostics.reliability(label, diagnostics.pooled([test.scores for test in tests])))
-    for dataset, drawn in charts.items():
-        if any(drawn):
-            yield dataset, Drawing("", tuple(filter(None, drawn)))
-
-
-def _confusions(scores: StudyScores) -> Iterator[tuple[str, Drawing, Sheet | None]]:
-    charts: dict[str, list[str]] = {}
-    rows: dict[str, list[tuple[TableCell, ...]]] = {}
-    for dataset, _, label, tests in _tested(scores):
-        first = tests[0].scores
-        chart = diagnostics.confusion(label, first)
-        charts.setdefault(dataset, []).extend([chart] if chart else [])
-        listed = [] if chart else diagnostics.confused(first)
-        rows.setdefault(dataset, []).extend((label, true, guess, count, 100 * share) for true, guess, count, share in listed)
-    heads = ("classifier", "true class", "predicted", "images", "share of the class, %")
-    for dataset, drawn in charts.items():
-        if drawn or rows[dataset]:
-            name = _file_name(f"confused-{dataset}")
-            sheet = Sheet(name, "Commonest mistakes", heads, tuple(rows[dataset]), group=0, bold=False, files=False)
-            yield dataset, Drawing("", tuple(drawn)), sheet if sheet.rows else None
-
-
-def _trainings(results: Results, scores: StudyScores) -> Iterator[tuple[str, list[Drawing]]]:
-    drawings: dict[str, dict[str, Drawing]] = {}
-    for _, arm, _, tests in _tested(scores):
-        training = results.run_of[tests[0].key].training
-        name = Arms(scores).name(arm)
-        if training and training.history and name not in drawings.setdefault(training.dataset, {}):
-            charts, series = diagnostics.training(name, training.history)
-            drawings[training.dataset][name] = Drawing(f"{name} on {training.dataset}, seed {training.seed}", tuple(charts), tuple(series))
-    yield from ((dataset, list(drawn.values())) for dataset, drawn in drawings.items() if drawn)
+def _problems(folders: Sequence[Folder]) -> list[tuple[str, str, str, list[str]]]:
+    """What `details.problems` says of each folder, under one title for each kind; those that there are."""
+    joined: dict[str, tuple[str, str, str, list[str]]] = {}
+    for folder in folders:
+        for kind, name, about, lines in details.problems(folder.results):
+            joined.setdefault(kind, (kind, name, about, []))[3].extend(map(folder.named, lines))
+    return [problem for problem in joined.values() if problem[3]]

@@ -49,10 +49,10 @@ def value_name(study: str) -> str:
 
 
 class Arms:
-    """How the rows of a study are named: what all arms share is left out."""
+    """How the rows of a study are named: what all arms share is left out. `arms`: of several folders, in place of the study's own."""
 
-    def __init__(self, scores: StudyScores) -> None:
-        arms = scores.arms
+    def __init__(self, scores: StudyScores, arms: Sequence[Arm] = ()) -> None:
+        arms = arms or scores.arms
         self.ablation = is_ablation(scores.study)
         self.methods = not self.ablation or len({arm.method for arm in arms}) > 1
         self.variants = self.ablation or any(arm.variant for arm in arms)
