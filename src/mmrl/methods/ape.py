@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -12,10 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmrl.clip import ClassList
-from mmrl.errors import Notice
 from mmrl.methods.exchange import Loss, Task
 from mmrl.methods.frozen import VALUES, FrozenFeatures, FrozenOptions, unit
-from mmrl.methods.linear import exact, require_images
+from mmrl.methods.linear import exact, require_images, say_unselected
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import register
 from mmrl.methods.tip_adapter import CacheHead, Scale, Step, TipAdapter, TipAdapterOptions, cache_logits, grid, one_hot
@@ -156,8 +154,7 @@ class APE(FrozenFeatures):
             return
         o = self.options
         if not task.validation:
-            said = f"has no validation images to select beta, alpha and gamma on, and keeps its options' {o.beta}, {o.alpha} and {o.gamma}."
-            warnings.warn(f"method '{self.name}' {said}", Notice, stacklevel=2)
+            say_unselected(self.name, "beta, alpha and gamma", f"keeps its options' {o.beta}, {o.alpha} and {o.gamma}")
             return
         features, labels = task.features("val")
         found = self._search(features[0], labels, self.head(self.class_list(task.names, task.template)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -10,10 +9,10 @@ from pydantic import Field
 from torch import Tensor
 
 from mmrl.clip import ClassList
-from mmrl.errors import Notice, UsageError
+from mmrl.errors import UsageError
 from mmrl.methods.exchange import Task
 from mmrl.methods.frozen import VALUES, FrozenFeatures, FrozenOptions, unit
-from mmrl.methods.linear import Rows, require_images
+from mmrl.methods.linear import Rows, require_images, say_unselected
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import register
 from mmrl.methods.two_tower import cosine_logits
@@ -161,8 +160,7 @@ class GDA(FrozenFeatures):
         if self.options.selection == "fixed" or task.features is None:
             return
         if not task.validation:
-            said = f"method '{self.name}' has no validation images to select alpha on, and keeps that of its options: {self.options.alpha}."
-            warnings.warn(said, Notice, stacklevel=2)
+            say_unselected(self.name, "alpha", f"keeps that of its options: {self.options.alpha}")
             return
         features, labels = task.features("val")
         self.alpha.fill_(self._search(features[0], labels, self.head(self.class_list(task.names, task.template))))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmrl.errors import UsageError
+from mmrl.errors import Notice, UsageError
 from mmrl.methods.exchange import Task
 
 
@@ -27,6 +28,16 @@ class Rows(NamedTuple):
 def exact(features: Tensor) -> Tensor:
     """In float32, or as exact as they are."""
     return features.to(torch.promote_types(features.dtype, torch.float32))
+
+
+def say_unselected(method: str, what: str, instead: str) -> None:
+    """Warn that there are no validation images to select `what` on; `instead` says what is taken."""
+    warnings.warn(
+        f"method '{method}' has no validation images to select {what} on, and {instead}. It needs some, best of every class "
+        "(a folder val/ beside train/ and test/, or a list's validation part); selection=fixed needs none.",
+        Notice,
+        stacklevel=3,
+    )
 
 
 def require_images(method: str, task: Task, labels: Tensor) -> None:

@@ -15,7 +15,7 @@ from mmrl.clip import ClassList
 from mmrl.errors import Notice
 from mmrl.methods.base import Method
 from mmrl.methods.exchange import Task
-from mmrl.methods.linear import Rows, exact, require_images
+from mmrl.methods.linear import Rows, exact, require_images, say_unselected
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import register
 
@@ -117,8 +117,7 @@ class LinearProbe(Method):
         require_images(self.name, task, train[1])
         choose = self.options.selection == "validation" and task.validation > 0
         if self.options.selection == "validation" and not choose:
-            said = f"method '{self.name}' has no validation images to select C on, and takes that of its options: {self.options.c}."
-            warnings.warn(said, Notice, stacklevel=2)
+            say_unselected(self.name, "C", f"takes that of its options: {self.options.c}")
         fitted = self._fitted(train, task.features("val") if choose else None)
         if not fitted.converged:
             said = f"the logistic regression of '{self.name}' was stopped after {self.options.max_iter:,} steps; raise max_iter."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -12,10 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmrl.clip import ClassList, Clip
-from mmrl.errors import Notice
 from mmrl.methods.base import Method
 from mmrl.methods.exchange import Task
-from mmrl.methods.linear import Rows, exact, require_images
+from mmrl.methods.linear import Rows, exact, require_images, say_unselected
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import register
 from mmrl.templates import MOST_TEMPLATES, check_template
@@ -143,8 +141,7 @@ class LPPlusPlus(Method):
         assert task.features is not None
         choose = self.options.selection == "validation" and task.validation > 0
         if self.options.selection == "validation" and not choose:
-            said = f"method '{self.name}' has no validation images to select a step on, and keeps the last of {self.options.probe_steps}."
-            warnings.warn(said, Notice, stacklevel=3)
+            say_unselected(self.name, "a step", f"keeps the last of {self.options.probe_steps}")
         if choose:
             views, labels = task.features("val")
             features = F.normalize(exact(views[0]), dim=-1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -12,10 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmrl.clip import ClassList, Clip
-from mmrl.errors import Notice
 from mmrl.methods.exchange import Loss, Task
 from mmrl.methods.frozen import VALUES, FrozenFeatures, FrozenOptions, unit
-from mmrl.methods.linear import exact
+from mmrl.methods.linear import exact, say_unselected
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import register
 from mmrl.methods.two_tower import cosine_logits
@@ -113,12 +111,8 @@ class TipAdapter(FrozenFeatures):
         if self.options.selection == "fixed" or task.features is None:
             return
         if not task.validation:
-            warnings.warn(
-                f"method '{self.name}' has no validation images to select alpha and beta on, and keeps those of its options: "
-                f"{self.options.alpha} and {self.options.beta}.",
-                Notice,
-                stacklevel=2,
-            )
+            o = self.options
+            say_unselected(self.name, "alpha and beta", f"keeps those of its options: {o.alpha} and {o.beta}")
             return
         features, labels = task.features("val")
         beta, alpha = self._search(features[0], labels, self.head(self.class_list(task.names, task.template)))
