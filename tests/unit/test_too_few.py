@@ -50,7 +50,7 @@ def test_without_validation_images_it_says_what_selection_needs(small_clip: Clip
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("gda", {"covariance": "mean", "augment_epoch": 0}, "covariance 'mean' needs two samples of every class.*Give it 2 or more"),
-    ("gda", {"covariance": "shrunk", "augment_epoch": 0}, "samples that differ within their class.*Give it 2 or more views, or more images"),
+    ("gda", {"covariance": "shrunk", "augment_epoch": 0}, "samples that differ within their class.*Give it 2 or more views"),
 ]
 
 
