@@ -116,4 +116,5 @@ def test_eight_steps_element_by_element(clips: dict[torch.dtype, Clip], case: st
 def test_steps_of_the_other_methods(clips: dict[torch.dtype, Clip], name: str) -> None:
     case, tensors = BASELINES["cases"][name], read_tensors(GOLDEN / "baselines" / f"{name}.safetensors")
     run = baselines.start(name, case, tensors, clips[torch.float64], BASELINES["about"]["classnames"])
+    run.recorded()
     assert element_by_element(run.method, tensors, run.classes, stepping(case), case) == 0

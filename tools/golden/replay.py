@@ -128,6 +128,9 @@ class Replay:
         """What a method leaves out in training is what the file recorded."""
         return nullcontext()
 
+    def recorded(self) -> None:
+        """What a training loop draws, step by step, is what the file recorded."""
+
     def images(self, step: int) -> Tensor:
         return self.tensors["images"][step].to(self.dtype)
 

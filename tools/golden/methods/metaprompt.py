@@ -52,6 +52,11 @@ class MetaPromptReplay(Replay):
         self.check("both logits", "logits_image_prompt", scale * prompted @ frozen_text.T)
         self.check("both logits", "logits_text_prompt", scale * frozen @ text.T)
 
+    def recorded(self) -> None:
+        assert isinstance(self.method, MetaPrompt)
+        orders = iter(self.tensors["class_permutation"])
+        self.method.draw = lambda classes: next(orders)  # type: ignore[method-assign]
+
     def more(self, step: int, optimizer: torch.optim.Optimizer) -> Steps:
         assert isinstance(self.method, MetaPrompt)
         order = self.tensors["class_permutation"][step]
