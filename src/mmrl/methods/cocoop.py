@@ -18,7 +18,7 @@ from mmrl.methods.authors import meta_net_sizes, require_tower, sizes_of
 from mmrl.methods.base import Method
 from mmrl.methods.exchange import Loss
 from mmrl.methods.options import MethodOptions
-from mmrl.methods.prompts import LEARNER_ALONE, context_edit, context_of, context_texts, random_context, with_prompts
+from mmrl.methods.prompts import LEARNER_ALONE, META_NET_LEARNER, context_edit, context_of, context_texts, random_context, with_prompts
 from mmrl.methods.registry import register
 
 RANDOM_TOKENS = 4  # of a context that starts from no text
@@ -47,13 +47,7 @@ class CoCoOp(Method):
     Options = CoCoOpOptions
     options: CoCoOpOptions
     edits_layers = True
-    authors_names: ClassVar[Mapping[str, str]] = {
-        "ctx": "prompt_learner.ctx",
-        "meta_net.linear1.weight": "prompt_learner.meta_net.linear1.weight",
-        "meta_net.linear1.bias": "prompt_learner.meta_net.linear1.bias",
-        "meta_net.linear2.weight": "prompt_learner.meta_net.linear2.weight",
-        "meta_net.linear2.bias": "prompt_learner.meta_net.linear2.bias",
-    }
+    authors_names: ClassVar[Mapping[str, str]] = META_NET_LEARNER
     saved_as = LEARNER_ALONE
 
     def __init__(self, clip: Clip, options: CoCoOpOptions) -> None:

@@ -22,6 +22,10 @@ CONTEXT_STD = 0.02  # of random context
 LEARNER = "prompt_learner"  # of the authors' code: the CoOp family saves it, alone or in the whole model
 LEARNER_CONSTANTS = (f"{LEARNER}.token_prefix", f"{LEARNER}.token_suffix")  # BOT, and what stands behind the context
 LEARNER_ALONE = SavedAs(module=LEARNER, constant=LEARNER_CONSTANTS)
+META_NET_LEARNER = {  # our names -> the authors', of a context with a network of two linear layers
+    "ctx": f"{LEARNER}.ctx",
+    **{name: f"{LEARNER}.{name}" for i in (1, 2) for name in (f"meta_net.linear{i}.weight", f"meta_net.linear{i}.bias")},
+}
 MOST_WORDS = 4  # of a longer context the authors' MaPLe and PromptSRC start none from words, and write none in front of the name
 
 

@@ -16,7 +16,7 @@ from mmrl.methods.authors import meta_net_sizes, require_tower, sizes_of
 from mmrl.methods.exchange import Loss
 from mmrl.methods.kgcoop import held_loss
 from mmrl.methods.options import MethodOptions
-from mmrl.methods.prompts import LEARNER_ALONE, context_edit, context_of, random_context, with_prompts, with_teacher
+from mmrl.methods.prompts import LEARNER_ALONE, META_NET_LEARNER, context_edit, context_of, random_context, with_prompts, with_teacher
 from mmrl.methods.registry import register
 from mmrl.methods.two_tower import TwoTower
 from mmrl.templates import check_template, fill
@@ -64,13 +64,7 @@ class TCP(TwoTower):
     Options = TCPOptions
     options: TCPOptions
     edits_layers = True
-    authors_names: ClassVar[Mapping[str, str]] = {
-        "ctx": "prompt_learner.ctx",
-        "meta_net.linear1.weight": "prompt_learner.meta_net.linear1.weight",
-        "meta_net.linear1.bias": "prompt_learner.meta_net.linear1.bias",
-        "meta_net.linear2.weight": "prompt_learner.meta_net.linear2.weight",
-        "meta_net.linear2.bias": "prompt_learner.meta_net.linear2.bias",
-    }
+    authors_names: ClassVar[Mapping[str, str]] = META_NET_LEARNER
     saved_as = LEARNER_ALONE
 
     def __init__(self, clip: Clip, options: TCPOptions) -> None:
