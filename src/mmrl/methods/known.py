@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from mmrl.errors import UsageError
 from mmrl.names import listed
 
-if TYPE_CHECKING:
-    from mmrl.methods.base import Method
-
-KNOWN: dict[str, type[Method]] = {}  # by name; `registry.register` fills it
+KNOWN: dict[str, type[Any]] = {}  # classes of methods, by name; `registry.register` fills it
 
 
-def names_of(suit: Callable[[type[Method]], bool]) -> list[str]:
+def names_of(suit: Callable[[type[Any]], bool]) -> list[str]:
     """Names of the methods that `suit`."""
     return sorted(name for name, cls in KNOWN.items() if suit(cls))
 

@@ -17,7 +17,7 @@ from mmrl.methods.known import KNOWN
 from mmrl.methods.options import MethodOptions, option_problem
 from mmrl.plugins import VARIABLE, revision_of
 
-_REGISTRY = KNOWN
+_REGISTRY: dict[str, type[Method]] = KNOWN
 
 
 def register(name: str) -> Any:
