@@ -212,10 +212,10 @@ def advise(
     say: Callable[[str], object] = lambda line: None,
     **options: Any,
 ) -> Advice:
-    """Which method to take for `data`, told from its training images alone: each is trained without a part of them and tested on that part.
+    """Which method to take for `data`, told without test images: each is trained without a part of the training images and tested on it.
 
-    Zero-shot CLIP is in the race, and may win. Test and validation images are not looked at. The estimates are of trainings on fewer
-    images than there are, so the methods that gain most from images end a little higher than they say.
+    Zero-shot CLIP is in the race, and may win. Validation images, where there are any, select as in a training. The estimates are of
+    trainings on fewer images than there are, so the methods that gain most from images end a little higher than they say.
 
     Args:
         methods: which, in the order in which they run.

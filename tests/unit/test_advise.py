@@ -19,7 +19,7 @@ from mmrl.data import Dataset, Item
 from mmrl.engine import advise as room
 from mmrl.engine.advise import Advice, Entrant, folds
 from mmrl.errors import MmrlError, UsageError
-from tests.unit.colours import clip_on_one_thread, colours, read
+from tests.unit.colours import base_draw, clip_on_one_thread, colours, read
 
 clip = pytest.fixture(scope="module")(clip_on_one_thread)
 CLOSED = ("tip-adapter", "linear-probe")
@@ -33,34 +33,35 @@ def race(clip: Clip, dataset: Dataset | None = None, **options: Any) -> Advice:
 def test_every_image_is_tested_once_by_a_training_without_it() -> None:
     dataset = colours()
     few = [item for item in dataset.train if item.label != 3 or item.key in ("grey/0",)]  # of grey there is one image
-    parts = folds(dataset, few, 3, seed=0)
+    drawn = replace(base_draw(), train=few, val=dataset.val, classes="all")
+    parts = folds(dataset, drawn, 3, seed=0)
     tested = Counter(item for part in parts for item in part.test)
     assert set(tested) == {item for item in few if item.label != 3} and set(tested.values()) == {1}
     for part in parts:
-        assert not set(part.train) & set(part.test) and set(part.train) | set(part.test) == set(few) and not part.val
+        assert not set(part.train) & set(part.test) and set(part.train) | set(part.test) == set(few) and part.val == dataset.val
         assert {item.label for item in part.train} == {0, 1, 2, 3}
         assert len(part.test) == 8 and not part.rest_tests
-    assert folds(dataset, few, 3, seed=0)[0].test == parts[0].test != folds(dataset, few, 3, seed=1)[0].test
+    assert folds(dataset, drawn, 3, seed=0)[0].test == parts[0].test != folds(dataset, drawn, 3, seed=1)[0].test
 
 
 def test_one_image_a_class_cannot_be_left_out() -> None:
     dataset = colours()
     with pytest.raises(UsageError, match="every class of 'colours' has one training image, so none can be left out"):
-        folds(dataset, [dataset.train[8 * label] for label in range(4)], 2, seed=0)
+        folds(dataset, replace(base_draw(), train=[dataset.train[8 * label] for label in range(4)]), 2, seed=0)
 
 
 def test_the_best_is_named_and_test_images_are_not_looked_at(clip: Clip) -> None:
     asked: list[str] = []
     dataset = replace(colours(), read=lambda key: (asked.append(key), read(key))[1])
     found = race(clip, dataset)
-    assert not {item.key for item in (*dataset.test, *dataset.val)} & set(asked)
+    assert not {item.key for item in dataset.test} & set(asked)
     assert {each.method for each in found.entrants} == {"zero-shot", *CLOSED}
     assert all(each.count == 32 and not each.why_not for each in found.entrants)
     assert found.best == found.entrants[0].method in CLOSED  # of a random CLIP zero-shot knows nothing
     accuracies = [each.accuracy for each in found.entrants]
     assert accuracies == sorted(accuracies, reverse=True) and accuracies[0] > 0.6
     low, high = found.entrants[0].interval
-    assert 0 < low < accuracies[0] < high <= 1
+    assert 0 < low < accuracies[0] <= high <= 1
     assert (found.images, found.classes, found.folds) == (32, 4, 2)
 
 

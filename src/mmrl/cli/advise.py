@@ -33,7 +33,7 @@ def advise(
     workers: int = typer.Option(None, "--workers", min=0, help="Threads that prepare images; default: one a core, at most 8."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """Say which method to take, from the training images alone: each method is trained without a part of them and tested on that part."""
+    """Say which method to take, without test images: each is trained without a part of the training images and tested on that part."""
     from rich.console import Console
 
     from mmrl import api

@@ -1,4 +1,4 @@
-"""Which method to take, told from the training images alone: each is trained without a part of them and tested on that part, in turn."""
+"""Which method to take, told without test images: each is trained without a part of the training images and tested on it, in turn."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class Advice:
 
 
 def advise(clip: Clip, dataset: Dataset, draw: Draw, bench: Bench, race: Race, *, say: Say = lambda line: None) -> Advice:
-    """Run the race on the training images of `draw`; test and validation images are not looked at.
+    """Run the race on the training images of `draw`; test images are not looked at, and its validation images select, as in a training.
 
     Args:
         say: called with a line for every method that is done.
@@ -132,7 +132,7 @@ def advise(clip: Clip, dataset: Dataset, draw: Draw, bench: Bench, race: Race, *
         raise UsageError(f"folds is {race.folds}; a part is left out and tested in turn, so give 2 or more.")
     for name in race.methods:
         settings(name, protocol=race.recipe, dataset=dataset.name, overrides=dict(race.overrides))
-    parts = folds(dataset, draw.train, race.folds, race.seed)
+    parts = folds(dataset, draw, race.folds, race.seed)
     ends = time.monotonic() + 60 * race.minutes
     found: list[Entrant] = []
     for name in dict.fromkeys((ZERO_SHOT, *race.methods)):
@@ -151,15 +151,15 @@ def line_of(entrant: Entrant) -> str:
     return f"{entrant.method}: {entrant.accuracy:.1%} of {entrant.count} images, {entrant.seconds:.1f} s a training"
 
 
-def folds(dataset: Dataset, items: Sequence[Item], count: int, seed: int) -> list[Dataset]:
-    """`dataset` for each fold, with the fold's items as test images and the others to train on; none to validate.
+def folds(dataset: Dataset, draw: Draw, count: int, seed: int) -> list[Dataset]:
+    """`dataset` for each fold, with the fold's training images of `draw` as test images, the others to train on, and its validation images.
 
     The images of a class go to the folds in turn. A class with one image is in no fold, and always trained on.
 
     Raises:
         UsageError: no class has two images.
     """
-    by_class: dict[int, list[Item]] = defaultdict(list)
+    items, by_class = draw.train, defaultdict[int, list[Item]](list)
     for item in items:
         by_class[item.label].append(item)
     generator, fold_of, first = random.Random(seed), dict[Item, int](), 0
@@ -175,7 +175,7 @@ def folds(dataset: Dataset, items: Sequence[Item], count: int, seed: int) -> lis
     for fold in range(count):
         test = [item for item in items if fold_of.get(item) == fold]
         train = [item for item in items if fold_of.get(item) != fold]
-        made.append(replace(dataset, train=train, val=[], test=test, rest_tests=False, own_split=False))
+        made.append(replace(dataset, train=train, val=draw.val, test=test, rest_tests=False, own_split=False))
     return [part for part in made if part.test]
 
 
