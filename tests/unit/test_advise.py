@@ -136,6 +136,7 @@ def test_command_line(tmp_path: Path) -> None:
     assert shown.exit_code == 0, shown.output
     assert "Tip-Adapter" in shown.output and "8 training images of 2 classes, 2 parts left out in turn" in shown.output
     assert "Take " in shown.output
+    assert any(line.split()[:2] == ["zero-shot", "CLIP"] and " to " in line for line in shown.output.splitlines())  # a row is one line
     told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout.splitlines()[-1])
     assert told["images"] == 8 and {row["method"] for row in told["methods"]} == {"zero-shot", "tip-adapter"}
     assert told["best"] in ("zero-shot", "tip-adapter")

@@ -44,14 +44,14 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_dry_run_writes_no_plan_and_no_run(mmrl: Bench, root: Path, out: Path) -> None:
     code, printed, _ = mmrl("bench", "base-to-novel", "--datasets", root, *SHORT, "--out", out, *COMMON, "--dry-run")
-    assert code == 0 and "6 scores, 0 of them computed already; 2 trainings and 1 zero-shot passes to do" in printed
+    assert code == 0 and "6 scores, 0 of them computed already; 2 trainings and 1 zero-shot pass to do" in printed
     assert not (out / "plans").exists() and not (out / "runs").exists()
 
 
 def test_bench_and_the_same_again(mmrl: Bench, root: Path, out: Path) -> None:
     words = ("bench", "base-to-novel", "--datasets", root, "--methods", "zero-shot,mmrl", *SHORT, "--out", out, *COMMON)
     code, printed, _ = mmrl(*words)
-    assert code == 0 and "1 trainings and 1 zero-shot passes to do" in printed and "MMRL" in printed
+    assert code == 0 and "1 training and 1 zero-shot pass to do" in printed and "MMRL" in printed
     (plan,) = contents(out, "plans").values()
     assert plan["suite"] == "own" and {slot["key"] for slot in plan["slots"]} == set(scores(out)) and len(scores(out)) == 4
     before = times(out, "runs", "work")
@@ -64,7 +64,7 @@ def test_a_changed_option_is_computed_beside_the_others(mmrl: Bench, root: Path,
     before = scores(out)
     words = ("bench", "base-to-novel", "--datasets", root, "--methods", "mmrl", *SHORT, "--out", out, *COMMON)
     code, printed, _ = mmrl(*words, "--set", "lam=2")
-    assert code == 0 and "2 scores, 0 of them computed already; 1 trainings" in printed
+    assert code == 0 and "2 scores, 0 of them computed already; 1 training and 0" in printed
     assert before.items() < scores(out).items() and len(scores(out)) == 6
     assert len(contents(out, "plans")["base-to-novel"]["slots"]) == 6
 

@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
 from mmrl.cli import boundary
-from mmrl.errors import LONGEST, MmrlError, UsageError
+from mmrl.errors import LONGEST, MmrlError, Notice, UsageError
 from tests.unit.conftest import Cli
 
 LONG = "x" * 300
@@ -111,6 +112,25 @@ def test_a_name_that_the_terminal_cannot_show(trained: Path, photos: Path, tmp_p
         ended = run("predict", trained, name, "--json", stdout=subprocess.PIPE, env={"PYTHONIOENCODING": encoding})
         assert ended.returncode == 0, ended.stderr
         assert json.loads(ended.stdout)["image"].endswith("caf\udce9.jpg")
+
+
+def test_ctrl_c_is_answered(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmrl.engine.grid.run_here", stopped)
+    words = ("--mini", "--methods", "zero-shot", "--datasets", "mini:digits", "--out", tmp_path / "r")
+    code, _, err = cli("bench", "base-to-novel", *words)
+    assert code == 130 and err.endswith("what is done is kept; the same command again does what is missing\ninterrupted\n")
+
+
+def test_a_note_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        for text in ("one", "two", "one"):
+            warnings.warn(text, Notice, stacklevel=1)
+
+    boundary.guarded(command)
+    assert capsys.readouterr().err == "note: one\nnote: two\n"
 
 
 def test_debugging_shows_the_traceback() -> None:

@@ -96,7 +96,7 @@ def test_what_is_not_applicable_is_neither_to_do_nor_done(context: Context, root
 def test_bench_prints_that_it_is_not_applicable(cli: Cli, root: Path, target: Path, tmp_path: Path) -> None:
     out, names = tmp_path / "out", ("--methods", "zero-shot,linear-probe,tip-adapter", "--seeds", 1)
     code, printed, err = cli("bench", "base-to-novel", "--datasets", root, *names, *SHORT, "--out", out)
-    assert code == 0 and "4 scores, 0 of them computed already; 2 trainings and 1 zero-shot passes to do" in printed, err
+    assert code == 0 and "4 scores, 0 of them computed already; 2 trainings and 1 zero-shot pass to do" in printed, err
     rows = {title: [line for line in printed.splitlines() if title in line] for title in ("Linear probe", "Tip-Adapter", "zero-shot CLIP")}
     assert [line.count("n/a") for line in rows["Linear probe"]] == [3, 2]  # novel, and both means; in the table by data set, HM
     assert [line.count("n/a") for line in rows["Tip-Adapter"]] == [3, 2]

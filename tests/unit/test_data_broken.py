@@ -16,6 +16,7 @@ from mmrl import engine
 from mmrl.clip import Clip
 from mmrl.data import Broken, BrokenImageWarning, Dataset, Draw, Item, Preprocess, describe_broken, readable, test_batches, to_rgb
 from mmrl.data.broken import warn_broken
+from mmrl.data.images import REMEDY
 from mmrl.data.mini.store import Store
 from mmrl.data.parallel import usual_workers
 from mmrl.engine import Bench, Context, FitConfig, FitResult, Job, Place, TrainingData, fit, run
@@ -56,6 +57,14 @@ def test_readable_tells_them_apart_in_order(tmp_path: Path, workers: int) -> Non
     good, bad = readable(dataset, items, workers)
     assert [item.key for item in good] == ["0.png", "2.png", "3.png", "5.png"]
     assert [one.key for one in bad] == ["1.png", "4.png"] and "does not exist" in bad[1].message
+
+
+def test_a_broken_image_names_the_way_out_once(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(UsageError, match="Replace it, remove it, or leave out .*--skip-broken") as refused:
+        to_rgb(tmp_path / "a.png")
+    said = describe_broken([Broken("a.png", str(refused.value))], 3)
+    assert REMEDY not in said and said.endswith("a.png is not an image that can be read, or is broken.")  # they are left out already
 
 
 @pytest.mark.parametrize("workers", [0, 3])

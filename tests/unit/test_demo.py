@@ -35,7 +35,7 @@ def test_a_demo_and_a_second_one(photos: Path, tmp_path: Path):
     words = ("demo", "--out", tmp_path, "--data", photos, "--seeds", "3,1", "--shots", 1)
     done = invoke(*words)
     assert done.exit_code == 0, done.output
-    assert "6 trainings and 1 zero-shot passes to do" in done.output
+    assert "6 trainings and 1 zero-shot pass to do" in done.output
     assert all(text in done.output for text in ("± ", "GDA", "MMRL++"))
     assert "base-to-novel" in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     assert (tmp_path / "report" / "tables" / "base-to-novel.csv").is_file() and (tmp_path / "predictions.png").stat().st_size > 5000

@@ -23,7 +23,7 @@ def test_a_named_backbone_is_not_loaded(mmrl: Bench, root: Path, tmp_path: Path,
     words = ("bench", "base-to-novel", "--datasets", root, "--seeds", "1,2", "--shots", "2", "--out", tmp_path / "out", "--dry-run")
     code, printed, err = mmrl(*words, "--methods", "zero-shot,linear-probe", "--backbone", NAME, "--workers", "0")
     assert code == 0, err
-    assert "4 scores, 0 of them computed already; 2 trainings and 1 zero-shot passes to do" in printed
+    assert "4 scores, 0 of them computed already; 2 trainings and 1 zero-shot pass to do" in printed
     assert "2 more are not applicable" in printed and "there is no estimate" in printed and "1,2" in printed
     code, _, err = mmrl(*words, "--methods", "mmrl", "--backbone", "ViT-B-32-quickgelu/open", "--workers", "0")
     assert code == 2 and "unknown weights of ViT-B-32-quickgelu 'open'" in err

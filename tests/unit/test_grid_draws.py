@@ -134,4 +134,4 @@ def test_a_grid_trains_on_the_draws_given(cli: Cli, tmp_path: Path) -> None:
     (written,) = (out / "work").glob("*/draw.json")
     assert Draw.load(written).train == other.train
     code, printed, _ = cli(*bench, "--out", out, *quick, "--dry-run")
-    assert code == 0 and "1 trainings" in printed  # another draw is another training
+    assert code == 0 and "1 training and 0" in printed  # another draw is another training

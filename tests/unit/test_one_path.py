@@ -154,7 +154,7 @@ def test_precision_changes_the_training_alone(cli: Cli, root: Path, tmp_path: Pa
     assert cli(*words)[0] == 0
     first, before = losses(out), scores(out)
     code, printed, err = cli(*words, "--precision", "bf16")
-    assert code == 0 and "4 scores, 2 of them computed already; 1 trainings and 0 zero-shot passes to do" in printed, err
+    assert code == 0 and "4 scores, 2 of them computed already; 1 training and 0 zero-shot passes to do" in printed, err
     assert before.items() < scores(out).items() and len(scores(out)) == 6
     (fp32,), (bf16,) = set(first), set(losses(out)) - set(first)
     run = contents(out, "runs")[bf16]
@@ -185,7 +185,7 @@ def test_bench_of_a_method_from_outside_takes_its_own_recipe(cli: Cli, root: Pat
     out = tmp_path / "out"
     words = ("bench", "base-to-novel", "--datasets", root, "--methods", ToyOffset.name, *ONE_SEED, "--out", out)
     code, printed, err = cli(*words)
-    assert code == 0 and "1 trainings and 0 zero-shot passes to do" in printed and "Toy" in printed, err
+    assert code == 0 and "1 training and 0 zero-shot passes to do" in printed and "Toy" in printed, err
     (run,) = contents(out, "runs").values()
     options = {option["key"]: (option["value"], option["source"]) for option in run["training"]["options"]}
     assert options["scale"] == (0.2, "nowhere") and options["lr"] == (0.01, "nowhere") and options["epochs"] == (2, "nowhere")
@@ -193,7 +193,7 @@ def test_bench_of_a_method_from_outside_takes_its_own_recipe(cli: Cli, root: Pat
     assert (run["method"], run["title"], run["training"]["trained_parameters"]) == (ToyOffset.name, "Toy", load_clip("tiny").embed_dim)
     assert {test["classes"]: test["options"] for test in run["tests"]} == {"base": {"scale": 0.2}, "novel": {"scale": 0.2}}
     code, printed, err = cli(*words, "--set", "lr=0.5", "--set", "scale=0.4")
-    assert code == 0 and "2 scores, 0 of them computed already; 1 trainings" in printed, err
+    assert code == 0 and "2 scores, 0 of them computed already; 1 training and 0" in printed, err
     (other,) = [each for key, each in contents(out, "runs").items() if key != run["key"]]
     options = {option["key"]: option["value"] for option in other["training"]["options"]}
     assert (options["scale"], options["lr"], options["epochs"]) == (0.4, 0.5, 2) and len(scored(out)) == 4

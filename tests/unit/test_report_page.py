@@ -139,6 +139,14 @@ def test_every_table_links_its_files_which_are_in_the_page(html: str, written: l
     assert found == {path.name: path.read_text(encoding="utf-8") for path in written[1:] if path.stem != "claims"}
 
 
+def test_a_single_panel_keeps_its_size(tmp_path: Path):
+    slots = few_shot(datasets=("one",))
+    make_results(tmp_path / "r", slots)
+    fill(tmp_path / "r", slots)
+    page = build_report(tmp_path / "r", tmp_path / "p")[0].read_text(encoding="utf-8")
+    assert set(re.findall(r'<div class="(charts[^"]*)"><div><svg width="310"', page)) == {"charts"}
+
+
 def test_verdicts_come_before_numbers(html: str):
     places = [html.index(f'id="{part}"') for part in ("summary", "claims", "base-to-novel", "cost")]
     assert places == sorted(places)

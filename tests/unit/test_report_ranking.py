@@ -85,5 +85,10 @@ def test_the_chart_names_every_method_and_none_covers_another(tmp_path: Path) ->
     heights = {name: float(drawn.split(f">{name}<")[0].rpartition(' y="')[2].split('"')[0]) for name in ("coop", "other", "mmrl")}
     assert abs(heights["coop"] - heights["other"]) >= 11  # equal in accuracy and time
     assert "zero-shot CLIP" in drawn and "seconds of a training" in drawn
+    few = halves(methods=("zero-shot", "a-slow-method", "mmrl"), datasets=("one",), seeds=(1,))
+    level = study(tmp_path / "level", few, lambda slot: 0.5 if slot.method != "mmrl" else 0.4)
+    drawn = time_chart(level[1], standings(*level))
+    heights = [float(drawn.split(f">{name}<")[0].rpartition(' y="')[2].split('"')[0]) for name in ("a-slow-method", "zero-shot CLIP")]
+    assert abs(heights[0] - heights[1]) >= 11  # both are at the right, on the line
     alone, one = study(tmp_path / "one", halves(methods=("zero-shot", "mmrl"), seeds=(1,)), flat)
     assert time_chart(one, standings(alone, one)) == ""

@@ -75,7 +75,7 @@ def test_unchanged_trainings_are_shared_with_bench(mmrl: Bench, root: Path, tmp_
     words = ("--datasets", root, "--seeds", "1", "--shots", "2", "--out", tmp_path / "out", *COMMON)
     assert mmrl("bench", "base-to-novel", "--methods", "mmrl", *words)[0] == 0
     code, printed, _ = mmrl("ablate", "--vary", "alpha=0.7,0.3", *words)
-    assert code == 0 and "4 scores, 2 of them computed already; 1 trainings" in printed and "alpha" in printed
+    assert code == 0 and "4 scores, 2 of them computed already; 1 training and 0" in printed and "alpha" in printed
     assert {slot["variant"].split(",")[0] for slot in contents(tmp_path / "out", "plans")["vary-alpha"]["slots"]} == {"0.7", "0.3"}
 
 

@@ -60,12 +60,12 @@ def advise(
 
 def _table(found: Advice) -> Table:
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     about = f"{found.images} training images of {found.classes} classes, {found.folds} parts left out in turn"
-    table = Table("method", caption=about, caption_justify="left", box=None, padding=(0, 2))
+    table = Table(Column("method", no_wrap=True), caption=about, caption_justify="left", box=None, padding=(0, 2))
     for head in ("top-1", "95% interval", "new classes", "s a training", "GiB"):
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", no_wrap=head not in ("new classes", "s a training"))
     for each in (each for each in found.entrants if each.count):
         low, high = each.interval
         numbers = (f"{100 * each.accuracy:.1f}", f"{100 * low:.1f} to {100 * high:.1f}")

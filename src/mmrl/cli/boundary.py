@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 from mmrl.cli import launcher
 from mmrl.errors import MmrlError, Notice, first_line, shortened
@@ -39,6 +40,12 @@ def told(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
+def interrupted() -> NoReturn:
+    """Say that the user stopped the command, and end."""
+    print("interrupted", file=sys.stderr)
+    sys.exit(130)
+
+
 def guarded(command: Callable[[], object]) -> None:
     """Run `command`; its end is the process's. What it warns of as a `Notice` is printed as a note."""
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is shown escaped
@@ -51,8 +58,7 @@ def guarded(command: Callable[[], object]) -> None:
             finally:
                 sys.stdout.flush()  # here, where a full disk can still be told
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        interrupted()
     except BrokenPipeError:
         _drop_output()
         sys.exit(0)
@@ -73,11 +79,13 @@ def _notes() -> Iterator[None]:
         if os.environ.get(DEBUG, "") in ("", "0"):
             warnings.simplefilter("ignore")
         warnings.filterwarnings("always", category=Notice)
-        usual = warnings.showwarning
+        usual, said = warnings.showwarning, set[str]()
 
         def show(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
             if issubclass(category, Notice):
-                print(f"note: {message}", file=sys.stderr)
+                if str(message) not in said:  # a grid comes to the same for every seed
+                    print(f"note: {message}", file=sys.stderr)
+                said.add(str(message))
             else:
                 usual(message, category, *where, **more)  # type: ignore[arg-type]
 

@@ -197,7 +197,11 @@ def carry_out(cells: Sequence[Cell], grid: Grid, *, every: bool = False) -> None
 
         outcome = run_on_ray(jobs, bench, store, address=grid.address, gpu_fraction=grid.gpu_fraction, say=typer.echo)
     else:
-        outcome = run_here(jobs, context, store, processes=processes, device=device, say=typer.echo)
+        try:
+            outcome = run_here(jobs, context, store, processes=processes, device=device, say=typer.echo)
+        except KeyboardInterrupt:
+            typer.echo("what is done is kept; the same command again does what is missing", err=True)
+            raise
     _tables(store, slots)
     if outcome.failed or outcome.left:
         raise MmrlError(

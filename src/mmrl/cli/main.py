@@ -31,7 +31,13 @@ from mmrl.errors import UsageError
 
 
 class Anywhere(TyperGroup):
-    """Takes --plugin behind the verb, too, where everybody writes it."""
+    """Takes --plugin behind the verb, too, where everybody writes it, and says so when it is interrupted, which Typer does not."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            boundary.interrupted()
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         own, rest, words = [], [], iter(args)

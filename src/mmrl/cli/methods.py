@@ -20,7 +20,7 @@ def methods(
 
     from mmrl import methods as registry
 
-    chosen = [name] if name else registry.names()
+    chosen = [name] if name else sorted(registry.names())
     about: dict[str, Any] = {
         key: {
             "title": cls.title,

@@ -107,6 +107,11 @@ def say_draws(context: Context) -> None:
         typer.echo(f"draws of {context.bench.draws}: {found}; the others are drawn here")
 
 
+def counted(number: int, one: str, more: str = "") -> str:
+    """`number` of what is called `one`, or `more` (by default with an s) where it is not one."""
+    return f"{number} {one if number == 1 else more or one + 's'}"
+
+
 def announce(jobs: Sequence[Job], store: ResultsFolder | None) -> int:
     """Say how much there is to do; all of it where there is no folder yet. Returns the number of jobs with missing tests."""
     from mmrl.engine.grid import missing_tests
@@ -116,8 +121,8 @@ def announce(jobs: Sequence[Job], store: ResultsFolder | None) -> int:
     every = sum(len(job.tests) for job in jobs)
     trainings = sum(job.training is not None for job in lacking)
     typer.echo(
-        f"{every} scores, {every - sum(map(len, missing))} of them computed already; {trainings} trainings and "
-        f"{len(lacking) - trainings} zero-shot passes to do"
+        f"{counted(every, 'score')}, {every - sum(map(len, missing))} of them computed already; {counted(trainings, 'training')} and "
+        f"{counted(len(lacking) - trainings, 'zero-shot pass', 'zero-shot passes')} to do"
     )
     return len(lacking)
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mmrl.data.images import REMEDY
 from mmrl.data.parallel import ordered
 from mmrl.data.records import Dataset, Item
 from mmrl.errors import UsageError
@@ -62,7 +63,7 @@ def require_every_class(dataset: Dataset, before: Sequence[Item], good: Sequence
 
 def describe_broken(bad: Sequence[Broken], total: int, *, of: str = "") -> str:
     """One sentence: how many of `total` images (of the set `of`) were left out, with the first few names."""
-    first = "; ".join(one.message.rstrip(".") for one in bad[:NAMED])
+    first = "; ".join(one.message.removesuffix(REMEDY).rstrip(". ") for one in bad[:NAMED])
     more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
     where = f" of '{of}'" if of else ""
     return f"{len(bad)} of {total} images{where} left out, missing or broken: {first}{more}."

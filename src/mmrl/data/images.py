@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ImageSource = Union[str, Path, bytes, Image.Image, NDArray[Any], "torch.Tensor"]
 
+REMEDY = "Replace it, remove it, or leave out what cannot be read: --skip-broken, in Python skip_broken=True."
 _CHANNELS = (1, 2, 3, 4)  # grey, grey + alpha, RGB, RGB + alpha
 _PROGRAMS = ("EPS",)  # formats for which Pillow would start another program on the file
 
@@ -72,13 +73,13 @@ def _open(file: Path | io.BytesIO, name: str, decode: Callable[[Image.Image, str
         with Image.open(file) as image:
             return decode(image, name)
     except UnidentifiedImageError as error:
-        raise UsageError(f"{name} is not an image that can be read, or is broken. Replace it or remove it.") from error
+        raise UsageError(f"{name} is not an image that can be read, or is broken. {REMEDY}") from error
     except Image.DecompressionBombError as error:
         raise UsageError(f"{name} is too large: {error}") from error
     except UsageError:
         raise
     except Exception as error:  # Pillow's readers raise errors of any kind on bad bytes
-        raise UsageError(f"{name} cannot be read: {error}. Replace it or remove it.") from error
+        raise UsageError(f"{name} cannot be read: {error}. {REMEDY}") from error
 
 
 def _loaded(image: Image.Image, name: str) -> Image.Image:
@@ -89,7 +90,7 @@ def _loaded(image: Image.Image, name: str) -> Image.Image:
     try:
         image.load()
     except Exception as error:
-        raise UsageError(f"{name} is broken or truncated ({error}). Replace it or remove it.") from error
+        raise UsageError(f"{name} is broken or truncated ({error}). {REMEDY}") from error
     return image
 
 

@@ -31,7 +31,7 @@ class Job:
             return f"zero-shot on {self.tests[0][0].dataset}"
         t = self.training
         set_ = "".join(f", {key}={value}" for key, value in t.overrides)
-        return f"{t.method} on {t.dataset} ({t.classes} classes, {t.shots or 'all'} shots{set_}), seed {t.seed}"
+        return f"{t.method} on {t.dataset} ({t.classes} classes, {t.shots or 'all'} shot{'' if t.shots == 1 else 's'}{set_}), seed {t.seed}"
 
 
 def bind(cells: Sequence[Cell], context: Context) -> tuple[list[Job], list[Slot]]:

@@ -18,12 +18,17 @@ PANEL = (310.0, 230.0)  # px
 
 @dataclass(frozen=True)
 class Drawing:
-    """Charts that share a legend. `series` are the legend's names, in the order of their numbers; '' for one that has no point."""
+    """Charts that share a legend. `series` are the legend's names, in the order of their numbers; '' for one that has no point.
+
+    Attributes:
+        wide: the chart is drawn to take the page's whole width; others keep their size, also where there is only one.
+    """
 
     title: str
     charts: tuple[str, ...]
     series: tuple[str, ...] = ()
     note: str = ""
+    wide: bool = False
 
 
 def study_drawings(scores: StudyScores) -> list[Drawing]:
@@ -52,7 +57,7 @@ def _by_dataset(scores: StudyScores) -> Drawing:
     title = "Harmonic mean by data set" if metric == HM else "Accuracy by data set"
     names = [named.name(arm) for arm in arms]
     drawn = dumbbells(title, f"{METRICS[metric]}, %", rows, names)
-    return Drawing(title, drawn, _legend(names, zip(*(measures for _, measures in rows))), _bars(scores))
+    return Drawing(title, drawn, _legend(names, zip(*(measures for _, measures in rows))), _bars(scores), wide=True)
 
 
 def _legend(names: Sequence[str], series: Iterable[Iterable[Measure | None]]) -> tuple[str, ...]:
@@ -164,7 +169,7 @@ def _ablation(scores: StudyScores) -> Drawing:
     rows = [(named.name(arm), [_half(scores, arm, places[0], metric) for metric in HALVES]) for arm in arms]
     title = f"Accuracy, {places[0]}" if places else "Accuracy"
     drawn = dumbbells(title, "accuracy, %", rows, names)
-    return Drawing(title, drawn, _legend(names, zip(*(measures for _, measures in rows))), _bars(scores))
+    return Drawing(title, drawn, _legend(names, zip(*(measures for _, measures in rows))), _bars(scores), wide=True)
 
 
 def _sweep(scores: StudyScores) -> Drawing | None:

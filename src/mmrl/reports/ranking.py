@@ -22,7 +22,8 @@ NOTES = (
     "on every data set are ranked.",
     "Difference: of the averages, in points, over the data sets and seeds that both have; its interval as in `mmrl compare`: "
     f"{SHARE:.0%}, by {RESAMPLES:,} resamples of data sets and of seeds within each. Of few data sets it is too narrow.",
-    "Seconds: of one training, mean over data sets and seeds, on the machines that the summary names; images are read and decoded in it.",
+    "Seconds: of one training, mean over data sets and seeds, on the machines that the summary names; images are read and decoded in it, "
+    "but for those whose features an earlier run left in the folder.",
 )
 
 
@@ -153,20 +154,25 @@ def time_chart(scores: StudyScores, found: Sequence[Standing]) -> str:
     powers = [math.log10(each.seconds) for each in timed if each.seconds]
     low, high = math.floor(min(powers)), max(math.ceil(max(powers)), math.floor(min(powers)) + 1)
     chart.x_scale(low, high + 0.15, at=[(at, tick_text(10.0**at)) for at in range(low, high + 1)], name="seconds of a training", grid=True)
+    taken: list[tuple[float, float, float]] = []
     if level is not None:
         y = chart.y(level)
         chart.add(tag("line", x1=chart.left, x2=chart.width - chart.right, y1=y, y2=y, class_="link"))
-        chart.label("zero-shot CLIP", chart.width - chart.right, y - 5, anchor="end")
-    for series, x, y, height, name in _placed(chart, arms, timed):
+        right, name = chart.width - chart.right, "zero-shot CLIP"
+        chart.label(name, right, y - 5, anchor="end")
+        taken.append((right - width_of(name), right, y - 5))
+    for series, x, y, height, name in _placed(chart, arms, timed, taken):
         chart.add(tag("g", marker(look(series)[1], x, y), class_=look(series)[0]))
         flips = _flips(chart, x, name)
         chart.label(name, x - 8 if flips else x + 8, height, anchor="end" if flips else "start")
     return chart.render()
 
 
-def _placed(chart: Chart, arms: Arms, timed: Sequence[Standing]) -> Iterator[tuple[int, float, float, float, str]]:
-    """Series, place of the mark, height of its name, and the name. Names that would cover one another are moved apart, upwards."""
-    taken: list[tuple[float, float, float]] = []  # left, right, height
+def _placed(
+    chart: Chart, arms: Arms, timed: Sequence[Standing], taken: list[tuple[float, float, float]]
+) -> Iterator[tuple[int, float, float, float, str]]:
+    """Series, place of the mark, height of its name, and the name. Names that would cover one another, or what is `taken` (left, right and
+    height of names that stand), are moved apart, upwards."""
     marks = [
         (series, chart.x(math.log10(each.seconds or 1.0)), chart.y(each.average.mean or 0.0), each.name or arms.name(each.arm))
         for series, each in enumerate(timed)

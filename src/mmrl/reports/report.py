@@ -102,7 +102,7 @@ def _section(folder: Folder, scores: StudyScores) -> Section:
     if ranking := ranking_sheet(scores, found):
         tables.insert(0, ranking)
     if chart := time_chart(scores, found):
-        drawings.append(Drawing("Accuracy against training time", (chart,)))
+        drawings.append(Drawing("Accuracy against training time", (chart,), wide=True))
     own = [_of(folder, sheet) for sheet in (first, *tables)]
     return Section(folder.file(scores.study), folder.named(title_of(scores.study)), own, drawings, is_ablation(scores.study))
 
@@ -121,7 +121,7 @@ def _shared(folders: Sequence[Folder]) -> Iterator[Section]:
             note = f"Averages and ranks are over the data sets that all the folders have: {', '.join(targets)}."
             ranking = replace(sheet, name=f"{study}-side-by-side", title=title, notes=(note, *sheet.notes))
             chart = time_chart(scores, found)
-            drawings = [Drawing("Accuracy against training time", (chart,))] if chart else []
+            drawings = [Drawing("Accuracy against training time", (chart,), wide=True)] if chart else []
             yield Section(study, f"{title_of(study)}, side by side", [ranking], drawings, False)
 
 
