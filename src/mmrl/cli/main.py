@@ -52,6 +52,7 @@ class Anywhere(TyperGroup):
                 (own if word.startswith("--plugin=") else rest).append(word)
         return super().parse_args(ctx, [*own, *rest])
 
+
 app = typer.Typer(
     name="mmrl",
     cls=Anywhere,
