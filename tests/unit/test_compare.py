@@ -85,6 +85,12 @@ def test_the_interval_is_that_of_resampled_data_sets_and_seeds() -> None:
     assert interval([([(1.0,)], [(2.0,)])], "all") == (None, None) and interval(sides, "hm") == (low, high)
 
 
+def test_two_pairs_decide_nothing() -> None:
+    ours, other = [(80.0,), (80.0,), (80.0,)], [(70.0,), (70.0,), (70.0,)]
+    assert interval([(ours[:2], other[:2])], "all") == (None, None) == interval([(ours[:1], other[:1])] * 2, "all")
+    assert interval([(ours, other)], "all") == pytest.approx((10, 10))
+
+
 def test_equal_sides_have_no_difference(both: tuple[Path, Path]) -> None:
     results = Results(both[0])
     scores = StudyScores(results, results.plans["base-to-novel"])

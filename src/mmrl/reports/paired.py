@@ -19,6 +19,7 @@ from mmrl.reports.tables import METRICS, Arms, title_of
 
 RESAMPLES = 10_000
 SHARE = 0.95
+FEWEST = 3  # pairs, for an interval: of two, all resamples may lie on one side by chance
 NOTE = (
     "Differences in points of per cent, first less second, of the same data sets and seeds; HM of averages, as in the paper; wins: data "
     "sets on which the first is higher. Intervals: "
@@ -45,7 +46,7 @@ class Comparison:
     Attributes:
         row: what is compared: 'MMRL' or 'MMRL and CoOp', with the number of shots where there are several.
         dataset: 'average', or the one that it is of.
-        low, high: ends of the interval; None where there is but one pair.
+        low, high: ends of the interval; None where there are too few pairs to tell.
         better: data sets on which the first is higher.
         pairs: pairs of runs, the same data set and seed.
         redrawn: pairs trained on other images.
@@ -157,9 +158,9 @@ def _number(places: Sequence[Sequence[float]], metric: str) -> float:
 
 
 def interval(sides: Sequence[tuple[Values, Values]], metric: str, *, resamples: int = RESAMPLES) -> tuple[float | None, float | None]:
-    """Ends of the difference's interval; both sides of a resample have the same data sets and seeds. None for a single pair."""
+    """Ends of the difference's interval; both sides of a resample have the same data sets and seeds. None for fewer than `FEWEST` pairs."""
     counts = np.array([len(ours) for ours, _ in sides])
-    if counts.sum() < 2:
+    if counts.sum() < FEWEST:
         return None, None
     most, parts = int(counts.max()), len(sides[0][0][0])
     table = np.zeros((2, len(sides), most, parts))
