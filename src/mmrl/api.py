@@ -10,6 +10,7 @@ clf = mmrl.from_pretrained("my-classifier")
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -260,10 +261,12 @@ def from_pretrained(adapter: str | Path, *, backbone: str | Clip | None = None, 
     return Classifier(method, trained=config.class_names, template=config.template, trained_on=config.dataset)
 
 
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
 def _from_hub(name: str) -> Path:
     """Download an adapter; only its three files, none of which is code."""
-    parts = name.split("/")
-    if len(parts) != 2 or not all(parts) or name.startswith((".", "~")):
+    if not HUB_NAME.fullmatch(name) or Path(name).parent.is_dir():  # what lies in a folder that is here is no name on a hub
         raise UsageError(f"no adapter in '{name}': it is neither a folder that exists nor a hub name ORG/NAME.")
     from huggingface_hub import snapshot_download
 
@@ -271,7 +274,8 @@ def _from_hub(name: str) -> Path:
         with without_waiting():
             return Path(snapshot_download(name, allow_patterns=["adapter_model.safetensors", "adapter_config.json", "README.md"]))
     except Exception as error:
-        raise MmrlError(f"'{name}' is no folder here, and cannot be fetched from the hub: {first_line(error)}") from error
+        why = first_line(error).partition(". ")[0].rstrip(".")
+        raise MmrlError(f"'{name}' is no folder here, and cannot be fetched from the model hub: {why}.") from error
 
 
 def zero_shot(backbone: str | Clip = "tiny", *, template: Template = DEFAULT_TEMPLATE, device: str = AUTO) -> Classifier:

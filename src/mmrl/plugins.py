@@ -73,6 +73,11 @@ def revision_of(module: str) -> str:
     return _revisions.get(module, "")
 
 
+def file_of(module: str) -> str:
+    """Name of the plugin file, without its folder, that `module` was loaded from; '' for any other module."""
+    return Path(str(sys.modules[module].__file__)).name if module in _revisions else ""
+
+
 def _named() -> list[str]:
     return [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name.strip()]
 

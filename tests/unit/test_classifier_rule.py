@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmrl import api, engine
+from mmrl import api, engine, methods
+from mmrl.clip import Clip
 from mmrl.engine import seen_classes
 from mmrl.errors import UsageError
 from tests.unit.conftest import Cli
@@ -61,6 +62,28 @@ def test_eval_scores_a_shifted_set_with_the_class_token_alone(cli: Cli, adapter:
     rule, _, seen = scores(cli, adapter, "--data", "mini:objects", "--device", "cpu")
     assert rule == "fused on 10 classes that were trained on, the class token alone on 10 new ones"
     assert isinstance(seen, list) and len(seen) == 20 and sum(seen) == 10
+
+
+def test_a_method_with_one_classifier_has_none_to_name(cli: Cli, photos: Path, tmp_path: Path) -> None:
+    out, data = tmp_path / "o", ("--data", photos, "--device", "cpu")
+    api.train(photos, method="linear-probe", shots=2, out=out, progress=False, device="cpu")
+    code, printed, _ = cli("eval", out, *data)
+    assert code == 0 and "linear-probe" in printed and "classifier:" not in printed
+    assert scores(cli, out, *data)[0] == "" and scores(cli, out, *data)[2] is True
+    code, _, err = cli("eval", out, *data, "--classifier", "fused")
+    assert code == 2 and "has one classifier" in err
+    assert seen_classes(NAMES, ("cat",), dataset="imagenet", two=False)[0].tolist() == [True, False, False]  # needs no set trained on
+    assert seen_classes(NAMES, ("cat",), dataset="imagenet", trained_on="dtd", two=False)[0].tolist() == [False] * 3
+
+
+@pytest.mark.parametrize("inference", ["decoupled", "class", "both"])
+@pytest.mark.parametrize("name", ["mmrl", "mmrlpp"])
+def test_two_classifiers_are_those_whose_scores_differ(small_clip: Clip, name: str, inference: str) -> None:
+    method = methods.build(name, small_clip, {"inference": inference}, seed=0)
+    images, head = torch.rand(2, 3, 32, 32), method.head(method.class_list(NAMES, "a {}."))
+    with torch.no_grad():
+        differ = not torch.equal(method.logits(images, head, True), method.logits(images, head, False))
+    assert method.two_classifiers == differ == (inference == "decoupled")
 
 
 def test_the_data_set_trained_on_goes_with_the_adapter(adapter: Path, tmp_path: Path) -> None:

@@ -137,6 +137,8 @@ BAD = [
     (("predict", "{run}", "{photo}", "--classes", "a,,b"), "blank"),
     (("predict", "{run}", "{photo}", "--classes", "{tmp}/none.txt"), "none.txt does not exist"),
     (("predict", "{tmp}", "{photo}"), "adapter_config.json"),
+    (("eval", "nowhere"), "no adapter in 'nowhere'"),
+    (("eval", "{tmp}/nowhere", "--data", "{photos}"), "neither a folder that exists nor a hub name"),
     (("predict", "{run}", "{photo}", "--backbone", "local-dir:{tmp}"), "no open_clip_config.json"),
     (("eval", "{run}"), "give its folder with --data"),
     (("eval", "zero-shot", "--data", "dtd", "--root", "{tmp}/none"), "none does not exist"),

@@ -174,6 +174,26 @@ def test_an_unknown_method_hints_at_plugins(mmrl: Bench) -> None:  # noqa: F811
     assert "--plugin" not in mmrl("methods", "coopp")[2]
 
 
+def test_an_adapter_names_the_plugin_that_it_needs(mmrl: Bench, root: Path, tmp_path: Path) -> None:  # noqa: F811
+    file, out = tmp_path / "off_set.py", tmp_path / "run"
+    file.write_text(OFFSET)
+    plugins.add([file])
+    quick = {"epochs": 1, "warmup_epochs": 0, "batch_size": 2}
+    api.train(root, method="outside", shots=2, out=out, overrides=quick, progress=False, device="cpu")
+    registry._REGISTRY.pop("outside")
+    plugins._revisions.clear()
+    photo = next(root.rglob("*.png"))
+    code, _, err = mmrl("predict", out, photo)
+    assert code == 2 and "the method 'outside', which is not known here: it came from the plugin file off_set.py." in err
+    assert "--plugin off_set.py with any command, or MMRL_PLUGINS=off_set.py" in err and "Did you mean" not in err
+    assert mmrl("predict", out, photo, "--plugin", file)[0] == 0
+    registry._REGISTRY.pop("outside")
+    config = out / "adapter_config.json"
+    config.write_text(config.read_text().replace('"off_set.py"', '""'))
+    code, _, err = mmrl("eval", out, "--data", root)
+    assert code == 2 and "came from a plugin or another package. Load that: --plugin FILE.py" in err
+
+
 def test_a_changed_plugin_has_other_results(tmp_path: Path, root: Path) -> None:
     from mmrl.protocols import Training
     from tests.unit.grids import smallest

@@ -12,7 +12,7 @@ from PIL import Image
 import mmrl
 from mmrl import methods
 from mmrl.clip import Clip
-from mmrl.errors import UsageError
+from mmrl.errors import MmrlError, UsageError
 from mmrl.serve.predictor import Classifier
 
 NAMES = ("cat", "dog", "great_white shark")
@@ -87,8 +87,25 @@ def test_bad_input(classifier: Classifier, small_clip: Clip, photo: Image.Image,
         classifier.rank([photo], top=0)
     with pytest.raises(UsageError, match="no classes of its own"):
         mmrl.zero_shot(small_clip).predict(photo)
-    with pytest.raises(UsageError, match="neither a folder that exists nor a hub name"):
-        mmrl.from_pretrained("nowhere")
+
+
+def test_what_is_no_adapter_is_no_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def fetch(name: str, **_: object) -> str:
+        asked.append(name)
+        raise OSError("It is not there. A long story of switches follows.")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name in ("nowhere", "runs/x", "my runs/x", "a/b/c", "/x", "./x", "~/x", "org/", "-org/x"):
+        with pytest.raises(UsageError, match="neither a folder that exists nor a hub name ORG/NAME"):
+            mmrl.from_pretrained(name)
+    assert not asked
+    with pytest.raises(MmrlError, match="^'org/x' is no folder here, and cannot be fetched from the model hub: It is not there.$"):
+        mmrl.from_pretrained("org/x")
+    assert asked == ["org/x"]
 
 
 @pytest.mark.filterwarnings("ignore::mmrl.engine.BelowZeroShotWarning")

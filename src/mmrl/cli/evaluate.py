@@ -27,7 +27,7 @@ def evaluate(
     classifier: str = typer.Option(
         "auto",
         "--classifier",
-        help="auto (fused on classes trained on, the class token alone on new ones and on other data sets), fused, or class.",
+        help="Of MMRL's two: auto (fused on classes trained on, the class token alone on new ones and other data sets), fused, or class.",
     ),
     test: Path = typer.Option(None, "--test", help="For a folder or list without test images: a folder of such, one subfolder a class."),
     batch_size: int = typer.Option(64, "--batch-size", min=1),
@@ -70,7 +70,9 @@ def evaluate(
     dataset = _undrawn(load_dataset(data, root=root, test=test), home, bool(model.trained)).restrict(classes)
     dataset = replace(dataset, template=check_template(template)) if template else dataset
     named = data if data in dataset_names() else None
-    seen, rule = seen_classes(dataset.classes, model.trained, dataset=named, trained_on=model.trained_on, classifier=classifier)
+    seen, rule = seen_classes(
+        dataset.classes, model.trained, dataset=named, trained_on=model.trained_on, classifier=classifier, two=model.method.two_classifiers
+    )
     threads = usual_workers(dataset.read) if workers is None else workers
     bench = Bench(model.method.clip.name, skip_broken=skip_broken, workers=threads, batch_size=batch_size, beside_zero_shot=True)
     with quiet_warnings():
@@ -89,7 +91,7 @@ def evaluate(
         print_json(record.model_dump(mode="json", by_alias=True))
         return
     Console().print(scores_table([(f"{dataset.name}, {classes}", tested.scores, tested.zero_shot)], method.name))
-    if model.trained:
+    if rule:
         typer.echo(f"classifier: {rule}")
 
 

@@ -21,9 +21,10 @@ from mmrl.clip import Clip, load_clip
 from mmrl.clip.device import AUTO
 from mmrl.errors import MmrlError, UsageError
 from mmrl.files import encoded, json_text, read_json, read_regular, sweep, user_path, write_text, write_together
-from mmrl.methods import Method, MethodOptions, Task, build, get, make_options
+from mmrl.methods import Method, MethodOptions, Task, build, get, make_options, registered
 from mmrl.methods.options import option_problem
 from mmrl.names import check_names
+from mmrl.plugins import VARIABLE, file_of
 from mmrl.reports.card import model_card
 from mmrl.reports.records import RunRecord
 from mmrl.templates import Template, check_template
@@ -44,6 +45,7 @@ class AdapterConfig(BaseModel):
     format: int = FORMAT
     method: str
     title: str = Field("", description="the method's name in tables")
+    plugin: str = Field("", description="name of the plugin file that the method came from; empty for one of a package")
     options: dict[str, Any] = Field(description="of the method")
     backbone: str = Field(description="name for load_clip")
     backbone_hash: str = Field(description="`Clip.identity`: of all that decides a feature of the backbone")
@@ -93,6 +95,7 @@ def save_adapter(
     config = AdapterConfig(
         method=method.name,
         title=method.title,
+        plugin=file_of(type(method).__module__),
         options=method.options.model_dump(mode="json"),
         backbone=method.clip.name,
         backbone_hash=method.clip.identity,
@@ -158,7 +161,7 @@ def load_adapter(folder: Path | str, clip: Clip | None = None, *, device: str | 
     """
     folder = user_path(folder)
     config = read_config(folder)
-    get(config.method)
+    _require_known(folder, config)
     tensors = _read_tensors(folder, config)
     if clip is None:
         try:
@@ -179,6 +182,18 @@ def load_adapter(folder: Path | str, clip: Clip | None = None, *, device: str | 
         raise MmrlError(f"adapter configuration is damaged: {folder / CONFIG}: {error}") from error
     load_tensors(method, tensors, where=str(folder))
     return method.eval(), config
+
+
+def _require_known(folder: Path, config: AdapterConfig) -> None:
+    """Raises UsageError, with the plugin that has it, if the method is not known here."""
+    if config.method in registered():
+        return
+    came = f"it came from the plugin file {config.plugin}" if config.plugin else "it came from a plugin or another package"
+    raise UsageError(
+        f"the adapter in {folder} is of the method '{config.method}', which is not known here: {came}. Load that: "
+        f"--plugin {config.plugin or 'FILE.py'} with any command, or {VARIABLE}={config.plugin or 'FILE.py'} in the environment"
+        f"{'.' if config.plugin else ', or install the package.'}"
+    )
 
 
 def _read_tensors(folder: Path, config: AdapterConfig) -> dict[str, Tensor]:

@@ -49,6 +49,7 @@ def seen_classes(
     dataset: str | None = None,
     trained_on: str | None = None,
     classifier: str = "auto",
+    two: bool = True,
 ) -> tuple[Tensor, str]:
     """Which of the classes `names` (C) count as trained on, (C,) boolean, and why, for people. Those get fused scores.
 
@@ -60,15 +61,22 @@ def seen_classes(
         dataset: name of the data set tested on, if it has one that stands for its pictures (not a folder's).
         trained_on: name of the data set trained on, if known.
         classifier: 'auto' for that rule, 'fused' or 'class' for one of the two on all classes.
+        two: whether the method has two classifiers (`Method.two_classifiers`); with one there is nothing to say, and nothing to choose.
 
     Raises:
-        UsageError: an unknown classifier, or 'auto' for a named data set where it is not known what was trained on.
+        UsageError: an unknown classifier, one chosen where there is one alone, or 'auto' for a named data set where it is not known what
+            was trained on.
     """
     if classifier not in CLASSIFIERS:
         raise unknown("classifier", classifier, CLASSIFIERS)
     every, none = torch.ones(len(names), dtype=torch.bool), torch.zeros(len(names), dtype=torch.bool)
     if not trained:
-        return none, "zero-shot"
+        return none, ""
+    if not two:
+        if classifier != "auto":
+            raise UsageError(f"classifier is '{classifier}', but this method has one classifier, so there is none to choose; leave it out.")
+        other = dataset is not None and trained_on is not None and dataset != trained_on
+        return none if other else trained_mask(names, trained), ""
     if classifier != "auto":
         return (every, "fused on all classes, as asked for") if classifier == "fused" else (none, "the class token alone, as asked for")
     if dataset is not None and trained_on is None:

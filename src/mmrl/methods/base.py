@@ -93,6 +93,11 @@ class Method(nn.Module, ABC):
         return type(self).logits is Method.logits
 
     @property
+    def two_classifiers(self) -> bool:
+        """Whether classes that were trained on are scored by another classifier than new ones, so that `seen` decides a score."""
+        return False
+
+    @property
     def trainable(self) -> bool:
         return any(True for _ in self.parameters())
 

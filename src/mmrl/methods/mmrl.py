@@ -110,6 +110,10 @@ class RepresentationMethod(TwoTower):
         return (", " if self.free_tokens else "-").join(towers)
 
     @property
+    def two_classifiers(self) -> bool:
+        return self.options.visual and self.options.inference == "decoupled"
+
+    @property
     def logit_scale(self) -> float:
         return LOGIT_SCALE
 

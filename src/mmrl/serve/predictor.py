@@ -44,8 +44,8 @@ class _Head(NamedTuple):
 class Classifier:
     """A method with the class names it was trained on.
 
-    Class lists may be changed at every call, and may mix trained and new classes: trained ones are scored with fused features, new ones
-    with the class token's, on one scale.
+    Class lists may be changed at every call, and may mix trained and new classes. A method with two classifiers scores trained ones with
+    its fused features and new ones with the class token's, on one scale.
 
     Args:
         method: trained, or zero-shot.
