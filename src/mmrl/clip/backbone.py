@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmrl.clip.images import AnyImages, Images
 from mmrl.clip.layers import NO_EDITS, Edits, check_edits
 from mmrl.clip.text import TextHidden, TextTower, rows_of
 from mmrl.clip.vision import ImageHidden, VisionTower
@@ -198,13 +199,9 @@ class Clip:
             )
         return tokens[:, :limit].to(self.device), end.to(self.device)
 
-    @torch.no_grad()
-    def encode_image(self, images: Tensor, *, normalise: bool = True) -> Tensor:
-        """Zero-shot image features (B, embed_dim) of images (B, 3, H, W)."""
-        if self.not_staged is None:
-            features = self.vision.finish(self.vision.embed(images), 0).class_token @ self.vision.projection
-        else:
-            features = self.model.encode_image(images)
+    def encode_image(self, images: AnyImages, *, normalise: bool = True) -> Tensor:
+        """Zero-shot image features (B, embed_dim), without gradient, of images (B, 3, H, W)."""
+        features = Images.of(images).encoded(self)
         return F.normalize(features, dim=-1) if normalise else features
 
     @torch.no_grad()
@@ -280,10 +277,9 @@ class Clip:
         kept = hidden.body.element_size() * _ACTIVATIONS * width * (length + 1 + readers) * (self.text.depth - start)
         return max(1, int(memory_gib * 2**30 / kept))
 
-    def enter_image(self, images: Tensor, start: int) -> ImageHidden:
-        """States (no gradient) that enter layer `start`: the same for the adapted and the zero-shot pass."""
-        with torch.no_grad():
-            return self.vision.run(self.vision.embed(images), 0, start)
+    def enter_image(self, images: AnyImages, start: int) -> ImageHidden:
+        """States, without gradient, that enter layer `start` of the images' tower."""
+        return Images.of(images).entering(self, start)
 
     def encode_prompts(self, prompts: Prompts, edits: Edits = NO_EDITS, *, normalise: bool = True, share: bool = True) -> Tensor:
         """Class features (C, embed_dim) of prompts, averaged over templates; differentiable in what edits and hidden states hold.

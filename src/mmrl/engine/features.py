@@ -19,7 +19,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from mmrl.clip import Clip
+from mmrl.clip import Clip, Images
 from mmrl.data import Broken, Dataset, Item, Preprocess, test_batches
 from mmrl.data.preprocess import Planes
 from mmrl.engine.rows import SPARE, NewRows, RowsFolder, Table, row_type, table_of, written
@@ -35,10 +35,10 @@ def preprocess_of(clip: Clip, *, flip: bool = True, crop_scale: tuple[float, flo
 
 
 class Shown(NamedTuple):
-    """A batch at test: images (B, 3, H, W) and what the frozen tower puts out for them (B, embed_dim), not normalised, where each was asked
+    """A batch at test: images and what the frozen tower puts out for them (B, embed_dim), not normalised, where each was asked
     for, and labels (B,)."""
 
-    images: Tensor | None
+    images: Images | None
     features: Tensor | None
     labels: Tensor
 
@@ -202,15 +202,15 @@ def shown(
         for batch, labels in test_batches(
             dataset, items, preprocess_of(clip), batch_size, workers, device=clip.device, skipped=skipped, kept=kept
         ):
-            frozen = None
+            seen, frozen = Images(batch), None
             if found and len(skipped or ()) == before:  # none was left out, so places agree
                 frozen = found.features[at : at + len(labels)].to(clip.device)
             elif features:
-                frozen = clip.encode_image(batch, normalise=False)
+                frozen = clip.encode_image(seen, normalise=False)
             if new and frozen is not None:
                 made.append(frozen.cpu())
             at += len(labels)
-            yield Shown(batch if images else None, frozen, labels)
+            yield Shown(seen if images else None, frozen, labels)
     if entry and made:
         broken = {each.key for each in (skipped or ())[before:]}
         entry.keep(torch.cat(made), [at for at, item in enumerate(items) if item.key not in broken])

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from mmrl.clip import ClassList
+from mmrl.clip import ClassList, Images
 from mmrl.engine.config import FitConfig
 from mmrl.engine.parallel import Peers
 from mmrl.engine.precision import autocast
@@ -177,9 +177,9 @@ class Trainer:
         self.optimizer.zero_grad()
         names, rows, kept = ["loss", "accuracy"], [], []
         for images, labels in group:
-            images, labels = images.to(self.device), labels.to(self.device)
+            seen, labels = Images(images.to(self.device)), labels.to(self.device)
             with autocast(self.config.precision, self.device):
-                loss, gradients = self.method.gradients(images, labels, self.classes, self._differentiate(1 / len(group)))
+                loss, gradients = self.method.gradients(seen, labels, self.classes, self._differentiate(1 / len(group)))
             for parameter, gradient in zip(self._parameters, gradients, strict=True):
                 if gradient is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient

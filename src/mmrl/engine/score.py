@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmrl.clip import ClassList
+from mmrl.clip import ClassList, Images
 from mmrl.data import Broken, Dataset, Item, warn_broken
 from mmrl.engine.features import FeatureStore, Shown, shown
 from mmrl.engine.metrics import Tally
@@ -105,7 +105,7 @@ def evaluate(method: Method, classes: ClassList, batches: Iterable[Batch], seen:
         MmrlError: logits that are not finite.
     """
     frozen, clip = method.frozen_images, method.clip
-    moved = ((images.to(clip.device), labels) for images, labels in batches)
+    moved = ((Images(images.to(clip.device)), labels) for images, labels in batches)
     passes = (Shown(images, clip.encode_image(images, normalise=False) if frozen else None, labels) for images, labels in moved)
     return _evaluate(method, classes, passes, seen, beside=False)[0]
 

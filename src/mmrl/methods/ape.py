@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmrl.clip import ClassList
+from mmrl.clip import AnyImages, ClassList
 from mmrl.methods.exchange import Loss, Task
 from mmrl.methods.frozen import VALUES, FrozenFeatures, FrozenOptions, unit
 from mmrl.methods.linear import exact, require_images, say_unselected
@@ -284,7 +284,7 @@ class APET(TipAdapter):
 
     # ---- training ----
 
-    def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
+    def loss(self, images: AnyImages, labels: Tensor, classes: ClassList) -> Loss:
         """Cross-entropy. Residuals are compared once a class, and not once a key of it."""
         columns, values = self.trained_columns(classes), self._values_of(classes)
         features, text = unit(self.clip.encode_image(images, normalise=False)), classes.held_to

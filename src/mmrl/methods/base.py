@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmrl.clip import ClassList, Clip
+from mmrl.clip import AnyImages, ClassList, Clip
 from mmrl.errors import UsageError
 from mmrl.methods.authors import AuthorsFile, SavedAs, from_authors
 from mmrl.methods.exchange import Differentiate, Gradients, Loss, MoreSteps, Rates, Task
@@ -158,11 +158,11 @@ class Method(nn.Module, ABC):
         """
         self.task = replace(task, features=None)
 
-    def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
+    def loss(self, images: AnyImages, labels: Tensor, classes: ClassList) -> Loss:
         """Training loss of images (B, 3, H, W), normalised, with labels (B,) among `classes`."""
         raise UsageError(f"method '{self.name}' has nothing to train; evaluate it, or train another method.")
 
-    def gradients(self, images: Tensor, labels: Tensor, classes: ClassList, differentiate: Differentiate) -> tuple[Loss, Gradients]:
+    def gradients(self, images: AnyImages, labels: Tensor, classes: ClassList, differentiate: Differentiate) -> tuple[Loss, Gradients]:
         """Loss and gradients of one batch; one backward pass of `loss`, unless a method overrides it.
 
         Args:
@@ -225,7 +225,7 @@ class Method(nn.Module, ABC):
     def head(self, classes: ClassList) -> Any:
         """What is computed once for a class list, such as class features. It holds until the parameters change; the caller owns it."""
 
-    def logits(self, images: Tensor, head: Any, seen: Tensor | bool) -> Tensor:
+    def logits(self, images: AnyImages, head: Any, seen: Tensor | bool) -> Tensor:
         """Logits (B, C), comparable over all classes, of images (B, 3, H, W): those of their frozen features, unless a method overrides it.
 
         Args:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmrl.clip import ClassList, Clip, Edit, Edits
+from mmrl.clip import AnyImages, ClassList, Clip, Edit, Edits
 from mmrl.errors import UsageError
 from mmrl.methods.authors import AuthorsFile, SavedAs, require_tower, sizes_of
 from mmrl.methods.options import MethodOptions
@@ -197,7 +197,7 @@ class CLIPLoRA(TwoTower):
     def frozen_images(self) -> bool:
         return self.options.encoder == "text"
 
-    def image_features(self, images: Tensor) -> ImageFeatures:
+    def image_features(self, images: AnyImages) -> ImageFeatures:
         if self.options.encoder == "text":
             return super().image_features(images)
         vision, start = self.clip.vision, self.at["image"].start

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmrl.clip import ClassList, Clip, Prompts
+from mmrl.clip import AnyImages, ClassList, Clip, Prompts
 from mmrl.clip.backbone import FROZEN_CHUNK
 from mmrl.errors import UsageError
 from mmrl.methods.authors import meta_net_sizes, require_tower, sizes_of
@@ -93,7 +93,7 @@ class CoCoOp(Method):
         with torch.autocast(images.device.type, enabled=False):
             return self.logit_scale * torch.einsum("bd,bcd->bc", images.to(dtype), text.to(dtype))
 
-    def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
+    def loss(self, images: AnyImages, labels: Tensor, classes: ClassList) -> Loss:
         """Cross-entropy over class features of each image's own."""
         logits = self._logits(self.clip.encode_image(images), classes.fed)
         total = F.cross_entropy(logits, labels)

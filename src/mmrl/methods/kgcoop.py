@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from mmrl.clip import ClassList, Clip
+from mmrl.clip import AnyImages, ClassList, Clip
 from mmrl.methods.authors import SavedAs
 from mmrl.methods.coop import CoOp, CoOpOptions
 from mmrl.methods.exchange import Loss
@@ -48,7 +48,7 @@ class KgCoOp(CoOp):
         classes = super().class_list(names, template, memory_gib=memory_gib)
         return with_teacher(self.clip, classes, template, self.options.teacher_template)
 
-    def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
+    def loss(self, images: AnyImages, labels: Tensor, classes: ClassList) -> Loss:
         """As `held_loss`, to the features of the teacher's prompt."""
         text = self.text_features(classes)
         logits = self.combine(self.image_features(images), text, seen=True)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmrl.clip import ClassList, Clip, Edit
+from mmrl.clip import AnyImages, ClassList, Clip, Edit
 from mmrl.errors import UsageError
 from mmrl.methods.authors import SavedAs, require_tower, sizes_of
 from mmrl.methods.mmrl import Aligner
@@ -108,7 +108,7 @@ class MaPLe(TwoTower):
             classes.fed, {0: context_edit(self.clip, self.ctx), **{i: Edit(layer) for i, layer in enumerate(deep, 1)}}
         )
 
-    def image_features(self, images: Tensor) -> ImageFeatures:
+    def image_features(self, images: AnyImages) -> ImageFeatures:
         vision = self.clip.vision
         deep = self.deep_projections(self.deep).unbind(0) if self.depth > 1 else ()
         edits = {0: Edit(vision.pre_norm(self.projection(self.ctx))), **{i: Edit(layer) for i, layer in enumerate(deep, 1)}}

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmrl.clip import NO_EDITS, ClassList, Clip, Edit, Edits, Prompts
-from mmrl.clip.vision import ImageHidden
+from mmrl.clip import AnyImages, ClassList, Clip, Edit, Edits, Images, Prompts
 from mmrl.errors import UsageError
 from mmrl.methods.base import Method
 from mmrl.methods.exchange import Gradients, Loss, MoreSteps
@@ -113,21 +112,16 @@ class MetaPrompt(Method):
         first, *deep = self.ctx_text.unbind(0)
         return self.clip.encode_prompts(prompts, _edits(context_edit(self.clip, first), deep))
 
-    def image_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def image_features(self, images: AnyImages) -> tuple[Tensor, Tensor]:
         """Prompted and frozen features (B, embed_dim), normalised, of images (B, 3, H, W)."""
-        entering = self.clip.enter_image(images, 0)
+        images, tower = Images.of(images), self.clip.vision
         first, *deep = self.ctx_vision.unbind(0)
-        prompted = self._image_features(entering, _edits(Edit(self.clip.vision.pre_norm(first)), deep))
-        with torch.no_grad():
-            return prompted, self._image_features(entering, NO_EDITS)
-
-    def _image_features(self, entering: ImageHidden, edits: Edits) -> Tensor:
-        tower = self.clip.vision
-        return F.normalize(tower.finish(entering, 0, edits).class_token @ tower.projection, dim=-1)
+        pooled = tower.finish(self.clip.enter_image(images, 0), 0, _edits(Edit(tower.pre_norm(first)), deep))
+        return F.normalize(pooled.class_token @ tower.projection, dim=-1), self.clip.encode_image(images)
 
     # ---- training ----
 
-    def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
+    def loss(self, images: AnyImages, labels: Tensor, classes: ClassList) -> Loss:
         """Cross-entropies of the mean of both logits, and of either."""
         prompted, frozen = self.image_features(images)
         by_image = cosine_logits(prompted, self.frozen_text(classes), self.logit_scale)
@@ -184,7 +178,7 @@ class MetaPrompt(Method):
     def head(self, classes: ClassList) -> MixedHead:
         return MixedHead(self.text_features(classes.fed), self.frozen_text(classes))
 
-    def logits(self, images: Tensor, head: MixedHead, seen: Tensor | bool) -> Tensor:
+    def logits(self, images: AnyImages, head: MixedHead, seen: Tensor | bool) -> Tensor:
         prompted, frozen = self.image_features(images)
         return (cosine_logits(prompted, head.frozen, self.logit_scale) + cosine_logits(frozen, head.text, self.logit_scale)) / 2
 

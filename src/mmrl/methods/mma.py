@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmrl.clip import ClassList, Clip, Edit, Edits
+from mmrl.clip import AnyImages, ClassList, Clip, Edit, Edits
 from mmrl.errors import UsageError
 from mmrl.methods.authors import AuthorsFile, SavedAs, layer_names, require_tower, sizes_of
 from mmrl.methods.options import MethodOptions
@@ -163,7 +163,7 @@ class MMA(TwoTower):
     def text_features(self, classes: ClassList) -> Tensor:
         return self.clip.encode_prompts(classes.fed, self._edits(self.text_down, self.text_up))
 
-    def image_features(self, images: Tensor) -> ImageFeatures:
+    def image_features(self, images: AnyImages) -> ImageFeatures:
         vision, start = self.clip.vision, self.first - 1
         pooled = vision.finish(self.clip.enter_image(images, start), start, self._edits(self.visual_down, self.visual_up))
         return ImageFeatures(F.normalize(pooled.class_token @ vision.projection, dim=-1))

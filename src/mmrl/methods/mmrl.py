@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmrl.clip import ClassList, Clip, Edit, Edits
+from mmrl.clip import AnyImages, ClassList, Clip, Edit, Edits, Images
 from mmrl.clip.vision import Pooled
 from mmrl.errors import UsageError
 from mmrl.methods.authors import SavedAs, require_tower, sizes_of
@@ -172,7 +172,7 @@ class RepresentationMethod(TwoTower):
             return classes.zero_shot
         return self.clip.encode_prompts(classes.fed, edits)
 
-    def image_features(self, images: Tensor) -> ImageFeatures:
+    def image_features(self, images: AnyImages) -> ImageFeatures:
         start = self.j_visual - 1
         return self._image_features(self.clip.vision.finish(self.clip.enter_image(images, start), start, self.edits()[0], extra=True))
 
@@ -184,7 +184,7 @@ class RepresentationMethod(TwoTower):
 
     # ---- training ----
 
-    def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
+    def loss(self, images: AnyImages, labels: Tensor, classes: ClassList) -> Loss:
         """alpha CE(f_c) + (1 - alpha) CE(f_r) + lambda (image term + text term), section 3.2.3.
 
         Without representation tokens in the image tower there is no f_r, and CE(f_c) counts whole.
@@ -192,9 +192,9 @@ class RepresentationMethod(TwoTower):
         o = self.options
         visual_edits, text_edits = self.edits()
         start = self.j_visual - 1
+        images = Images.of(images)
         entering = self.clip.enter_image(images, start)
-        with torch.no_grad():
-            zero_shot = self._image_features(self.clip.vision.finish(entering, start)).class_token
+        zero_shot = self.clip.encode_image(images)
         image = ImageFeatures(zero_shot)
         if visual_edits:
             image = self._image_features(self.clip.vision.finish(entering, start, visual_edits, extra=True))

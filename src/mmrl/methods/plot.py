@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmrl.clip import ClassList, Clip
+from mmrl.clip import AnyImages, ClassList, Clip
 from mmrl.errors import UsageError
 from mmrl.methods.base import Method
 from mmrl.methods.exchange import Loss, Task
@@ -100,7 +100,7 @@ class Transport(Method):
         """What the text tower puts out for every prompt, (N, C, embed_dim)."""
 
     @abstractmethod
-    def image_features(self, images: Tensor) -> ImageSets:
+    def image_features(self, images: AnyImages) -> ImageSets:
         """Features of images (B, 3, H, W)."""
 
     def text_features(self, classes: ClassList) -> TextSets:
@@ -122,7 +122,7 @@ class Transport(Method):
             logits = self.logit_scale * carried.unflatten(0, (len(images.local), -1))
         return logits + cosine_logits(images.pooled, text.pooled, self.logit_scale) if o.add_pooled_logits else logits
 
-    def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
+    def loss(self, images: AnyImages, labels: Tensor, classes: ClassList) -> Loss:
         """Cross-entropy; NaN if a plan is not finite."""
         logits = self.combine(self.image_features(images), self.text_features(classes))
         total = F.cross_entropy(logits, labels)
@@ -131,7 +131,7 @@ class Transport(Method):
     def head(self, classes: ClassList) -> TextSets:
         return self.text_features(classes)
 
-    def logits(self, images: Tensor, head: TextSets, seen: Tensor | bool) -> Tensor:
+    def logits(self, images: AnyImages, head: TextSets, seen: Tensor | bool) -> Tensor:
         return self.combine(self.image_features(images), head)
 
 
@@ -203,10 +203,10 @@ class PLOT(Transport):
         return encode_context(self.clip, classes.fed, ctx, normalise=False)
 
     @torch.no_grad()
-    def image_features(self, images: Tensor) -> ImageSets:
+    def image_features(self, images: AnyImages) -> ImageSets:
         """Frozen features of images (B, 3, H, W)."""
         vision = self.clip.vision
-        pooled = vision.finish(vision.embed(images), 0, patches=True)
+        pooled = vision.finish(self.clip.enter_image(images, 0), 0, patches=True)
         assert pooled.patches is not None
         tokens = torch.cat([pooled.class_token.unsqueeze(1), pooled.patches], dim=1) @ vision.projection
         with torch.autocast(tokens.device.type, enabled=False):

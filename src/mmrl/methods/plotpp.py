@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmrl.clip import ClassList, Clip, Edit
+from mmrl.clip import AnyImages, ClassList, Clip, Edit
 from mmrl.clip.vision import ImageHidden
 from mmrl.errors import UsageError
 from mmrl.methods.plot import ImageSets, Transport, TransportOptions
@@ -110,14 +110,14 @@ class PLOTPP(Transport):
     def encoded_prompts(self, classes: ClassList) -> Tensor:
         return self.clip.encode_prompts(classes.fed, {0: context_edit(self.clip, self.ctx.unsqueeze(1))}, normalise=False)
 
-    def encoded_images(self, images: Tensor) -> Tensor:
+    def encoded_images(self, images: AnyImages) -> Tensor:
         """What the image tower puts out for images (B, 3, H, W) with every image prompt, (M, B, embed_dim)."""
         vision, count = self.clip.vision, self.options.n_vision_prompts
         main = self.clip.enter_image(images, 0).main.repeat(count, 1, 1)  # (M * B, 1 + patches, d_v)
         pooled = vision.finish(ImageHidden(main), 0, {0: Edit(tokens=vision.pre_norm(self.ctx_vision))})
         return (pooled.class_token @ vision.projection).unflatten(0, (count, -1))
 
-    def image_features(self, images: Tensor) -> ImageSets:
+    def image_features(self, images: AnyImages) -> ImageSets:
         features = self.encoded_images(images)
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(torch.promote_types(features.dtype, torch.float32))

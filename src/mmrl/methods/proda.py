@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmrl.clip import ClassList, Clip, Prompts
+from mmrl.clip import AnyImages, ClassList, Clip, Prompts
 from mmrl.errors import UsageError
 from mmrl.methods.base import Method
 from mmrl.methods.exchange import Differentiate, Gradients, Loss
@@ -184,7 +184,7 @@ class ProDA(Method):
 
     # ---- training ----
 
-    def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
+    def loss(self, images: AnyImages, labels: Tensor, classes: ClassList) -> Loss:
         """The bound, and lambda times the orthogonality. Logits are those of the mean of the step's prompts."""
         text, image = self.features(classes, self.turn()), self.clip.encode_image(images)
         dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
@@ -196,7 +196,7 @@ class ProDA(Method):
         terms["orthogonality"] = self.orthogonality(classes)
         return Loss(terms["upper_bound"] + self.options.orthogonality_weight * terms["orthogonality"], terms, logits.detach())
 
-    def gradients(self, images: Tensor, labels: Tensor, classes: ClassList, differentiate: Differentiate) -> tuple[Loss, Gradients]:
+    def gradients(self, images: AnyImages, labels: Tensor, classes: ClassList, differentiate: Differentiate) -> tuple[Loss, Gradients]:
         """As in `Method`; then other prompts have their turn."""
         found = super().gradients(images, labels, classes, differentiate)
         self.steps += 1

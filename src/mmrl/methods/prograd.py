@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmrl.clip import ClassList, Clip
+from mmrl.clip import AnyImages, ClassList, Clip
 from mmrl.errors import UsageError
 from mmrl.methods.authors import require_tower, sizes_of
 from mmrl.methods.exchange import Differentiate, Gradients, Loss, Task
@@ -114,7 +114,7 @@ class ProGrad(TwoTower):
     def text_features(self, classes: ClassList) -> Tensor:
         return self.clip.encode_prompts(classes.fed, {0: context_edit(self.clip, self.ctx)})
 
-    def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
+    def loss(self, images: AnyImages, labels: Tensor, classes: ClassList) -> Loss:
         """The cross-entropy. Its terms are that ("ce") and the soft one to the teacher ("kl": T^2 x the Kullback-Leibler divergence and
         a constant), which acts on the direction of a step alone: see `gradients`."""
         image, temperature = self.image_features(images).class_token, self.options.temperature
@@ -126,7 +126,7 @@ class ProGrad(TwoTower):
         }
         return Loss(terms["ce"], terms, logits.detach())
 
-    def gradients(self, images: Tensor, labels: Tensor, classes: ClassList, differentiate: Differentiate) -> tuple[Loss, Gradients]:
+    def gradients(self, images: AnyImages, labels: Tensor, classes: ClassList, differentiate: Differentiate) -> tuple[Loss, Gradients]:
         """Loss and projected gradients, after two backward passes of one forward pass."""
         loss = self.loss(images, labels, classes)
         own = differentiate(loss.terms["ce"], retain_graph=True)

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmrl.clip import NO_EDITS, ClassList, Clip, Edit, Edits
-from mmrl.clip.vision import ImageHidden
+from mmrl.clip import AnyImages, ClassList, Clip, Edit, Edits, Images
 from mmrl.errors import UsageError
 from mmrl.methods.authors import SavedAs, require_tower, sizes_of
 from mmrl.methods.exchange import Loss
@@ -162,29 +161,25 @@ class PromptSRC(TwoTower):
     def text_features(self, classes: ClassList) -> Tensor:
         return self.clip.encode_prompts(classes.fed, _edits(context_edit(self.clip, self.ctx_text), self.deep_text))
 
-    def image_features(self, images: Tensor) -> ImageFeatures:
-        return self._image_features(self.clip.enter_image(images, 0), self._image_edits())
-
-    def _image_edits(self) -> Edits:
-        return _edits(Edit(self.clip.vision.pre_norm(self.ctx_vision)), self.deep_vision)
-
-    def _image_features(self, entering: ImageHidden, edits: Edits) -> ImageFeatures:
+    def image_features(self, images: AnyImages) -> ImageFeatures:
         tower = self.clip.vision
-        return ImageFeatures(F.normalize(tower.finish(entering, 0, edits).class_token @ tower.projection, dim=-1))
+        edits = _edits(Edit(tower.pre_norm(self.ctx_vision)), self.deep_vision)
+        pooled = tower.finish(self.clip.enter_image(images, 0), 0, edits)
+        return ImageFeatures(F.normalize(pooled.class_token @ tower.projection, dim=-1))
 
     # ---- training ----
 
-    def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
+    def loss(self, images: AnyImages, labels: Tensor, classes: ClassList) -> Loss:
         """Cross-entropy, L1 distances of both towers' features to the frozen ones, and the divergence of the logits from the frozen ones.
 
         Distances and divergence are means over all elements (section 3.2.1, with the divergence as the authors' code has it).
         """
         o, teacher = self.options, self.teacher(classes)
-        entering = self.clip.enter_image(images, 0)
+        images = Images.of(images)
+        image, text = self.image_features(images).class_token, self.text_features(classes)
+        frozen = self.clip.encode_image(images)
         with torch.no_grad():
-            frozen = self._image_features(entering, NO_EDITS).class_token
             frozen_logits = cosine_logits(frozen, teacher, self.logit_scale)
-        image, text = self._image_features(entering, self._image_edits()).class_token, self.text_features(classes)
         logits = cosine_logits(image, text, self.logit_scale)
         divergence = F.kl_div(logits.log_softmax(-1), frozen_logits.log_softmax(-1), reduction="sum", log_target=True)
         terms = {

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmrl.clip import NO_EDITS, ClassList, Clip, Edit, Edits
-from mmrl.clip.vision import ImageHidden
+from mmrl.clip import AnyImages, ClassList, Clip, Edit, Images
 from mmrl.errors import UsageError
 from mmrl.methods.exchange import Loss
 from mmrl.methods.options import MethodOptions
@@ -72,27 +71,22 @@ class ProVP(TwoTower):
     def text_features(self, classes: ClassList) -> Tensor:
         return classes.zero_shot if classes.teacher is None else classes.teacher
 
-    def image_features(self, images: Tensor) -> ImageFeatures:
-        return self._image_features(self.clip.enter_image(images, 0), self._edits())
-
-    def _edits(self) -> Edits:
-        return {i: Edit(tokens, keep=self.options.progressive_alpha) for i, tokens in enumerate(self.prompts.unbind(0))}
-
-    def _image_features(self, entering: ImageHidden, edits: Edits) -> ImageFeatures:
+    def image_features(self, images: AnyImages) -> ImageFeatures:
         tower = self.clip.vision
-        return ImageFeatures(F.normalize(tower.finish(entering, 0, edits).class_token @ tower.projection, dim=-1))
+        edits = {i: Edit(tokens, keep=self.options.progressive_alpha) for i, tokens in enumerate(self.prompts.unbind(0))}
+        pooled = tower.finish(self.clip.enter_image(images, 0), 0, edits)
+        return ImageFeatures(F.normalize(pooled.class_token @ tower.projection, dim=-1))
 
-    def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
+    def loss(self, images: AnyImages, labels: Tensor, classes: ClassList) -> Loss:
         """Cross-entropy over the classes, and over the batch: each image has to find its own frozen features among those of all images,
         by cosines without a temperature."""
-        entering = self.clip.enter_image(images, 0)
-        image = self._image_features(entering, self._edits())
+        images = Images.of(images)
+        image = self.image_features(images)
         logits = self.combine(image, self.text_features(classes), seen=True)
         terms = {"ce": F.cross_entropy(logits, labels)}
         if not self.options.ref_loss_weight:
             return Loss(terms["ce"], terms, logits.detach())
-        with torch.no_grad():
-            frozen = self._image_features(entering, NO_EDITS).class_token
-        own = torch.arange(len(images), device=images.device)
+        frozen = self.clip.encode_image(images)
+        own = torch.arange(len(frozen), device=frozen.device)
         terms["ref"] = F.cross_entropy(cosine_logits(image.class_token, frozen, 1.0), own)
         return Loss(terms["ce"] + self.options.ref_loss_weight * terms["ref"], terms, logits.detach())

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmrl.clip import ClassList, Clip, Edit
+from mmrl.clip import AnyImages, ClassList, Clip, Edit
 from mmrl.methods.base import Method
 from mmrl.methods.exchange import Loss
 from mmrl.methods.options import MethodOptions
@@ -82,7 +82,7 @@ class RPO(Method):
         """What the prompts read in each class's prompt: (C, K, embed_dim), normalised."""
         return self.clip.encode_prompts(classes.fed, {0: Edit(readers=self.text_prompt)})[:, 1:]
 
-    def image_features(self, images: Tensor) -> Tensor:
+    def image_features(self, images: AnyImages) -> Tensor:
         """What the prompts read in images (B, 3, H, W): (B, K, embed_dim), normalised."""
         vision = self.clip.vision
         readers = vision.finish(self.clip.enter_image(images, 0), 0, {0: Edit(readers=vision.pre_norm(self.image_prompt))}).readers
@@ -95,7 +95,7 @@ class RPO(Method):
         """Logits (B, C): the scaled cosines of the K pairs, averaged."""
         return cosine_logits(images.flatten(1), text.flatten(1), self.logit_scale / self.options.n_prompts)
 
-    def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
+    def loss(self, images: AnyImages, labels: Tensor, classes: ClassList) -> Loss:
         """Cross-entropy."""
         logits = self.combine(self.image_features(images), self.text_features(classes))
         total = F.cross_entropy(logits, labels)
@@ -104,5 +104,5 @@ class RPO(Method):
     def head(self, classes: ClassList) -> Tensor:
         return self.text_features(classes)
 
-    def logits(self, images: Tensor, head: Tensor, seen: Tensor | bool) -> Tensor:
+    def logits(self, images: AnyImages, head: Tensor, seen: Tensor | bool) -> Tensor:
         return self.combine(self.image_features(images), head)

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmrl.clip import ClassList, Clip, Edit
+from mmrl.clip import AnyImages, ClassList, Clip, Edit
 from mmrl.errors import UsageError
 from mmrl.methods.authors import meta_net_sizes, require_tower, sizes_of
 from mmrl.methods.exchange import Loss
@@ -115,7 +115,7 @@ class TCP(TwoTower):
         inserted = Edit(self.class_tokens(classes), keep=1 - self.options.insert_weight)
         return self.clip.encode_prompts(classes.fed, {0: context_edit(self.clip, self.ctx), self.layer: inserted})
 
-    def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
+    def loss(self, images: AnyImages, labels: Tensor, classes: ClassList) -> Loss:
         """As `held_loss`, to the features that the class tokens are made of."""
         text = self.text_features(classes)
         logits = self.combine(self.image_features(images), text, seen=True)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmrl.clip import ClassList, Clip
+from mmrl.clip import AnyImages, ClassList, Clip
 from mmrl.methods.exchange import Loss, Task
 from mmrl.methods.frozen import VALUES, FrozenFeatures, FrozenOptions, unit
 from mmrl.methods.linear import exact, say_unselected
@@ -188,7 +188,7 @@ class TipAdapterF(TipAdapter):
     def _hold(self, keys: Tensor) -> None:
         self.keys = nn.Parameter(keys)
 
-    def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
+    def loss(self, images: AnyImages, labels: Tensor, classes: ClassList) -> Loss:
         """Cross-entropy."""
         values = self._values_of(classes)
         logits = self.logits(images, CacheHead(classes.held_to, self.keys, values), True)

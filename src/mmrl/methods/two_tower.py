@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmrl.clip import ClassList
+from mmrl.clip import AnyImages, ClassList
 from mmrl.methods.base import Method
 from mmrl.methods.exchange import Loss
 
@@ -33,7 +33,7 @@ class TwoTower(Method):
         """As in `Method`: True where both `image_features` and `logits` are left as they are."""
         return type(self).image_features is TwoTower.image_features and type(self).logits is TwoTower.logits
 
-    def image_features(self, images: Tensor) -> ImageFeatures:
+    def image_features(self, images: AnyImages) -> ImageFeatures:
         """Image features of images (B, 3, H, W): `image_features_of` the frozen ones, unless a method adapts the image tower."""
         return self.image_features_of(self.clip.encode_image(images, normalise=False))
 
@@ -46,7 +46,7 @@ class TwoTower(Method):
         """Logits (B, C) from image features and class features (C, embed_dim); `seen` as in `logits`."""
         return cosine_logits(images.class_token, text, self.logit_scale)
 
-    def loss(self, images: Tensor, labels: Tensor, classes: ClassList) -> Loss:
+    def loss(self, images: AnyImages, labels: Tensor, classes: ClassList) -> Loss:
         """Cross-entropy, unless a method overrides it."""
         logits = self.combine(self.image_features(images), self.text_features(classes), seen=True)
         total = F.cross_entropy(logits, labels)
@@ -55,7 +55,7 @@ class TwoTower(Method):
     def head(self, classes: ClassList) -> Tensor:
         return self.text_features(classes)
 
-    def logits(self, images: Tensor, head: Tensor, seen: Tensor | bool) -> Tensor:
+    def logits(self, images: AnyImages, head: Tensor, seen: Tensor | bool) -> Tensor:
         return self.combine(self.image_features(images), head, seen)
 
     def logits_of_features(self, features: Tensor, head: Tensor, seen: Tensor | bool) -> Tensor:

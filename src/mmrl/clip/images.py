@@ -1,0 +1,71 @@
+"""A batch of images, and what the frozen image tower makes of them, each computed once for all who ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mmrl.clip.vision import ImageHidden
+
+if TYPE_CHECKING:
+    from mmrl.clip.backbone import Clip
+
+
+class Images:
+    """Images (B, 3, H, W), normalised, of which frozen passes are kept for as long as this object lives.
+
+    Whoever asks next starts from what is there: the zero-shot pass from the states of the adapted one, and a second method from those of
+    the first. The numbers are those of a pass of its own, to the bit. All who ask must do so in the same precision.
+
+    Args:
+        pixels: the images, or what makes them when they are first needed.
+        states: those that enter a layer, where they are known already.
+        features: what the frozen tower puts out (B, embed_dim), not normalised, where it is known already.
+    """
+
+    def __init__(
+        self, pixels: Tensor | Callable[[], Tensor], *, states: Mapping[int, ImageHidden] | None = None, features: Tensor | None = None
+    ) -> None:
+        self._pixels = pixels
+        self.states = dict(states or {})
+        self.features = features
+
+    @classmethod
+    def of(cls, images: Tensor | Images) -> Images:
+        return images if isinstance(images, Images) else cls(images)
+
+    @property
+    def pixels(self) -> Tensor:
+        if not isinstance(self._pixels, Tensor):
+            self._pixels = self._pixels()
+        return self._pixels
+
+    @torch.no_grad()
+    def entering(self, clip: Clip, layer: int) -> ImageHidden:
+        """States, without gradient, that enter `layer` (from 0)."""
+        if layer not in self.states:
+            hidden, start = self._below(clip, layer)
+            self.states[layer] = clip.vision.run(hidden, start, layer)
+        return self.states[layer]
+
+    @torch.no_grad()
+    def encoded(self, clip: Clip) -> Tensor:
+        """What the frozen tower puts out (B, embed_dim), not normalised and without gradient."""
+        if self.features is None:
+            if clip.not_staged is None:
+                hidden, start = self._below(clip, clip.vision.depth - 1)
+                self.features = clip.vision.finish(hidden, start).class_token @ clip.vision.projection
+            else:
+                self.features = clip.model.encode_image(self.pixels)
+        return self.features
+
+    def _below(self, clip: Clip, layer: int) -> tuple[ImageHidden, int]:
+        """The states nearest below `layer` that are known, or that enter the first, and which layer they enter."""
+        start = max((known for known in self.states if known <= layer), default=0)
+        return self.states[start] if start in self.states else clip.vision.embed(self.pixels), start
+
+
+AnyImages = Tensor | Images  # images (B, 3, H, W), normalised
