@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mmrl import engine, methods
-from mmrl.clip import Clip
+from mmrl.clip import Clip, Images
 from mmrl.engine.checkpoint import read_state
 from mmrl.engine.loop import NonFiniteError, Trainer
 from mmrl.errors import MmrlError, UsageError
@@ -302,11 +302,11 @@ class Noisy(Wrapped):
         super().__init__(inner)
         self.until, self.calls = until, 0
 
-    def loss(self, images: Tensor, labels: Tensor, classes: Any) -> Loss:
+    def loss(self, images: Images, labels: Tensor, classes: Any) -> Loss:
         self.calls += 1
         if self.calls > self.until:
             raise KeyboardInterrupt
-        return self.inner.loss(images + torch.randn(images.shape), labels, classes)
+        return self.inner.loss(images.pixels + torch.randn(images.pixels.shape), labels, classes)
 
 
 def test_random_numbers_go_on_after_resuming(clip: Clip, tmp_path: Path) -> None:

@@ -37,8 +37,13 @@ class Images:
     def of(cls, images: Tensor | Images) -> Images:
         return images if isinstance(images, Images) else cls(images)
 
+    def __len__(self) -> int:
+        known = [*([] if self.features is None else [self.features]), *(hidden.main for hidden in self.states.values())]
+        return len(known[0] if known else self.pixels)
+
     @property
     def pixels(self) -> Tensor:
+        """The images themselves (B, 3, H, W)."""
         if not isinstance(self._pixels, Tensor):
             self._pixels = self._pixels()
         return self._pixels

@@ -202,11 +202,10 @@ def shown(
         for batch, labels in test_batches(
             dataset, items, preprocess_of(clip), batch_size, workers, device=clip.device, skipped=skipped, kept=kept
         ):
-            seen, frozen = Images(batch), None
+            seen = Images(batch)
             if found and len(skipped or ()) == before:  # none was left out, so places agree
-                frozen = found.features[at : at + len(labels)].to(clip.device)
-            elif features:
-                frozen = clip.encode_image(seen, normalise=False)
+                seen.features = found.features[at : at + len(labels)].to(clip.device)
+            frozen = clip.encode_image(seen, normalise=False) if features else None
             if new and frozen is not None:
                 made.append(frozen.cpu())
             at += len(labels)
