@@ -202,10 +202,11 @@ def shown(
         for batch, labels in test_batches(
             dataset, items, preprocess_of(clip), batch_size, workers, device=clip.device, skipped=skipped, kept=kept
         ):
-            seen = Images(batch)
+            seen, frozen = Images(batch), None
             if found and len(skipped or ()) == before:  # none was left out, so places agree
-                seen.features = found.features[at : at + len(labels)].to(clip.device)
-            frozen = clip.encode_image(seen, normalise=False) if features else None
+                seen.features = frozen = found.features[at : at + len(labels)].to(clip.device)
+            elif features:
+                frozen = clip.encode_image(seen, normalise=False)
             if new and frozen is not None:
                 made.append(frozen.cpu())
             at += len(labels)
