@@ -224,7 +224,8 @@ def advise(
         minutes: for everything; a method that would take longer than what is left does not run, and is listed with the time it needs.
         new_classes: whether only methods that can also classify among new classes are of use.
         say: called with a line for every method that is done.
-        options: fields of `Data` (`shots` is 0 here, which takes all images), `What` and `Where`, and options of training by name.
+        options: fields of `Data` (`shots` is 0 here, which takes all images), `What` and `Where`, and by name options of training and of
+            the methods that have them.
 
     Raises:
         UsageError: unknown names, bad values or data, or no class with two images.

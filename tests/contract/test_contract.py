@@ -142,7 +142,7 @@ def test_modality_and_vocabulary(small_clip: Clip, case: str) -> None:
     assert method.modality in ("V", "L", "V-L", "V, L", "-")
     closed = ("ape", "ape-t", "clap", "linear-probe", "lpp", "tip-adapter", "tip-adapter-f", *CLOSED)
     assert method.open_vocabulary(method.options) is (case not in closed)
-    assert method.trainable == (case in STEPPED)
+    assert method.trainable == (case in STEPPED) == (method.trained_by() == "steps")
     assert method.task is not None and method.task.features is None  # passes over images are the engine's, for the time of a call
     assert 0 <= method.frozen_text_layers < small_clip.text.depth and method.logit_scale > 0
 

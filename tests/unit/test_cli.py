@@ -130,6 +130,8 @@ BAD = [
     (("train", "--data", "{photos}", "--out", "{tmp}/o", "--shots", "2", "--template", "no place"), "exactly one {}"),
     (("predict", "{run}", "{photo}", "--template", "a {{}}", "--template", "a {{}}"), "stands twice"),
     (("train", "--data", "{photos}", "--shots", "2", "--out", "{tmp}/o", "--method", "zero-shot"), "nothing to train"),
+    (("train", "--data", "{photos}", "--out", "{tmp}/o", "--method", "gda", "--set", "epochs=3"), "epochs has no effect on gda"),
+    (("config", "show", "--method", "clap", "--set", "lr=1", "--set", "log=tensorboard"), "lr, log have no effect on clap"),
     (("predict", "{run}", "{tmp}/none.jpg"), "no such image"),
     (("predict", "{run}", "{tmp}/broken.png"), "broken.png"),
     (("predict", "{run}", "{tmp}"), "no images directly in it"),

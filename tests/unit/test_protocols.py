@@ -91,6 +91,15 @@ def test_overrides_name_the_variant_and_leave_zero_shot_alone() -> None:
     assert plan == planned("base-to-novel", overrides=dict(reversed(given.items())))
 
 
+@pytest.mark.parametrize("study", EVALUATIONS)
+def test_a_methods_own_options_win_and_are_its_own(study: str) -> None:
+    plan = planned(study, overrides={"epochs": 2, "lr": 0.1}, own={"mmrl": {"epochs": 3, "lam": 2}})
+    variants = {method: {cell.variant for cell in plan if cell.method == method} for method in METHODS}
+    assert variants.pop("zero-shot") == {""} and variants.pop("mmrl") == {"epochs=3, lam=2, lr=0.1"}
+    assert all(each == {"epochs=2, lr=0.1"} for each in variants.values())
+    assert {t.overrides for t in trainings(plan) if t.method == "mmrl"} == {(("epochs", 3), ("lam", 2), ("lr", 0.1))}
+
+
 @pytest.mark.parametrize("study", ["cross-dataset", "domain-generalisation"])
 def test_paper_compat_changes_how_mmrlpp_is_tested_and_nothing_else(study: str) -> None:
     plain, tuned = planned(study), planned(study, paper_compat=True)

@@ -43,8 +43,8 @@ def ablate(
             )
         registry.get(method)
         chosen = present(names(grid.datasets) or grid.suite.single, grid)
-        seeds, varied = parse_seeds(grid.seeds), parse_vary(vary)
-        carry_out(sweep(varied, chosen, seeds, method=method, shots=shots, overrides=grid.overrides, paired=paired), grid)
+        seeds, varied, own = parse_seeds(grid.seeds), parse_vary(vary), grid.own_options([method])[method]
+        carry_out(sweep(varied, chosen, seeds, method=method, shots=shots, overrides=own, paired=paired), grid)
         return
     if paired:
         raise UsageError("--paired is for several --vary.")
@@ -55,11 +55,11 @@ def ablate(
     registry.get(method)
     chosen = present(names(grid.datasets) or grid.suite.single, grid)
     tower = None if values or name not in ("layers", "all") else tower_of(method, grid.chosen_backbone)
-    cells = []
+    cells, own = [], grid.own_options([method])[method]
     for each in ABLATIONS if name == "all" else (name,):
         cells += plan(
             each, chosen, parse_seeds(grid.seeds), method=method, tower=tower, numbers=parse_values(values) if values else None,
-            shots=shots, overrides=grid.overrides,
+            shots=shots, overrides=own,
         )  # fmt: skip
     carry_out(cells, grid)
 

@@ -27,7 +27,7 @@ def advise(
     seed: int = typer.Option(1, "--seed", min=0, help="Of the draw, the parts and the trainings."),
     template: list[str] = typer.Option([], "--template", help="Prompt with one {}; default: the dataset's. Several are averaged."),
     allow_fewer: bool = typer.Option(False, "--allow-fewer", help="Take all images of a class that has fewer than --shots."),
-    set_: list[str] = typer.Option([], "--set", help="KEY=VALUE, an option of training for every method; may be repeated."),
+    set_: list[str] = typer.Option([], "--set", help="KEY=VALUE, as for `mmrl bench`; may be repeated."),
     device: str = DEVICE,
     skip_broken: bool = typer.Option(False, "--skip-broken", help="Leave out images that are missing or broken."),
     workers: int = typer.Option(None, "--workers", min=0, help="Threads that prepare images; default: one a core, at most 8."),

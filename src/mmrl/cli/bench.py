@@ -33,12 +33,12 @@ def bench(
     suite, chosen = grid.suite, names(methods) or registry.names()
     for name in chosen:
         registry.get(name)
-    cells = []
+    cells, own = [], grid.own_options(chosen)
     for each in EVALUATIONS if study == "all" else (study,):
         wanted = given or {"cross-dataset": suite.targets, "domain-generalisation": suite.shifted}.get(each, suite.single)
         cells += evaluation(
             each, suite, chosen, parse_seeds(grid.seeds), datasets=present(wanted, grid), source=source,
-            shots=parse_shots(shots) if shots else None, overrides=grid.overrides,
+            shots=parse_shots(shots) if shots else None, own=own,
             paper_compat=paper_compat and (study != "all" or each in ("cross-dataset", "domain-generalisation")),
         )  # fmt: skip
     carry_out(cells, grid, every=names(methods) is None)

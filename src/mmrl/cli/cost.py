@@ -57,7 +57,7 @@ def cost(
     for name in chosen:
         registry.get(name)
     data, backbone = data or ("mini:objects" if mini else "imagenet"), grid.chosen_backbone
-    cells = base_to_novel(chosen, (data,), (seed,), shots=(shots,), overrides=grid.overrides)
+    cells = base_to_novel(chosen, (data,), (seed,), shots=(shots,), own=grid.own_options(chosen))
     FitConfig(**({} if precision is None else {"precision": precision}))
     out = user_path(out)
     if out.exists():

@@ -45,7 +45,9 @@ class Grid:
     root: Path | None = _option(None, "--root", envvar="DATA", help="Folder of the data sets.")
     backbone: str | None = _option(None, "--backbone", help=f"Default: {BACKBONE}; with --mini: tiny.")
     mini: bool = _option(False, "--mini", help="The same on the embedded model and the mini benchmark.")
-    set_: list[str] = _option([], "--set", help="KEY=VALUE, an option of the method or of training for every run; may be repeated.")
+    set_: list[str] = _option(
+        [], "--set", help="KEY=VALUE, an option of training or of the methods that have it; METHOD.KEY=VALUE for one; may be repeated."
+    )
     precision: str | None = _option(
         None, "--precision", help="Of training: fp32, bf16 or fp16; default: as the recipe says. Tests are in float32."
     )
@@ -85,16 +87,16 @@ class Grid:
     def chosen_backbone(self) -> str:
         return self.backbone or ("tiny" if self.mini else BACKBONE)
 
-    @property
-    def overrides(self) -> dict[str, Any]:
-        """Options from --set. Raises UsageError for those that have an option of their own here."""
+    def own_options(self, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Options from --set for each of `methods`. Raises UsageError for those that have an option of their own here."""
         from mmrl.cli.options import parse_settings
+        from mmrl.engine.overrides import own_options
 
         found = parse_settings(self.set_)
         for key, own in (("seed", "--seeds"), ("precision", "--precision")):
             if key in found:
                 raise UsageError(f"--set {key}={found[key]}: use {own}, which holds for all runs.")
-        return found
+        return own_options(found, methods)
 
 
 def option(name: str) -> Any:

@@ -19,10 +19,11 @@ from mmrl.engine.context import Bench, Context, settings
 from mmrl.engine.cost import measure_in
 from mmrl.engine.fit import Place
 from mmrl.engine.jobs import Job
+from mmrl.engine.overrides import own_options
 from mmrl.engine.run import run
 from mmrl.errors import MmrlError, Notice, UsageError
 from mmrl.protocols import Cell, Training
-from mmrl.protocols.plan import ZERO_SHOT, Values
+from mmrl.protocols.plan import ZERO_SHOT, Values, values
 
 STEPS = 2  # timed before a race, to see whether a method fits into the time that is left
 Say = Callable[[str], object]
@@ -39,7 +40,7 @@ class Race:
         new_classes: whether only methods that can classify among classes they were not trained on are of use.
         seed: of the folds and of the trainings.
         recipe: protocol whose published values are taken.
-        overrides: options of methods and of training.
+        overrides: options of training, of the methods that have them, and, as 'METHOD.KEY', of one method.
     """
 
     methods: tuple[str, ...]
@@ -130,13 +131,15 @@ def advise(clip: Clip, dataset: Dataset, draw: Draw, bench: Bench, race: Race, *
     """
     if race.folds < 2:
         raise UsageError(f"folds is {race.folds}; a part is left out and tested in turn, so give 2 or more.")
+    own = own_options(dict(race.overrides), list(dict.fromkeys(race.methods)))
     for name in race.methods:
-        settings(name, protocol=race.recipe, dataset=dataset.name, overrides=dict(race.overrides))
+        settings(name, protocol=race.recipe, dataset=dataset.name, overrides=own[name])
     parts = folds(dataset, draw, race.folds, race.seed)
     ends = time.monotonic() + 60 * race.minutes
     found: list[Entrant] = []
     for name in dict.fromkeys((ZERO_SHOT, *race.methods)):
-        found.append(_entrant(name, clip, parts, bench, race, ends))
+        given = replace(race, overrides=values(own.get(name)))
+        found.append(_entrant(name, clip, parts, bench, given, ends))
         say(line_of(found[-1]))
     able = [each for each in found if not each.why_not and (each.open_vocabulary or not race.new_classes)]
     able.sort(key=lambda each: (-each.accuracy, each.seconds))

@@ -15,6 +15,7 @@ from mmrl.data import Dataset, Draw, GivenDraws, draw_shots, load_dataset, read_
 from mmrl.engine.config import FitConfig
 from mmrl.engine.features import FeatureStore
 from mmrl.engine.fit import items_hash
+from mmrl.engine.overrides import refuse_without_effect, training_options
 from mmrl.errors import UsageError
 from mmrl.methods import Method
 from mmrl.protocols import Cell, Training
@@ -30,7 +31,7 @@ class Bench:
     Attributes:
         root: the folder of the data sets.
         cache: folder for listings and drawn pictures.
-        precision: of training, where the user gives one for all runs; tests are in float32.
+        precision: of training by steps, where the user gives one for all runs; tests are in float32.
         skip_broken: leave broken images out instead of stopping.
         workers: threads that prepare images.
         batch_size: at test.
@@ -88,9 +89,10 @@ def settings(
     """Every value of a run and where it came from.
 
     Raises:
-        UsageError: unknown names, or values that are not allowed; all of them in one message.
+        UsageError: options that have no effect on the method; unknown names, or values that are not allowed; all of a kind in one message.
     """
     cls = methods.get(method)
+    refuse_without_effect(cls, overrides or {})
     allowed = {
         section: {name: field.get_default(call_default_factory=True) for name, field in options.model_fields.items()}
         for section, options in (("method", cls.Options), ("fit", FitConfig))
@@ -176,7 +178,7 @@ class Context:
         if given.setdefault("seed", training.seed) != training.seed:
             seeds = f"the options have seed {given['seed']!r}, and the run has seed {training.seed}"
             raise UsageError(f"{seeds}; give it once: --seed, or seed= in Python.")
-        if bench.precision is not None:
+        if bench.precision is not None and "precision" in training_options(methods.get(training.method)):
             given["precision"] = bench.precision
         resolved = settings(
             training.method, protocol=training.recipe, dataset=dataset.name, shots=training.shots, overrides=given, source=bench.source

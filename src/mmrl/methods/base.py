@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,7 @@ class Method(nn.Module, ABC):
         edits_layers: whether it needs a backbone whose layers can be run one by one.
         whole_batch: whether its gradients are no mean over the images of a batch, so that processes cannot share one: each that trains
             with others takes all of it.
+        setup_options: options of training that count where nothing is trained by steps: those of random numbers, and of augmented views.
         recipe: published values of a method from outside the package: a JSON file of the format of `mmrl.recipes`, or its content.
         revision: of a method from outside, part of its results' keys, so that those of changed code are computed again; by default the
             hash of its plugin file, and nothing for a method of an installed package.
@@ -61,6 +62,7 @@ class Method(nn.Module, ABC):
     Options: ClassVar[type[MethodOptions]] = NoOptions
     edits_layers: ClassVar[bool] = False
     whole_batch: ClassVar[bool] = False
+    setup_options: ClassVar[tuple[str, ...]] = ("seed", "crop_scale")
     recipe: ClassVar[Path | Mapping[str, Any] | None] = None
     revision: ClassVar[str] = ""
     authors_names: ClassVar[Mapping[str, str]] = {}
@@ -80,6 +82,13 @@ class Method(nn.Module, ABC):
     def open_vocabulary(cls, options: MethodOptions) -> bool:
         """Whether it can classify among classes that it was not trained on."""
         return True
+
+    @classmethod
+    def trained_by(cls) -> Literal["steps", "closed form", "nothing"]:
+        """How: by steps where it has a loss, else in closed form where it has a setup. Without steps, `setup_options` alone count."""
+        if cls.loss is not Method.loss or cls.gradients is not Method.gradients:
+            return "steps"
+        return "nothing" if cls.setup is Method.setup else "closed form"
 
     @property
     def modality(self) -> str:

@@ -97,6 +97,7 @@ class LinearProbe(Method):
     summary = "logistic regression on frozen image features"
     source = "Radford et al., ICML 2021"
     Options = LinearProbeOptions
+    setup_options = ("seed",)  # no augmented views
     options: LinearProbeOptions
     weight: Tensor  # (C, embed_dim)
     bias: Tensor  # (C,)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from mmrl.clip import ClassList
@@ -17,6 +19,10 @@ class ZeroShot(TwoTower):
     published = "CLIP"
     summary = "the frozen CLIP, nothing trained"
     source = "Radford et al., ICML 2021"
+
+    @classmethod
+    def trained_by(cls) -> Literal["nothing"]:
+        return "nothing"
 
     def text_features(self, classes: ClassList) -> Tensor:
         return classes.zero_shot

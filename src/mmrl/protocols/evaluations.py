@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmrl.errors import UsageError, unknown
-from mmrl.protocols.plan import ZERO_SHOT, Cell, Classes, Trained, Training, values, variant_of
+from mmrl.protocols.plan import ZERO_SHOT, Cell, Classes, Trained, Training, Values, values, variant_of
 from mmrl.protocols.suites import Suite
 from mmrl.recipes import at_test
 
 SHOTS = 16
 TUNED = "tuned by target"  # variant of a method with --paper-compat
 FEW_SHOTS = (1, 2, 4, 8, 16)
+ByMethod = Mapping[str, Mapping[str, Any]]  # options of methods
 EVALUATIONS = ("base-to-novel", "cross-dataset", "domain-generalisation", "few-shot")
 
 
@@ -23,14 +24,18 @@ def base_to_novel(
     *,
     shots: Sequence[int] = (SHOTS,),
     overrides: Mapping[str, Any] | None = None,
+    own: ByMethod | None = None,
 ) -> list[Cell]:
-    """Trained on the base half of the classes; tested on it and on the novel half, each among its own classes (Table 1)."""
-    study, given = "base-to-novel", values(overrides)
+    """Trained on the base half of the classes; tested on it and on the novel half, each among its own classes (Table 1).
+
+    Here and below, `overrides` are options of every method, and `own` those of some methods, by name, which win.
+    """
+    study, given = "base-to-novel", _given(methods, overrides, own)
     halves: tuple[Classes, ...] = ("base", "novel")
     cells = []
     for dataset in datasets:
         for method, training in _trainings(methods, dataset, "base", shots, seeds, study, given):
-            variant = variant_of(given) if training else ""
+            variant = variant_of(training.overrides) if training else ""
             for half in halves:
                 cells.append(Cell(study, training, dataset, half, seen=half == "base" and method != ZERO_SHOT, variant=variant))
     return cells
@@ -43,11 +48,12 @@ def few_shot(
     *,
     shots: Sequence[int] = FEW_SHOTS,
     overrides: Mapping[str, Any] | None = None,
+    own: ByMethod | None = None,
 ) -> list[Cell]:
     """Trained and tested on all classes, by number of shots (Fig. 4, Tables 10 and 11)."""
-    study, given = "few-shot", values(overrides)
+    study, given = "few-shot", _given(methods, overrides, own)
     return [
-        Cell(study, training, dataset, "all", seen=training is not None, variant=variant_of(given) if training else "")
+        Cell(study, training, dataset, "all", seen=training is not None, variant=variant_of(training.overrides) if training else "")
         for dataset in datasets
         for _, training in _trainings(methods, dataset, "all", shots, seeds, study, given)
     ]
@@ -61,6 +67,7 @@ def cross_dataset(
     *,
     shots: Sequence[int] = (SHOTS,),
     overrides: Mapping[str, Any] | None = None,
+    own: ByMethod | None = None,
     paper_compat: bool = False,
 ) -> list[Cell]:
     """Trained on all classes of `source`, tested there and on other data sets (Table 2).
@@ -68,7 +75,7 @@ def cross_dataset(
     Args:
         paper_compat: test with the options that the authors chose for each target, which is tuning on the target; default: as trained.
     """
-    return _transfer("cross-dataset", methods, source, targets, seeds, shots, overrides, paper_compat)
+    return _transfer("cross-dataset", methods, source, targets, seeds, shots, _given(methods, overrides, own), paper_compat)
 
 
 def domain_generalisation(
@@ -79,10 +86,11 @@ def domain_generalisation(
     *,
     shots: Sequence[int] = (SHOTS,),
     overrides: Mapping[str, Any] | None = None,
+    own: ByMethod | None = None,
     paper_compat: bool = False,
 ) -> list[Cell]:
     """As `cross_dataset`, tested on the source's classes in other pictures (Table 3). The trainings are the same."""
-    return _transfer("domain-generalisation", methods, source, shifted, seeds, shots, overrides, paper_compat)
+    return _transfer("domain-generalisation", methods, source, shifted, seeds, shots, _given(methods, overrides, own), paper_compat)
 
 
 def _transfer(
@@ -92,14 +100,13 @@ def _transfer(
     targets: Sequence[str],
     seeds: Sequence[int],
     shots: Sequence[int],
-    overrides: Mapping[str, Any] | None,
+    given: Mapping[str, Values],
     paper_compat: bool,
 ) -> list[Cell]:
-    given = values(overrides)
     cells = []
     for method, training in _trainings(methods, source, "all", shots, seeds, "cross-dataset", given):
         tuned = paper_compat and any(at_test(method, target) for target in (source, *targets))
-        variant = ", ".join(filter(None, (variant_of(given), TUNED if tuned else ""))) if training else ""
+        variant = ", ".join(filter(None, (variant_of(training.overrides), TUNED if tuned else ""))) if training else ""
         for target in (source, *targets):
             options = values({setting.key: setting.value for setting in at_test(method, target)} if tuned else None)
             seen = target == source and training is not None
@@ -107,8 +114,19 @@ def _transfer(
     return cells
 
 
+def _given(methods: Sequence[str], overrides: Mapping[str, Any] | None, own: ByMethod | None) -> dict[str, Values]:
+    """The options of every method."""
+    return {method: values({**(overrides or {}), **(own or {}).get(method, {})}) for method in methods}
+
+
 def _trainings(
-    methods: Sequence[str], dataset: str, classes: Trained, shots: Sequence[int], seeds: Sequence[int], recipe: str, given: Any
+    methods: Sequence[str],
+    dataset: str,
+    classes: Trained,
+    shots: Sequence[int],
+    seeds: Sequence[int],
+    recipe: str,
+    given: Mapping[str, Values],
 ) -> Iterable[tuple[str, Training | None]]:
     """Every method with its trainings on `dataset`; zero-shot once, with none."""
     for method in methods:
@@ -117,7 +135,7 @@ def _trainings(
             continue
         for count in shots:
             for seed in seeds:
-                yield method, Training(method, dataset, classes, count, seed, recipe, given)
+                yield method, Training(method, dataset, classes, count, seed, recipe, given[method])
 
 
 def evaluation(
@@ -130,6 +148,7 @@ def evaluation(
     source: str | None = None,
     shots: Sequence[int] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    own: ByMethod | None = None,
     paper_compat: bool = False,
 ) -> list[Cell]:
     """The cells of one of `EVALUATIONS` over a suite.
@@ -147,8 +166,8 @@ def evaluation(
         if source or paper_compat:
             raise UsageError(f"{study} takes no {'--source' if source else '--paper-compat'}: it trains and tests on the same data set.")
         single, counts = base_to_novel if study == "base-to-novel" else few_shot, shots or (FEW_SHOTS if study == "few-shot" else (SHOTS,))
-        return single(methods, datasets or suite.single, seeds, shots=counts, overrides=overrides)
+        return single(methods, datasets or suite.single, seeds, shots=counts, overrides=overrides, own=own)
     across, targets = (cross_dataset, suite.targets) if study == "cross-dataset" else (domain_generalisation, suite.shifted)
     origin, chosen = source or suite.source, datasets or targets
     chosen = [name for name in chosen if name != origin]
-    return across(methods, origin, chosen, seeds, shots=shots or (SHOTS,), overrides=overrides, paper_compat=paper_compat)
+    return across(methods, origin, chosen, seeds, shots=shots or (SHOTS,), overrides=overrides, own=own, paper_compat=paper_compat)
