@@ -11,7 +11,6 @@ from __future__ import annotations
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -51,15 +50,6 @@ def peak_of(work: Work, side: str, *, threads: int, steps: int = 2) -> Peak | No
             return pool.submit(_measure, work, side, threads, steps).result()
         except BrokenProcessPool:
             return None
-
-
-def available() -> int | None:
-    """Bytes that this machine can still give, or None if it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def plain_needs(work: Work, clip: Clip) -> int:

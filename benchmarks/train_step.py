@@ -32,9 +32,10 @@ import torch
 
 from benchmarks import common
 from benchmarks.common import gib
-from benchmarks.memory import available, peak_of, plain_needs
+from benchmarks.memory import peak_of, plain_needs
 from benchmarks.sides import PLAIN, Step, Work, fast_step, gradients_of, plain_step, without_dropout
 from mmrl.clip import Clip
+from mmrl.engine.memory import free_bytes
 from tests.oracle.pair import relative_error
 
 CHOICE = {"method", "classes", "plain_memory", "plain_limit"}  # which rows, and which of their plain sides
@@ -58,7 +59,7 @@ def refusal(work: Work, clip: Clip, most_classes: int | None, most_gib: float | 
     """Why the plain side is not run, if so."""
     if most_classes is not None and work.classes > most_classes:
         return f"over --plain-limit {most_classes}"
-    needed, free = plain_needs(work, clip), available()
+    needed, free = plain_needs(work, clip), free_bytes()
     if most_gib is not None and needed > most_gib * 2**30:
         return f"needs about {gib(needed)}, over --plain-memory {most_gib:g}"
     if free is not None and needed > free:

@@ -45,7 +45,9 @@ class FitConfig(Options):
     seed: int = Field(1, ge=0, lt=2**63, description="decides initial values, order and augmentation")
     checkpoint_every: int | None = Field(None, ge=1, le=10**12, description="steps between checkpoints, besides the one after every epoch")
     log: Literal["tensorboard"] | None = Field(None, description="where else to log every step; tensorboard writes into the output folder")
-    memory_gib: float | None = Field(None, gt=0, description="memory for activations of the class prompts, in GiB; default: no limit")
+    memory_gib: float | None = Field(
+        None, gt=0, description="memory for the class prompts' activations, in GiB; default: half of what is free"
+    )
 
     def __init__(self, **values: Any) -> None:
         problems = [str(unknown("training option", key, type(self).model_fields)) for key in values if key not in type(self).model_fields]

@@ -43,6 +43,7 @@ class Bench:
         features: folder for what the frozen image tower makes of images, and for decoded pixels; None computes it for every test.
         cache_gib: how much `features` may take, in GiB.
         beside_zero_shot: whether zero-shot CLIP is scored with every test, on the same images.
+        processes: how many compute on the same machine at the same time, and share its memory.
         source: of the values that the user gave, for records.
     """
 
@@ -61,6 +62,7 @@ class Bench:
     features: Path | None = None
     cache_gib: float = 4.0
     beside_zero_shot: bool = False
+    processes: int = 1
     source: str = "plan"
 
 

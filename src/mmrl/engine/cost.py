@@ -22,7 +22,7 @@ from mmrl.engine.context import Bench, Context
 from mmrl.engine.features import preprocess_of
 from mmrl.engine.fit import TrainingData
 from mmrl.engine.loop import Trainer, length_of
-from mmrl.engine.memory import forget_peak, peak_resident, resident
+from mmrl.engine.memory import GIB, forget_peak, peak_resident, resident, text_memory
 from mmrl.engine.record import environment
 from mmrl.engine.score import Batch, evaluate
 from mmrl.errors import MmrlError
@@ -34,7 +34,6 @@ from mmrl.reports.cost import CostRow
 WARM_UP = 2  # steps and test batches that are not timed
 DISTINCT = 4  # training batches kept in memory, which take turns
 MOST_TESTED = 10  # test batches timed
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def measure_in(context: Context, dataset: str, training: Training | None, steps:
         method.to(clip.device)
         method.finish(task)
     minutes = (time.perf_counter() - began) / 60
-    limit = ready.config.memory_gib if ready else None
+    limit = (ready.config.memory_gib or text_memory(clip.device)) if ready else None
     classes = method.class_list(part.classes, part.template, memory_gib=limit)
     step = _step(method, classes, drawn, ready.config, steps) if ready and method.trainable else None
     test = _test(method, classes, tested, min(steps, MOST_TESTED))

@@ -21,6 +21,7 @@ from mmrl.engine.checkpoint import RunFolder
 from mmrl.engine.config import FitConfig, make_config
 from mmrl.engine.features import FeatureStore, preprocess_of
 from mmrl.engine.loop import Batches, NonFiniteError, Row, Shareable, State, Trainer, length_of
+from mmrl.engine.memory import text_memory
 from mmrl.engine.parallel import Peers, joined
 from mmrl.engine.precision import check_surroundings, seeded
 from mmrl.engine.progress import training_log, training_progress
@@ -43,6 +44,7 @@ class Place:
         progress: whether a bar is shown on a terminal.
         workers: threads that prepare images; `mmrl.data.usual_workers(dataset.read)` is a good number.
         skip_broken: leave out images that are missing or broken; those to train on are found before the first step.
+        processes: how many train on this machine at the same time, and share its memory.
     """
 
     out: Path | str | None = None
@@ -50,6 +52,7 @@ class Place:
     progress: bool = True
     workers: int = 0
     skip_broken: bool = False
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -277,7 +280,8 @@ def _trainer(
             if held:
                 peers.on_main(lambda: held.save(state))
 
-        classes = method.class_list(data.classes, data.template, memory_gib=config.memory_gib)
+        limit = config.memory_gib or text_memory(method.clip.device, place.processes)
+        classes = method.class_list(data.classes, data.template, memory_gib=limit)
         batches = _share(method, data.batches, peers)
         trainer = Trainer(method, batches, classes, config, peers=peers, save=save if held else None, watch=watch)
         if before:

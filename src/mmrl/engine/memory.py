@@ -1,4 +1,4 @@
-"""How much memory this process takes, as the kernel counts it."""
+"""How much memory this process takes, as the kernel counts it, and how much it can still get."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ import contextlib
 import sys
 from pathlib import Path
 
+import torch
+
+GIB = 2**30
+SHARE = 0.5  # of what is free, for the prompts' activations: images, gradients and other programs need the rest
+GROUP = Path("/sys/fs/cgroup")
+LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))  # version 2, version 1
+
 
 def resident() -> int:
     """Bytes in main memory now; where the kernel does not say (not Linux), the most there ever were."""
-    return _status("VmRSS") or peak_resident()
+    return _field("/proc/self/status", "VmRSS") or peak_resident()
 
 
 def peak_resident() -> int:
     """The most bytes in main memory since `forget_peak`, or where that does nothing, since the process began."""
-    marked = _status("VmHWM")
+    marked = _field("/proc/self/status", "VmHWM")
     if marked is not None:
         return marked
     import resource  # POSIX alone has it
@@ -29,10 +36,33 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _status(field: str) -> int | None:
-    """Bytes of a field of /proc/self/status, or None where there is none."""
+def free_bytes(device: torch.device | str = "cpu") -> int | None:
+    """Bytes that this process can still get: on a GPU of its memory, else of the machine's, within the limit of the control group (a
+    container's) that it is in. None where the system does not say."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch holds it
+        return torch.cuda.mem_get_info(device)[0] + unused
+    found = [_field("/proc/meminfo", "MemAvailable"), *(_within(*names) for names in LIMITS)]
+    return min((size for size in found if size is not None), default=None)
+
+
+def text_memory(device: torch.device | str = "cpu", processes: int = 1) -> float | None:
+    """GiB that the class prompts' activations may take in a training step, where `processes` train at the same time. None: no limit."""
+    free = free_bytes(device)
+    return None if free is None else max(1.0, SHARE * free / processes / GIB)
+
+
+def _within(limit: str, used: str) -> int | None:
+    with contextlib.suppress(OSError, ValueError):  # 'max' where there is none
+        return max(0, int((GROUP / limit).read_text()) - int((GROUP / used).read_text()))
+    return None
+
+
+def _field(file: str, name: str) -> int | None:
+    """Bytes of a field of a file in /proc, or None where there is none."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path(file).read_text().splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)

@@ -53,7 +53,8 @@ def compute(job: Job, context: Context, work: Path | None, before: RunRecord | N
     Raises:
         as `run`.
     """
-    place = Place(work, resume=True, progress=False, workers=context.bench.workers, skip_broken=context.bench.skip_broken)
+    bench = context.bench
+    place = Place(work, True, False, bench.workers, bench.skip_broken, bench.processes)
     with warnings.catch_warnings():  # the record keeps them
         warnings.simplefilter("ignore", BrokenImageWarning)
         if work is not None and (work / CONFIG).exists() and not (work / STATE).exists():  # half deleted: nothing to go on from

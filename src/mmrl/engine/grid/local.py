@@ -7,6 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 
 import torch
@@ -90,6 +91,7 @@ def _spawn(jobs: Sequence[Job], bench: Bench, store: ResultsFolder, count: int, 
         devices = [f"cuda:{index}" for index in range(max(1, torch.cuda.device_count()))]
     threads = max(1, cores() // count)  # by the command alone, however much is left to do: other threads round otherwise
     count = min(count, len(jobs))
+    bench = replace(bench, processes=-(-count // len(devices)))
     arguments = [(jobs, bench, store.folder, devices[i % len(devices)], threads, began) for i in range(count)]
     processes = [context.Process(target=_worker, args=each, name=f"mmrl-{i}") for i, each in enumerate(arguments)]
     for process in processes:
