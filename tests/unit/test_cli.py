@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mmrl import methods
 from tests.trees import make_tree
 from tests.unit.conftest import Cli
 
@@ -73,8 +74,6 @@ def test_broken_photos_are_skipped_when_asked(cli: Cli, photos: Path, tmp_path: 
 
 
 def test_listings(cli: Cli) -> None:
-    code, printed, _ = cli("methods")
-    assert code == 0 and all(word in printed for word in ("zero-shot", "mmrlpp", "beta", "Table 9"))
     code, printed, _ = cli("methods", "mmrl", "--json")
     assert code == 0 and json.loads(printed)["mmrl"]["options"]["rep_tokens"]["default"] == 5
     code, printed, _ = cli("data", "list")
@@ -84,6 +83,29 @@ def test_listings(cli: Cli) -> None:
     code, printed, _ = cli("config", "show", "--data", "dtd", "--json")
     assert {s["key"]: s["value"] for s in json.loads(printed)}["lam"] == 6
     assert cli("--version")[1].strip()
+
+
+def test_methods_in_short_and_in_full(cli: Cli) -> None:
+    code, short, _ = cli("methods")
+    rows = [line.split() for line in short.splitlines()]
+    first = [row[0] for row in rows if row and row[0] in methods.names()]
+    assert code == 0 and first == methods.names() and "Table 9" not in short and len(rows) < 2 * len(first) + 4
+    assert next(row for row in rows if row[0] == "ape")[-5:] == ["no", "closed", "form", "ICCV", "2023"]
+    code, printed, _ = cli("methods", "mmrl", "gda")
+    assert code == 0 and "Table 9" in printed and "Guo and Gu, CVPR 2025" in printed and printed.index("rep_dim") < printed.index("gda")
+    code, printed, _ = cli("methods", "--options")
+    assert code == 0 and all(word in printed for word in ("zero-shot", "mmrlpp", "beta", "Table 9"))
+    assert list(json.loads(cli("methods", "--json")[1])) == methods.names()
+
+
+def test_methods_are_in_the_order_of_their_kind_and_year() -> None:
+    ours = [name for name, cls in methods.registered().items() if cls.__module__.startswith("mmrl.")]
+    assert ours[0] == "zero-shot" and ours[1] == "linear-probe" and ours[-2:] == ["mmrl", "mmrlpp"]
+    kinds = [methods.get(name).trained_by() for name in ours]
+    assert kinds == sorted(kinds, key=["nothing", "closed form", "steps"].index) and kinds.count("nothing") == 1
+    for kind in set(kinds):
+        years = [methods.get(name).source[-4:] for name in ours if methods.get(name).trained_by() == kind]
+        assert years == sorted(years) and all(year.isdigit() for year in years)
 
 
 def test_another_run_is_not_overwritten_and_a_finished_one_resumes(cli: Cli, photos: Path, trained: Path) -> None:

@@ -52,7 +52,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise UsageError(f"--set {pair}: expected KEY=VALUE, for example --set lam=0.5. `mmrl methods` lists the keys.")
+            raise UsageError(f"--set {pair}: expected KEY=VALUE, for example --set lam=0.5. `mmrl methods NAME` lists keys.")
         try:
             out[key.strip()] = parse_json(value)
         except ValueError:
@@ -119,7 +119,7 @@ def parse_vary(pairs: Sequence[str]) -> dict[str, list[Any]]:
     for pair in pairs:
         key, equals, listed = (part.strip() for part in pair.partition("="))
         if not equals or not key:
-            raise UsageError(f"--vary {pair}: expected KEY=VALUES, for example --vary lr=0.0005,0.001. `mmrl methods` lists the keys.")
+            raise UsageError(f"--vary {pair}: expected KEY=VALUES, for example --vary lr=0.0005,0.001. `mmrl methods NAME` lists keys.")
         if key in out:
             raise UsageError(f"--vary {pair}: {key} is varied twice; give all its values at once.")
         if key == "seed":

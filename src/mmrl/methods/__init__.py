@@ -40,7 +40,7 @@ from mmrl.methods.two_tower import ImageFeatures, TwoTower, cosine_logits
 
 
 def names() -> list[str]:
-    """Names of all methods, also those registered from outside."""
+    """Names of all methods, also those registered from outside, in the order of `registered`."""
     return list(registered())
 
 

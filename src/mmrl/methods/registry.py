@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -40,7 +41,14 @@ def register(name: str) -> Any:
 
 
 def registered() -> dict[str, type[Method]]:
-    return dict(_REGISTRY)
+    """All methods: without training, in closed form, by steps; of these each by the year of its paper, and without one last."""
+    kinds = ("nothing", "closed form", "steps")
+    return dict(sorted(_REGISTRY.items(), key=lambda each: (kinds.index(each[1].trained_by()), _year(each[1]))))
+
+
+def _year(cls: type[Method]) -> int:
+    found = re.search(r"\b(19|20)\d\d\b", cls.source)
+    return int(found[0]) if found else 9999
 
 
 def get(name: str) -> type[Method]:
