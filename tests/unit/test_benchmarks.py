@@ -73,7 +73,7 @@ def test_feature_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_train_step(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_step, "available", lambda: None)  # what else the machine does must not leave a side out
+    monkeypatch.setattr(train_step, "free_bytes", lambda: None)  # what else the machine does must not leave a side out
     few = ("mmrl", "prograd", "clip-lora", "tip-adapter-f")
     monkeypatch.setattr(train_step, "PLAIN", {name: PLAIN[name] for name in few})
     arguments = ["--classes", "3,5", "--plain-limit", "3", "--no-memory", "--method", "all", "--cpu-time"]
@@ -101,7 +101,7 @@ def test_train_step(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
 
 
 def test_rows_measured_before_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_step, "available", lambda: None)
+    monkeypatch.setattr(train_step, "free_bytes", lambda: None)
     out, ways = tmp_path / "train.md", ["--no-memory", "--plain-limit", "1", "--classes"]
     run(train_step.main, [*ways, "3", "--method", "mma"], out)
     before = json.loads(out.with_suffix(".json").read_text())["rows"]
@@ -152,9 +152,9 @@ def test_operations_of_a_plain_step_that_is_not_taken(name: str, clip: Clip) -> 
 
 
 def test_plain_side_is_left_out_when_memory_is_short(monkeypatch: pytest.MonkeyPatch, clip: Clip) -> None:
-    monkeypatch.setattr(train_step, "available", lambda: 2**20)
+    monkeypatch.setattr(train_step, "free_bytes", lambda: 2**20)
     assert "free are" in str(train_step.refusal(WORK, clip, None))
-    monkeypatch.setattr(train_step, "available", lambda: 2**40)
+    monkeypatch.setattr(train_step, "free_bytes", lambda: 2**40)
     assert train_step.refusal(WORK, clip, None) is None
     assert str(train_step.refusal(WORK, clip, None, 1.0)).endswith("over --plain-memory 1")
 
