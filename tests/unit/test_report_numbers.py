@@ -356,7 +356,7 @@ def test_a_difference_is_told_against_its_spread(tmp_path: Path):
 def test_calibration_and_cost(tmp_path: Path):
     scores = study(tmp_path, halves(datasets=("one",)), at=by_hand)
     sheet = calibration_sheet(scores)
-    assert sheet and sheet.heads[-2:] == ("base, ECE in %", "novel, ECE in %")
+    assert sheet and sheet.heads[-2:] == ("ECE, base classes", "ECE, novel classes")
     measure = sheet.rows[1][-2]
     assert isinstance(measure, Measure) and math.isclose(measure.mean or 0, 2.0) and measure.metric == "ece base"  # 0.1 * (1 - 0.8)
     cost = cost_sheet(CostTable(rows=(cost_row("mmrl", hm=0.75), cost_row("ours", trained_parameters=0))))

@@ -312,6 +312,11 @@ def test_print_shows_everything_and_charts_keep_their_text(page: Any):
     assert page.locator("details:not([open])").count() > 0
 
 
+def test_notes_are_as_wide_as_the_page(page: Any):
+    widths = page.evaluate("[...document.querySelectorAll('p.note')].map(note => note.clientWidth)")
+    assert max(widths) > 0.9 * page.evaluate("document.querySelector('.scroll').clientWidth") > 900
+
+
 def test_a_phone_scrolls_tables_not_the_page(browser: Any, written: list[Path]):
     phone = browser.new_page(viewport={"width": 390, "height": 800})
     phone.goto(written[0].as_uri())

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from mmrl.cli.main import app
+from mmrl.cli.output import sheet_table
 from mmrl.errors import MmrlError, UsageError
 from mmrl.reports.plans import Slot
+from mmrl.reports.sheets import Sheet
 from mmrl.reports.status import duration, held_locks, status
 from tests.results_folder import fail, few_shot, fill, halves, make_results, run_path
 
@@ -112,6 +116,15 @@ def test_command_line(tmp_path: Path, slots: list[Slot]):
     told = json.loads(run.invoke(app, ["status", str(tmp_path), "--json"]).output)
     assert told["total"] == {"done": 2, "running": 0, "failed": 2, "cancelled": 0, "to do": 4}
     assert told["failures"][0]["error"] == "disk [red] full" and "traceback" not in told["failures"][0]
+
+
+def test_notes_below_a_narrow_table_are_as_wide_as_the_terminal():
+    note = "A note of a length that has its place on one line of a terminal, though not below a table of two short columns."
+    sheet = Sheet("x", "A title that is longer than its table", ("a", "b"), (("one", "two"),), (note, "[brackets] stay"))
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(sheet_table(sheet))
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert lines[0] == sheet.title and lines[-2:] == [note, "[brackets] stay"]
 
 
 def test_a_narrow_terminal_shows_every_name_and_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -52,6 +52,7 @@ def advise(
         print_json(found.as_json())
         return
     Console().print(_table(found))
+    typer.echo(f"{found.images} training images of {found.classes} classes, {found.folds} parts left out in turn")
     for each in found.entrants:
         if each.why_not:
             typer.echo(f"{each.title} is left out: {each.why_not}.")
@@ -62,8 +63,7 @@ def _table(found: Advice) -> Table:
     from rich.markup import escape
     from rich.table import Column, Table
 
-    about = f"{found.images} training images of {found.classes} classes, {found.folds} parts left out in turn"
-    table = Table(Column("method", no_wrap=True), caption=about, caption_justify="left", box=None, padding=(0, 2))
+    table = Table(Column("method", no_wrap=True), box=None, padding=(0, 2))
     for head in ("top-1", "95% interval", "new classes", "s a training", "GiB"):
         table.add_column(head, justify="right", no_wrap=head not in ("new classes", "s a training"))
     for each in (each for each in found.entrants if each.count):

@@ -51,7 +51,8 @@ def _in_short(about: dict[str, dict[str, Any]]) -> Iterator[RenderableType]:
     from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(Column("method", no_wrap=True), "what it is", "new classes", Column("trained by", no_wrap=True), "paper", box=None, padding=(0, 2, 0, 0))
+    heads = (Column("method", no_wrap=True), "what it is", "new classes", Column("trained by", no_wrap=True), "paper")
+    table = Table(*heads, box=None, padding=(0, 2, 0, 0))
     for name, entry in about.items():
         new = "yes" if entry["open_vocabulary"] else "no"
         where = entry["source"].rpartition(", ")[2]  # without the authors, for narrow terminals

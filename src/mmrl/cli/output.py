@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mmrl.errors import Notice
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
     from mmrl.reports.records import Scores
@@ -49,15 +50,20 @@ def scores_table(rows: Sequence[tuple[str, Scores, Scores | None]], method: str)
     return table
 
 
-def sheet_table(sheet: Sheet) -> Table:
-    """A table of the report for the terminal: the best of each column in bold; below a mean, the number of each seed and the paper's."""
+def sheet_table(sheet: Sheet) -> Group:
+    """A table of the report for the terminal: the best of each column in bold; below a mean, the number of each seed and the paper's.
+
+    Its title and notes are as wide as the terminal, however narrow the table is.
+    """
+    from rich.console import Group
     from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     from mmrl.reports.measures import Measure
     from mmrl.reports.sheets import main_text, small_text
 
-    table = Table(title=escape(sheet.title), caption=escape("\n".join(sheet.all_notes)), caption_justify="left", title_justify="left")
+    table = Table()
     for head, number in zip(sheet.heads, sheet.numeric, strict=True):
         table.add_column(escape(head), justify="right" if number else "left", no_wrap=not number, overflow="fold")
     best = sheet.best()
@@ -71,4 +77,4 @@ def sheet_table(sheet: Sheet) -> Table:
             below = [" ".join(seeds)] if len(seeds) > 1 else []
             cells.append("\n".join([f"[bold]{text}[/bold]" if (i, j) in best else text, *map(escape, (*below, *small_text(cell)))]))
         table.add_row(*cells, style="dim" if sheet.paper_only(i) else None)
-    return table
+    return Group(Text(sheet.title, "table.title"), table, *(Text(note, "table.caption") for note in sheet.all_notes))

@@ -36,6 +36,11 @@ TITLES = {
 }  # fmt: skip
 _VALUES = {"rep-dim": "d_r", "layers": "J", "tokens": "K", "alpha": "α", "lambda": "λ", "regulariser": "regulariser"}
 METRICS = {"base": "base", "novel": "novel", HM: "HM", "all": "accuracy"}
+ECE_ON = {"base": "ECE, base classes", "novel": "ECE, novel classes"}
+ECE_NOTE = (
+    "ECE: how far confidence and accuracy are apart, in percentage points, on average over 15 bins of confidence; 0 is best. "
+    "Mean ± sample standard deviation over seeds (ddof 1)."
+)
 
 
 def title_of(study: str) -> str:
@@ -251,9 +256,9 @@ def calibration_sheet(scores: StudyScores) -> Sheet | None:
             found = [scores.measure(arm, dataset, metric, shots=column, quantity="ece") for metric in metrics]
             if any(measure and measure.by_seed for measure in found):
                 rows.append((dataset, *arms.columns(arm), *(_renamed(measure) for measure in found)))
-    heads = ("data set", *arms.heads, *(f"{METRICS[metric]}, ECE in %" for metric in metrics))
-    note = "Expected calibration error over 15 bins, in %: mean ± sample standard deviation over seeds (ddof 1); lower is better."
-    return Sheet("calibration", "Expected calibration error", heads, tuple(rows), (note,), group=0, bold=False) if rows else None
+    heads = ("data set", *arms.heads, *(ECE_ON.get(metric, "ECE") for metric in metrics))
+    title = "Expected calibration error (ECE), in %"
+    return Sheet("calibration", title, heads, tuple(rows), (ECE_NOTE,), group=0, bold=False) if rows else None
 
 
 def _renamed(measure: Measure | None) -> Measure | None:
