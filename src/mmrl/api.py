@@ -26,6 +26,7 @@ from mmrl.engine import BelowZeroShotWarning, Bench, Context, Job, Place, RunRes
 from mmrl.engine.adapter import read_config, write_card
 from mmrl.engine.advise import Advice, Race
 from mmrl.engine.advise import advise as race_of
+from mmrl.engine.jobs import require_images
 from mmrl.engine.run import below_zero_shot, own_tests
 from mmrl.errors import MmrlError, Notice, UsageError, first_line, unknown
 from mmrl.files import user_path
@@ -154,6 +155,7 @@ def train(data: str | Path | Dataset | Data, what: What | None = None, where: Wh
     cells, untested = own_tests(training, context)
     key = context.training_key(training)
     job = Job(key, training, tuple((cell, context.test_key(cell, key)) for cell in cells), notes=tuple(untested))
+    require_images([job], context)
 
     def keep(record: RunRecord) -> None:
         if where.out is not None and len(record.tests) == len(cells):

@@ -15,6 +15,7 @@ from tests.unit.grids import COMMON, contents, losses, photos, scored, scores, t
 
 Bench = Callable[..., tuple[int, str, str]]
 SHORT = ("--seeds", "1", "--shots", "2")
+SMALLEST = COMMON[:4]  # without options of methods and of training
 
 
 @pytest.fixture
@@ -126,12 +127,49 @@ def test_a_broken_image_fails_its_own_data_set_until_it_is_mended(mmrl: Bench, r
     assert mmrl("status", out)[0] == 0
 
 
+@pytest.mark.parametrize("left", ["missing", "empty"])
+def test_missing_images_are_told_before_anything_is_computed(mmrl: Bench, tmp_path: Path, left: str) -> None:
+    data, other = photos(tmp_path / "data"), photos(tmp_path / "other")
+    parts = {file: "train" if int(file.stem) < 4 else "test" for file in sorted(data.rglob("*.png"))}
+    rows = [f"{file.relative_to(tmp_path)},{file.parent.name},{part}" for file, part in parts.items()]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
+    for name in ("red/7.png", "red/8.png", "blue/9.png"):
+        (data / name).unlink() if left == "missing" else (data / name).write_bytes(b"")
+    given = ("--methods", "zero-shot,linear-probe", *SHORT, "--out", tmp_path / "out", *SMALLEST)
+    words = ("bench", "base-to-novel", "--datasets", f"{tmp_path}/list.csv,{other}", *given)
+    code, _, err = mmrl(*words)
+    said = "does not exist" if left == "missing" else "is not an image that can be read"
+    first = "data/blue/9.png"
+    assert code == 2 and first in err and said in err and "So are 2 more of 28 images" in err and "--skip-broken" in err, err
+    assert not (tmp_path / "out").exists() and err.count("\n") == 1
+    code, _, err = mmrl("train", "--data", tmp_path / "list.csv", "--method", "linear-probe", "--shots", 2, "--backbone", "tiny",
+                        "--out", tmp_path / "run")  # fmt: skip
+    assert code == 2 and first in err and said in err and not (tmp_path / "run").exists()
+    assert mmrl(*words, "--skip-broken")[0] == 0
+    assert len(scores(tmp_path / "out")) == 2 * 3
+    for name in ("red/7.png", "red/8.png", "blue/9.png"):
+        (data / name).write_bytes((other / name).read_bytes())
+    assert mmrl(*words, "--skip-broken")[0] == 0
+
+
+def test_classes_with_fewer_images_than_shots_are_noted_once(mmrl: Bench, root: Path, tmp_path: Path) -> None:
+    few = photos(tmp_path / "few")
+    for number in range(3, 10):
+        (few / "green" / f"{number}.png").unlink()
+    words = ("bench", "few-shot", "--methods", "linear-probe", "--seeds", "1,2", "--test-share", "0.3", "--out", tmp_path / "out")
+    for more in (("--dry-run",), ()):
+        code, _, err = mmrl(*words, "--datasets", f"{few},{root}", "--shots", "1,2,4", *SMALLEST, *more)
+        assert code == 0, err
+        (said,) = (line for line in err.splitlines() if "train on all images" in line)
+        assert said.startswith("note: 1 class of ") and said.endswith("train on all images there are, fewer than 4: green (2)")
+
+
 def test_a_full_disk_is_one_message(mmrl: Bench, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
-    code, _, err = mmrl("bench", "base-to-novel", "--datasets", root, "--methods", "zero-shot", *SHORT, "--out", tmp_path / "out", *COMMON)
+    code, _, err = mmrl("bench", "base-to-novel", "--datasets", root, "--methods", "zero-shot", *SHORT, "--out", tmp_path / "out", *SMALLEST)
     assert code == 1 and "cannot write" in err and "No space left on device" in err and "Traceback" not in err
     assert len(err.strip().splitlines()) == 1
 
@@ -201,7 +239,7 @@ def test_two_mistakes_are_reported_together(mmrl: Bench, tmp_path: Path) -> None
 
 
 def test_folders_that_are_no_place_for_results(mmrl: Bench, root: Path, tmp_path: Path) -> None:
-    words = ("bench", "base-to-novel", "--datasets", root, "--methods", "zero-shot", *COMMON, "--out")
+    words = ("bench", "base-to-novel", "--datasets", root, "--methods", "zero-shot", *SMALLEST, "--out")
     (tmp_path / "file").write_text("")
     assert (mmrl(*words, tmp_path / "file")[0], mmrl(*words, root)[0]) == (2, 2)
     old = tmp_path / "old"

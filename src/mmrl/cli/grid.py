@@ -169,7 +169,8 @@ def carry_out(cells: Sequence[Cell], grid: Grid, *, every: bool = False) -> None
     from mmrl.clip import load_clip
     from mmrl.clip.device import AUTO, best_device
     from mmrl.engine import Bench, Context, bind
-    from mmrl.engine.grid import CACHE, FEATURES, ResultsFolder, run_here
+    from mmrl.engine.grid import CACHE, FEATURES, ResultsFolder, missing_tests, run_here
+    from mmrl.engine.jobs import require_images
 
     _check_places(grid)
     ray = grid.engine == "ray"
@@ -188,6 +189,7 @@ def carry_out(cells: Sequence[Cell], grid: Grid, *, every: bool = False) -> None
     context = Context(bench, load_clip(bench.backbone, device="cpu" if processes > 1 or ray else device))
     jobs, slots = bind(carried(cells, context) if every else cells, context)
     say_draws(context)
+    require_images([job for job in jobs if known is None or missing_tests(job, known)], context)
     store = known or ResultsFolder(out)
     for plan in _plans(slots, suite, grid.template):
         store.add_plan(plan)

@@ -102,9 +102,16 @@ def carried(cells: Sequence[Cell], context: Context) -> list[Cell]:
 
 
 def say_draws(context: Context) -> None:
+    """Say which draws were given, and of which data sets classes have fewer images than the shots asked for."""
+    from mmrl.names import listed
+
     if context.bench.draws:
         found = ", ".join(sorted(context.given)) or "none of these data sets"
         typer.echo(f"draws of {context.bench.draws}: {found}; the others are drawn here")
+    for dataset, (shots, images) in context.fewer.items():
+        classes = listed([f"{name} ({count})" for name, count in images.items()], 5)
+        few = counted(len(images), "class", "classes")
+        typer.echo(f"note: {few} of {dataset} train on all images there are, fewer than {shots}: {classes}", err=True)
 
 
 def counted(number: int, one: str, more: str = "") -> str:

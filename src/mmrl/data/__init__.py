@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmrl.data.benchmark.entry import Entry
-    from mmrl.data.broken import Broken, BrokenImageWarning, describe_broken, readable, require_every_class, warn_broken
+    from mmrl.data.broken import Broken, BrokenImageWarning, describe_broken, readable, require_every_class, require_files, warn_broken
     from mmrl.data.catalogue import DatasetInfo, Places, dataset_info, dataset_names, load_dataset, register_benchmark, register_dataset
     from mmrl.data.draws import Draw, draw_shots
     from mmrl.data.folder import read_folder
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "benchmark.entry": ("Entry",),
-    "broken": ("Broken", "BrokenImageWarning", "describe_broken", "readable", "require_every_class", "warn_broken"),
+    "broken": ("Broken", "BrokenImageWarning", "describe_broken", "readable", "require_every_class", "require_files", "warn_broken"),
     "catalogue": ("DatasetInfo", "Places", "dataset_info", "dataset_names", "load_dataset", "register_benchmark", "register_dataset"),
     "draws": ("Draw", "draw_shots"),
     "folder": ("read_folder",),
@@ -59,6 +59,7 @@ __all__ = [
     "register_benchmark",
     "register_dataset",
     "require_every_class",
+    "require_files",
     "test_batches",
     "to_rgb",
     "usual_workers",

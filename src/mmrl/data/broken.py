@@ -50,6 +50,19 @@ def readable(dataset: Dataset, items: Sequence[Item], workers: int = 0) -> tuple
     return good, bad
 
 
+def require_files(dataset: Dataset, items: Sequence[Item]) -> None:
+    """Raises UsageError, as reading it would, for the first of `items` whose file is not there or empty, with the number of such files."""
+    absent = dataset.absent(items)
+    if not absent:
+        return
+    try:
+        dataset.image(absent[0])
+    except UsageError as error:
+        more = len(absent) - 1
+        others = f" So {'is' if more == 1 else 'are'} {more} more of {len(items)} images of '{dataset.name}'." if more else ""
+        raise UsageError(f"{str(error).removesuffix(REMEDY).rstrip()}{others} {REMEDY}") from error
+
+
 def require_every_class(dataset: Dataset, before: Sequence[Item], good: Sequence[Item]) -> None:
     """Raises UsageError, naming the class, if all images of a class are broken."""
     left = Counter(item.label for item in good)

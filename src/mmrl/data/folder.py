@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +125,18 @@ class ImagesBelow:
             except OSError:
                 digest.update(b"missing ")
         return digest.hexdigest()
+
+    def absent(self, keys: Iterable[str]) -> list[str]:
+        """Those of `keys` whose file is not there or empty; nothing is decoded."""
+        return [key for key in keys if not _has_content(self.root / key)]
+
+
+def _has_content(path: Path) -> bool:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size > 0
 
 
 def subfolders(folder: Path) -> list[str]:

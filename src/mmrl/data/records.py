@@ -52,7 +52,7 @@ class Dataset:
         template: prompt with one `{}` for the class name, or several, which are averaged.
         train, val, test: items, in a fixed order.
         read: returns the image of a key; must be thread-safe. With a method `stamp(keys)`, a text of all that decides their pixels, what
-            is computed from them may be kept.
+            is computed from them may be kept; with a method `absent(keys)`, those without a file, which are told before a training.
         flip: whether a mirrored image still shows its class (not so for digits and letters).
         kept: if this set is a part of another, for each label its label in `source`.
         source: the whole set that this one is a part of, or None.
@@ -114,6 +114,15 @@ class Dataset:
             return None
         keys = [item.key for item in items]
         return json.dumps([keys, told(keys)])
+
+    def absent(self, items: Iterable[Item]) -> list[Item]:
+        """Those of `items` whose files are not there or empty; none where the reader has no `absent`."""
+        found: Callable[[list[str]], list[str]] | None = getattr(self.read, "absent", None)
+        if found is None:
+            return []
+        items = list(items)
+        keys = {*found([item.key for item in items])}
+        return [item for item in items if item.key in keys]
 
     def held_out(self, drawn: Iterable[Item]) -> Dataset:
         """The set with all images but the `drawn` ones (by key) as its test images; unchanged if it has its own test images."""

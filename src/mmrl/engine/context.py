@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmrl import methods, recipes
 from mmrl.clip import Clip
@@ -64,6 +65,13 @@ class Bench:
     beside_zero_shot: bool = False
     processes: int = 1
     source: str = "plan"
+
+
+class Fewer(NamedTuple):
+    """Classes with fewer training images than the shots asked for, and how many each has; all of these are drawn."""
+
+    shots: int
+    images: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,7 @@ class Context:
         self._draws = GivenDraws(bench.draws) if bench.draws else None
         self.features = FeatureStore(bench.features, bench.cache_gib) if bench.features else None
         self.given: set[str] = set()  # data sets whose draws were given
+        self.fewer: dict[str, Fewer] = {}  # by data set, of the most shots
 
     def dataset(self, name: str) -> Dataset:
         """The data set, with the bench's prompt and share of test images."""
@@ -201,7 +210,14 @@ class Context:
             return read_draw(bench.draw, dataset, classes)
         given = self._draws.draw(dataset, training.shots, training.seed, classes) if self._draws else None
         self.given |= {training.dataset} if given else set()
-        return given or draw_shots(dataset, training.shots, training.seed, classes, allow_fewer=bench.allow_fewer)
+        if given:
+            return given
+        draw = draw_shots(dataset, training.shots, training.seed, classes, allow_fewer=bench.allow_fewer)
+        counts = Counter(item.label for item in draw.train)
+        small = {name: counts[at] for at, name in enumerate(dataset.restrict(classes).classes) if counts[at] < training.shots}
+        if small and training.shots >= self.fewer.get(dataset.name, Fewer(0, {})).shots:
+            self.fewer[dataset.name] = Fewer(training.shots, {**small})
+        return draw
 
     # ---- keys ----
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mmrl import methods
+from mmrl.data import Item, require_files
 from mmrl.engine.context import Context, hash_of
 from mmrl.errors import MmrlError, UsageError
 from mmrl.protocols import Cell, Training
@@ -73,6 +74,37 @@ def carried(cells: Sequence[Cell], context: Context) -> tuple[list[Cell], list[s
         if tried[what]:
             refused[training] = f"{training.method}: {tried[what]}"
     return [cell for cell in cells if cell.training not in refused], list(dict.fromkeys(refused.values()))
+
+
+def require_images(jobs: Sequence[Job], context: Context) -> None:
+    """Look for the files of all images that `jobs` train and test on, unless broken ones are left out; none is decoded.
+
+    Raises:
+        UsageError: some are missing or empty; of each data set the first is named.
+    """
+    if context.bench.skip_broken:
+        return
+    needed: dict[str, dict[str, Item]] = {}  # by data set and key: labels are those of a part, and do not matter
+    trainings = dict.fromkeys(job.training for job in jobs if job.training)
+    cells = {_tested_on(cell, context): cell for job in jobs for cell, _ in job.tests}
+    for name, items in (
+        *((training.dataset, context.prepare(training).draw.train) for training in trainings),
+        *((cell.dataset, context.tested(cell).test) for cell in cells.values()),
+    ):
+        needed.setdefault(name, {}).update((item.key, item) for item in items)
+    problems = []
+    for name, images in needed.items():
+        try:
+            require_files(context.dataset(name), [*images.values()])
+        except UsageError as error:
+            problems.append(str(error))
+    if problems:
+        raise UsageError("\n".join(problems))
+
+
+def _tested_on(cell: Cell, context: Context) -> tuple[object, ...]:
+    """Equal for cells with the same test images."""
+    return cell.dataset, cell.classes, cell.training if context.dataset(cell.dataset).rest_tests else None
 
 
 def _slot(cell: Cell, key: str, run: str, context: Context) -> Slot:
