@@ -1,6 +1,8 @@
-"""Seconds from the shell to the end of `mmrl --help`, beside an interpreter that does nothing.
+"""Processor seconds from the shell to the end of `mmrl --help`, `import mmrl` and `mmrl predict` of one photo with an adapter on `tiny`.
 
-python -m benchmarks.startup [--runs 9] [--limit 0.5]
+python -m benchmarks.startup [--runs 9] [--method mmrlpp]
+
+Each is beside an interpreter that does nothing and one that imports torch and open_clip, all in turn, so that they meet the same machine.
 """
 
 from __future__ import annotations
@@ -9,29 +11,66 @@ import argparse
 import statistics
 import subprocess
 import sys
-import time
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 
-HELP = "from mmrl.cli.main import run; run()"
+COMMAND = "from mmrl.cli.main import run; run()"
+NOTHING = "python -c pass"
+LIBRARIES = "import torch, open_clip"
 
 
-def seconds(code: str) -> float:
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code, "--help"], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start
+def seconds(code: str, words: Sequence[str] = ()) -> float:
+    """User and system time of a fresh interpreter and of what it starts."""
+    measure = (
+        "import resource, subprocess, sys\n"
+        "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "print(used.ru_utime + used.ru_stime)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", measure, sys.executable, "-c", code, *words], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return float(done.stdout)
+
+
+def make(folder: Path, method: str) -> tuple[Path, Path]:
+    """An adapter of an untrained method, and a photo."""
+    from PIL import Image
+
+    from mmrl.clip import load_clip
+    from mmrl.engine import save_adapter
+    from mmrl.methods import Task, build
+
+    task = Task(("badger", "red panda"), "a photo of a {}.", 32)
+    adapter = save_adapter(folder / "adapter", build(method, load_clip("tiny"), task=task), classes=task.names, template=task.template)
+    Image.linear_gradient("L").convert("RGB").resize((640, 480)).save(folder / "photo.jpg")
+    return adapter, folder / "photo.jpg"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--limit", type=float, default=0.5, help="exit with 1 when the median is above this many seconds")
+    parser.add_argument("--method", default="mmrlpp", help="of the adapter that predicts (default: %(default)s)")
     options = parser.parse_args()
-    seconds(HELP)  # the first run compiles the byte code
-    runs = [(seconds("pass"), seconds(HELP)) for _ in range(options.runs)]  # in turn, so that both meet the same machine
-    bare, times = (sorted(column) for column in zip(*runs, strict=True))
-    median = statistics.median(times)
-    print(f"python -c pass: median {statistics.median(bare):.3f} s, fastest {bare[0]:.3f} s")
-    print(f"mmrl --help: median {median:.3f} s, fastest {times[0]:.3f} s, slowest {times[-1]:.3f} s of {options.runs} runs")
-    return 1 if median > options.limit else 0
+    with tempfile.TemporaryDirectory() as folder:
+        adapter, photo = make(Path(folder), options.method)
+        sides: dict[str, tuple[str, list[str]]] = {
+            NOTHING: ("pass", []),
+            LIBRARIES: (LIBRARIES, []),
+            "import mmrl": ("import mmrl", []),
+            "mmrl --help": (COMMAND, ["--help"]),
+            "mmrl predict": (COMMAND, ["predict", str(adapter), str(photo)]),
+        }
+        for side in sides.values():
+            seconds(*side)  # the first run compiles the byte code
+        runs = [{name: seconds(*side) for name, side in sides.items()} for _ in range(options.runs)]
+    print(f"{'processor seconds':24} {'median':>8} {'fastest':>8}   / {NOTHING}   / {LIBRARIES}")
+    for name in sides:
+        ratios = [statistics.median(run[name] / run[other] for run in runs) for other in (NOTHING, LIBRARIES)]
+        times = [run[name] for run in runs]
+        print(f"{name:24} {statistics.median(times):8.3f} {min(times):8.3f}   {ratios[0]:16.1f}   {ratios[1]:24.2f}")
+    return 0
 
 
 if __name__ == "__main__":

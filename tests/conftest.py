@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "MMRL_CACHE" not in os.environ:  # not the one of whoever runs the tests
+    os.environ["MMRL_CACHE"] = tempfile.mkdtemp(prefix="mmrl-tests-")
+    atexit.register(shutil.rmtree, os.environ["MMRL_CACHE"], ignore_errors=True)
 
 import pytest
 import torch

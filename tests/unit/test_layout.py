@@ -51,6 +51,7 @@ THE_PACKAGE = "the command and the package, of the same name"
 A_DEFAULT = "what a user gets who names no method"
 NAMING = {  # files outside `methods` that may name a method, and why
     "api.py": A_DEFAULT,
+    "clip/identities.py": THE_PACKAGE,
     "cli/ablate.py": A_DEFAULT,
     "cli/bench.py": A_DEFAULT,
     "cli/config.py": A_DEFAULT,

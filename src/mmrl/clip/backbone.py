@@ -154,17 +154,21 @@ class Clip:
     def identity(self) -> str:
         """16 hex digits of a SHA-256 over all that decides a feature: every weight, the layers and their constants, and how images and
         prompts come in. Computed once, as the weights are frozen; where they lie and how they were named does not matter."""
-        layers = [
-            (name, type(layer).__name__, getattr(layer, "num_heads", None), getattr(layer, "eps", None))
-            for name, layer in self.model.named_modules()
-        ]
-        entry = (self.image_size, self.mean, self.std, self.interpolation, self.context_length, self._eos_id, self._eos_pool)
-        digest = hashlib.sha256(repr((layers, entry)).encode())
+        digest = hashlib.sha256(self.outline().encode())
         for key, value in sorted(self.model.state_dict().items()):
             digest.update(f"{key}{tuple(value.shape)}".encode())
             if key != "attn_mask":
                 digest.update(value.detach().float().cpu().contiguous().numpy())
         return digest.hexdigest()[:16]
+
+    def outline(self) -> str:
+        """All that decides a feature but the weights: the layers and their constants, and how images and prompts come in."""
+        layers = [
+            (name, type(layer).__name__, getattr(layer, "num_heads", None), getattr(layer, "eps", None))
+            for name, layer in self.model.named_modules()
+        ]
+        entry = (self.image_size, self.mean, self.std, self.interpolation, self.context_length, self._eos_id, self._eos_pool)
+        return repr((layers, entry))
 
     def to(self, device: torch.device | str) -> Clip:
         self.model.to(device)

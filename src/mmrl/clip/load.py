@@ -13,8 +13,10 @@ from torch import Tensor
 
 from mmrl.clip.archive import NAMES, Archive, View, view_of
 from mmrl.clip.backbone import Clip
+from mmrl.clip.deferred import open_clip
 from mmrl.clip.device import AUTO, checked_device
-from mmrl.clip.outside import heeded, without_waiting
+from mmrl.clip.identities import recall, stamp_of
+from mmrl.clip.outside import heeded, hub_folder, without_waiting
 from mmrl.errors import MmrlError, Notice, UsageError, first_line, unknown
 from mmrl.files import user_path
 from mmrl.pickles import Call
@@ -45,6 +47,14 @@ def load_clip(name: str = "tiny", *, device: str | torch.device = AUTO) -> Clip:
         MmrlError: the weights cannot be fetched or read.
     """
     place = checked_device(device)
+    sources = _sources(name)
+    before = stamp_of(sources)
+    clip = _loaded(name)
+    recall(clip, sources, before)
+    return clip.to(place)
+
+
+def _loaded(name: str) -> Clip:
     if name == "tiny":
         clip = _from_schema(f"local-dir:{TINY}")
         clip.name = "tiny"
@@ -56,7 +66,24 @@ def load_clip(name: str = "tiny", *, device: str | torch.device = AUTO) -> Clip:
         raise UsageError(f"backbone file not found: {name}. Give {NAMES_HELP}.")
     else:
         clip = _from_open_clip(name)
-    return clip.to(place)
+    return clip
+
+
+def _sources(name: str) -> list[Path]:
+    """Files and folders that decide the weights of `name`: of a model hub's, its folder in the hub's cache. Empty where none is known."""
+    schema, _, rest = name.partition(":")
+    arch, _, tag = name.partition("/")
+    if name == "tiny":
+        return [TINY]
+    try:
+        if schema == "local-dir" or (name.endswith(_FILE_ENDINGS) and user_path(name).is_file()):
+            return [user_path(rest if schema == "local-dir" else name)]
+        if schema != "hf-hub" and tag and user_path(tag).is_file():
+            return [user_path(tag)]
+    except UsageError:
+        return []
+    hub = rest if schema == "hf-hub" else str((open_clip().get_pretrained_cfg(arch, tag) or {}).get("hf_hub", "")).rpartition("/")[0]
+    return [hub_folder(hub)] if hub else []
 
 
 def random_clip(arch: str, *, seed: int = 0, **overrides: Any) -> Clip:
@@ -65,18 +92,16 @@ def random_clip(arch: str, *, seed: int = 0, **overrides: Any) -> Clip:
     Args:
         overrides: replace parts of the configuration, e.g. `vision_cfg={"layers": 2}`.
     """
-    import open_clip
-
-    config = open_clip.get_model_config(arch)
+    config = open_clip().get_model_config(arch)
     if config is None:
         raise unknown("architecture", arch, _architectures())
     for key, value in overrides.items():
         config[key] = {**config[key], **value} if isinstance(value, dict) else value
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
-    model = open_clip.CLIP(**{k: v for k, v in config.items() if k != "custom_text"})
+    model = open_clip().CLIP(**{k: v for k, v in config.items() if k != "custom_text"})
     torch.random.set_rng_state(state)
-    return Clip(f"{arch}/random", model, open_clip.SimpleTokenizer(context_length=model.context_length), preprocess=_openai_preprocess())
+    return Clip(f"{arch}/random", model, open_clip().SimpleTokenizer(context_length=model.context_length), preprocess=_openai_preprocess())
 
 
 def outline(name: str, hashes: Mapping[str, str]) -> Clip:
@@ -87,10 +112,8 @@ def outline(name: str, hashes: Mapping[str, str]) -> Clip:
     Args:
         hashes: identities by name, of backbones that were used before.
     """
-    import open_clip
-
     arch, _, tag = name.partition("/")
-    if arch not in open_clip.list_models() or tag not in open_clip.list_pretrained_tags_by_model(arch):
+    if arch not in open_clip().list_models() or tag not in open_clip().list_pretrained_tags_by_model(arch):
         return load_clip(name)
     fit = _computing(arch, tag)
     try:
@@ -103,28 +126,20 @@ def outline(name: str, hashes: Mapping[str, str]) -> Clip:
 
 
 def _architectures() -> list[str]:
-    import open_clip
-
-    return list(open_clip.list_models())
+    return list(open_clip().list_models())
 
 
 def _openai_preprocess() -> dict[str, Any]:
-    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-
-    return {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD, "interpolation": "bicubic"}
+    return {"mean": open_clip().OPENAI_DATASET_MEAN, "std": open_clip().OPENAI_DATASET_STD, "interpolation": "bicubic"}
 
 
 def _finish(name: str, model: torch.nn.Module, tokenizer: Any) -> Clip:
-    import open_clip
-
-    config = open_clip.get_model_preprocess_cfg(model)
+    config = open_clip().get_model_preprocess_cfg(model)
     preprocess = {"mean": config["mean"], "std": config["std"], "interpolation": config.get("interpolation", "bicubic")}
     return Clip(name, model, tokenizer, preprocess=preprocess)
 
 
 def _from_schema(name: str) -> Clip:
-    import open_clip
-
     schema, _, rest = name.partition(":")
     if schema == "local-dir" and not (user_path(rest) / "open_clip_config.json").is_file():
         raise UsageError(
@@ -133,21 +148,19 @@ def _from_schema(name: str) -> Clip:
     try:
         with heeded(name), without_waiting():
             where = f"local-dir:{user_path(rest)}" if schema == "local-dir" else name
-            model = open_clip.create_model(where, device="cpu")
-            tokenizer = open_clip.get_tokenizer(where)
+            model = open_clip().create_model(where, device="cpu")
+            tokenizer = open_clip().get_tokenizer(where)
     except Exception as error:
         raise MmrlError(f"cannot load the backbone '{name}': {first_line(error)}{_offline_hint(schema)}") from error
     return _finish(name, model, tokenizer)
 
 
 def _from_open_clip(name: str) -> Clip:
-    import open_clip
-
     arch, _, tag = name.partition("/")
-    if arch not in open_clip.list_models():
+    if arch not in open_clip().list_models():
         known = [*_architectures(), "tiny"]
         raise UsageError(f"{str(unknown('backbone', arch, known)).split(' Known:')[0]} Give {NAMES_HELP}.")
-    tags = open_clip.list_pretrained_tags_by_model(arch)
+    tags = open_clip().list_pretrained_tags_by_model(arch)
     if not tag:
         named = ", ".join(f"{_computing(arch, each)}/{each}" for each in tags)
         raise UsageError(f"backbone '{arch}' needs its weights: {named or 'a checkpoint file'}.")
@@ -162,8 +175,8 @@ def _from_open_clip(name: str) -> Clip:
         if is_file and user_path(tag).suffix in _PICKLED:
             _read_torch(user_path(tag))  # open_clip has torch read it, which a crafted one can crash
         with heeded(name), without_waiting():
-            model = open_clip.create_model(fit, pretrained=str(user_path(tag)) if is_file else tag, device="cpu")
-            tokenizer = open_clip.get_tokenizer(fit)
+            model = open_clip().create_model(fit, pretrained=str(user_path(tag)) if is_file else tag, device="cpu")
+            tokenizer = open_clip().get_tokenizer(fit)
     except Exception as error:
         raise MmrlError(f"cannot load the backbone '{name}': {first_line(error)}{'' if is_file else _offline_hint('hub')}") from error
     return _finish(f"{fit}/{tag}", model, tokenizer)
@@ -171,11 +184,9 @@ def _from_open_clip(name: str) -> Clip:
 
 def _computing(arch: str, tag: str) -> str:
     """The architecture that computes what the weights `tag` of `arch` were trained with: its QuickGELU form where they need it."""
-    import open_clip
-
-    trained_with = open_clip.get_pretrained_cfg(arch, tag).get("quick_gelu", False)
+    trained_with = open_clip().get_pretrained_cfg(arch, tag).get("quick_gelu", False)
     quick = f"{arch}-quickgelu"
-    if trained_with and not (open_clip.get_model_config(arch) or {}).get("quick_gelu", False) and quick in _architectures():
+    if trained_with and not (open_clip().get_model_config(arch) or {}).get("quick_gelu", False) and quick in _architectures():
         return quick
     return arch
 
@@ -252,15 +263,13 @@ def _of_module(module: Any) -> Iterator[tuple[str, View]]:
 
 
 def _from_file(path: Path) -> Clip:
-    from open_clip import SimpleTokenizer
-    from open_clip.model import build_model_from_openai_state_dict
-
+    build = open_clip().model.build_model_from_openai_state_dict
     weights = read_openai_weights(path)
     try:
         with heeded(str(path)):
-            model = build_model_from_openai_state_dict(weights, quick_gelu=True, cast_dtype=torch.float32).float()
+            model = build(weights, quick_gelu=True, cast_dtype=torch.float32).float()
         model.load_state_dict(weights)  # again: the builder rounds to half precision, which files in float32 would not survive
     except Exception as error:
         raise UsageError(f"{path} is no CLIP in OpenAI's layout: {first_line(error)}") from error
-    tokenizer = SimpleTokenizer(context_length=model.context_length)
+    tokenizer = open_clip().SimpleTokenizer(context_length=model.context_length)
     return Clip(str(path), model, tokenizer, preprocess=_openai_preprocess())

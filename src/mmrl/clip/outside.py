@@ -8,6 +8,7 @@ import urllib.request
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from mmrl.errors import Notice
@@ -57,6 +58,13 @@ def without_waiting() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
+
+
+def hub_folder(name: str) -> Path:
+    """Where the hub's library keeps the files of the model `name`, ORG/NAME, once they were fetched."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
 
 
 def _resolves(address: str) -> bool:

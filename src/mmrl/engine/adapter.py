@@ -19,13 +19,13 @@ from torch import Tensor
 
 from mmrl.clip import Clip, load_clip
 from mmrl.clip.device import AUTO
+from mmrl.engine.shapes import shapes_of
 from mmrl.errors import MmrlError, UsageError
 from mmrl.files import encoded, json_text, read_json, read_regular, sweep, user_path, write_text, write_together
-from mmrl.methods import Method, MethodOptions, Task, build, get, make_options, registered
+from mmrl.methods import Method, Task, build, get, make_options, registered
 from mmrl.methods.options import option_problem
 from mmrl.names import check_names
 from mmrl.plugins import VARIABLE, file_of
-from mmrl.reports.card import model_card
 from mmrl.reports.records import RunRecord
 from mmrl.templates import Template, check_template
 from mmrl.version import __version__
@@ -83,6 +83,8 @@ def save_adapter(
     """
     from safetensors.torch import save
 
+    from mmrl.reports.card import model_card  # here, as is jinja2 in it: reading an adapter needs no card
+
     folder = user_path(folder)
     if (folder / CARD).exists() and not ((folder / CONFIG).exists() or (folder / TENSORS).exists()):
         raise UsageError(f"{folder} has a {CARD} that no adapter belongs to, and the model card would replace it; choose another folder.")
@@ -114,6 +116,8 @@ def save_adapter(
 
 
 def write_card(folder: Path, config: AdapterConfig, record: RunRecord | None = None) -> None:
+    from mmrl.reports.card import model_card
+
     write_text(folder / CARD, model_card(config.model_dump(mode="json"), record))
 
 
@@ -176,7 +180,7 @@ def load_adapter(folder: Path | str, clip: Clip | None = None, *, device: str | 
     try:
         made = make_options(get(config.method), config.options)
         task = Task(config.class_names, config.template, config.images) if config.class_names else None
-        _require_fit(_shapes(get(config.method), clip, made, task), tensors, method=config.method, where=str(folder))
+        _require_fit(shapes_of(get(config.method), clip, made, task), tensors, method=config.method, where=str(folder))
         method = build(config.method, clip, made, task=task)
     except UsageError as error:
         raise MmrlError(f"adapter configuration is damaged: {folder / CONFIG}: {error}") from error
@@ -221,20 +225,6 @@ def _require_finite(tensors: Mapping[str, Tensor], *, where: str) -> None:
     bad = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
     if bad:
         raise MmrlError(f"the tensor '{bad[0]}' of {where} has values that are not finite, so it can classify nothing. Train again.")
-
-
-def _shapes(cls: type[Method], clip: Clip, options: MethodOptions, task: Task | None) -> dict[str, tuple[int, ...]] | None:
-    """The tensors that a method with these options has, without memory for them: a damaged file may ask for any. None if that fails."""
-    try:
-        with torch.device("meta"):
-            method = cls(clip, options)
-            if task is not None:
-                method.setup(task)
-            return {name: tuple(value.shape) for name, value in method.state_dict().items()}
-    except UsageError:
-        raise
-    except Exception:  # a method from outside that calculates with its initial values
-        return None
 
 
 def _require_fit(own: Mapping[str, tuple[int, ...]] | None, tensors: Mapping[str, Tensor], *, method: str, where: str) -> None:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from scipy.stats import binomtest
-
 from mmrl import methods
 from mmrl.clip import Clip
 from mmrl.data import Dataset, Draw, Item
@@ -81,6 +79,8 @@ class Entrant:
     @property
     def interval(self) -> tuple[float, float]:
         """95% interval of the accuracy (Wilson), from 0 to 1, over images; that trainings differ by their seeds is not in it."""
+        from scipy.stats import binomtest  # here, since it takes a second, and classifying needs none of it
+
         found = binomtest(self.correct, self.count).proportion_ci(0.95, method="wilson")
         return float(found.low), float(found.high)
 
