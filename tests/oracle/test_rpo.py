@@ -87,7 +87,7 @@ def test_what_clip_computes_stays_as_it_is() -> None:
         hook.remove()
     same("class features", features, method.clip.encode_text(classes.fed.texts))
     assert {shape[1] for shape, needs in gradients if needs} == {3, 4}  # the prompts; in the last layer beside the end of text
-    assert {shape[1] for shape, needs in gradients if not needs} == {5, classes.fed.hidden.body.shape[1]}
+    assert {shape[1] for shape, needs in gradients if not needs} == {5, sum(classes.fed.lengths)}
 
 
 def test_where_the_prompts_start() -> None:

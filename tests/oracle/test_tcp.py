@@ -65,8 +65,8 @@ def test_what_classes_share_runs_once_up_to_the_class_tokens() -> None:
     method.text_features(classes)
     for hook in hooks:
         hook.remove()
-    count, length = classes.fed.hidden.body.shape[:2]
-    assert method.layer == 2 and shapes == {0: [(1, 6), (count, length)], 1: [(1, 2), (count, length)], 2: [(count, 1)]}
+    packed, count = (1, sum(classes.fed.lengths)), len(classes)
+    assert method.layer == 2 and shapes == {0: [(1, 6), packed], 1: [(1, 2), packed], 2: [(count, 1)]}
 
 
 def test_the_published_layer_is_the_default() -> None:

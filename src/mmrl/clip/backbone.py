@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmrl.clip.images import AnyImages, Images
 from mmrl.clip.layers import NO_EDITS, Edits, check_edits
+from mmrl.clip.packing import packing_of
 from mmrl.clip.text import TextHidden, TextTower, rows_of
 from mmrl.clip.vision import ImageHidden, VisionTower
 from mmrl.errors import UsageError
@@ -34,6 +35,7 @@ class Prompts:
         start: the first layer that has not been run.
         hidden: states that enter layer `start`.
         end: position of EOT in the body (T * C,).
+        lengths: the same plus one, as numbers: positions of the body up to EOT.
         chunk: prompts encoded at a time where gradients are kept, so that their activations fit a given memory; None: all at once.
     """
 
@@ -42,6 +44,7 @@ class Prompts:
     start: int
     hidden: TextHidden
     end: Tensor
+    lengths: tuple[int, ...]
     chunk: int | None = None
 
 
@@ -266,14 +269,16 @@ class Clip:
         tokens, end = self.tokenize(texts)
         embedded = self.text.embed(tokens, end, slots=slots)
         entered, shared = self.text.run_prefix(embedded, 0, start)
-        bodies = []
+        end = end - embedded.prefix.shape[1]
+        lengths = tuple((end + 1).tolist())
+        bodies, done = [], 0
         for body in embedded.body.split(FROZEN_CHUNK):
-            for i, keys_values in enumerate(shared):
-                body = self.text.body_layer(i, body, keys_values)
-            bodies.append(body)
+            packing = packing_of(lengths[done : done + len(body)], body.shape[1], body.device)
+            bodies.append(self.text.run_body(body, packing, shared))
+            done += len(body)
         hidden = entered._replace(body=torch.cat(bodies))
         chunk = None if memory_gib is None else self._prompts_within(memory_gib, hidden, start, readers)
-        return Prompts(tuple(texts), classes or len(texts), start, hidden, end - embedded.prefix.shape[1], chunk)
+        return Prompts(tuple(texts), classes or len(texts), start, hidden, end, lengths, chunk)
 
     def _prompts_within(self, memory_gib: float, hidden: TextHidden, start: int, readers: int) -> int:
         """How many prompts keep no more than `memory_gib` for the backward pass of layers [start, depth)."""
@@ -302,28 +307,29 @@ class Clip:
         """
         check_edits(edits, prompts.start, self.text.depth)
         sets = max((edit.tokens.shape[0] for edit in edits.values() if edit.tokens is not None and edit.tokens.dim() == 4), default=0)
-        hidden, end = prompts.hidden, prompts.end
+        hidden, body, end, lengths = prompts.hidden, prompts.hidden.body, prompts.end, prompts.lengths
         if not share:
             hidden = hidden._replace(prefix=hidden.prefix.expand(len(hidden.body), -1, -1))
-        alike = sets > 1 and len(hidden.body) != sets * prompts.classes
-        body, end = (hidden.body.repeat(sets, 1, 1), end.repeat(sets)) if alike else (hidden.body, end)
+        if sets > 1 and len(body) != sets * prompts.classes:
+            body, end, lengths = body.repeat(sets, 1, 1), end.repeat(sets), lengths * sets
         _, shared = self.text.run_prefix(hidden, prompts.start, self.text.depth, edits)
-        count = len(body)
+        count, length, _ = body.shape
 
-        def part(body: Tensor, end: Tensor, rows: Tensor | None = None) -> Tensor:
-            features = self.text.finish_body(body, end, prompts.start, rows_of(shared, rows, count), edits)
+        def part(body: Tensor, at: slice) -> Tensor:
+            packing = packing_of(lengths[at], length, body.device) if share else None  # what an edit draws depends on shapes
+            features = self.text.finish_body(body, end[at], packing, prompts.start, rows_of(shared, at, count), edits)
             return F.normalize(features, dim=-1) if normalise else features
 
         chunk = prompts.chunk if torch.is_grad_enabled() else FROZEN_CHUNK
         if chunk is None or chunk >= count:
-            features = part(body, end)
+            features = part(body, slice(0, count))
         else:
             from torch.utils.checkpoint import checkpoint
 
-            rows = torch.arange(count, device=body.device).split(chunk)
+            parts = [slice(first, min(first + chunk, count)) for first in range(0, count, chunk)]
             if torch.is_grad_enabled():  # the generator's state is kept for edits that are random
-                parts = [checkpoint(part, body[r], end[r], r, use_reentrant=False, preserve_rng_state=not share) for r in rows]
+                found = [checkpoint(part, body[at], at, use_reentrant=False, preserve_rng_state=not share) for at in parts]
             else:
-                parts = [part(body[r], end[r], r) for r in rows]
-            features = torch.cat(parts)
+                found = [part(body[at], at) for at in parts]
+            features = torch.cat(found)
         return features.unflatten(0, (sets, -1)) if sets else averaged(features, prompts.classes)

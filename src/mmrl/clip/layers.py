@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmrl.clip.attention import Mask, attend
+from mmrl.clip.packing import Packing
+
 KeysValues = tuple[Tensor, Tensor]  # each (M, heads, N, d / heads)
 
 
@@ -29,6 +32,7 @@ class Edit:
         readers: tokens (K, d) that attend to all others from this layer on and that no token attends to, not even themselves.
         parallel: a module beside the whole layer: of ln_1 of the layer's input (..., d), added to the layer's output.
         qkv: a change of the attention's projections: of ln_1 of the layer's input (B, N, d) and one of 'q', 'k', 'v', added to that one.
+            Like `parallel` it changes each token by itself: prompts of several lengths come one behind the other, (1, n, d).
     """
 
     tokens: Tensor | None = None
@@ -91,40 +95,50 @@ class Layer:
         self.block = block
         self.heads: int = block.attn.num_heads
 
-    def _project(self, normed: Tensor, parts: str, edit: Edit) -> list[Tensor]:
+    def _project(self, normed: Tensor, parts: str, edit: Edit, packing: Packing | None = None) -> list[Tensor]:
         """Projections of ln_1 of the input (B, N, d): for each of `parts`, neighbours among 'qkv', (B, heads, N, d / heads)."""
-        attention, (batch, length, d) = self.block.attn, normed.shape
+        attention, d = self.block.attn, normed.shape[-1]
         rows = slice("qkv".index(parts[0]) * d, ("qkv".index(parts[-1]) + 1) * d)
         x = F.linear(normed, attention.in_proj_weight[rows], attention.in_proj_bias[rows])
         if edit.qkv is not None:
             x = x + torch.cat([edit.qkv(normed, part) for part in parts], dim=-1)
-        return list(x.view(batch, length, len(parts), self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0))
+        if packing is not None:
+            x = packing.pad(x)
+        return list(x.view(*x.shape[:2], len(parts), self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0))
 
-    def keys_values(self, x: Tensor, edit: Edit = _NOTHING) -> KeysValues:
-        """Keys and values of tokens (B, N, d) that others attend to."""
-        k, v = self._project(self.block.ln_1(x), "kv", edit)
+    def keys_values(self, x: Tensor, edit: Edit = _NOTHING, packing: Packing | None = None) -> KeysValues:
+        """Keys and values of tokens (B, N, d) that others attend to; with `packing`, of packed ones (1, n, d)."""
+        k, v = self._project(self.block.ln_1(x), "kv", edit, packing)
         return k, v
 
     def __call__(
-        self, x: Tensor, others: Sequence[KeysValues] = (), *, own: bool = True, mask: Tensor | None = None, edit: Edit = _NOTHING
+        self,
+        x: Tensor,
+        others: Sequence[KeysValues] = (),
+        *,
+        own: bool = True,
+        mask: Mask = None,
+        edit: Edit = _NOTHING,
+        packing: Packing | None = None,
     ) -> Tensor:
         """Outputs (B, N, d) of tokens `x` (B, N, d), which attend to `others` and, if `own`, to themselves.
 
         Args:
             others: keys and values that come before `x` in the order of the mask, of M tokens sets; each serves B / M of `x` in a row.
-            mask: boolean, True where a query may look: broadcastable to (B, heads, N, keys).
+            mask: as in `attend`: boolean, broadcastable to (B, heads, N, keys), or "causal".
+            packing: where `x` (1, n, d) are the tokens of B sequences packed; all is computed on them alone but attention itself.
         """
         block = self.block
         normed = block.ln_1(x)
         if own:
-            q, k, v = self._project(normed, "qkv", edit)
+            q, k, v = self._project(normed, "qkv", edit, packing)
             others = (*others, (k, v))
         else:
-            (q,) = self._project(normed, "q", edit)
-        k, v = (torch.cat([each_of(part, len(x)) for part in parts], dim=2) for parts in zip(*others)) if len(others) > 1 else (
-            each_of(part, len(x)) for part in others[0]
+            (q,) = self._project(normed, "q", edit, packing)
+        k, v = (torch.cat([each_of(part, len(q)) for part in parts], dim=2) for parts in zip(*others)) if len(others) > 1 else (
+            each_of(part, len(q)) for part in others[0]
         )
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, heads, N, d / heads)
-        x = x + block.ls_1(block.attn.out_proj(mixed.transpose(1, 2).flatten(2)))
+        mixed = attend(q, k, v, mask).transpose(1, 2).flatten(2)  # (B, N, d)
+        x = x + block.ls_1(block.attn.out_proj(mixed if packing is None else packing.pack(mixed)))
         out: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
         return out if edit.parallel is None else out + edit.parallel(normed)

@@ -1,7 +1,8 @@
 """The text tower in stages, for many prompts that share their beginning.
 
 The encoder is causal. So a prompt needs nothing after its EOT, and what all prompts begin with (BOT, the tokens of a method behind it,
-words such as "a photo of a") is the same for every class: this prefix runs once, and the prompts attend to its keys and values.
+words such as "a photo of a") is the same for every class: this prefix runs once, and the prompts attend to its keys and values. Prompts
+of several lengths are packed one behind the other, so that a short one costs its own tokens and not those of the longest.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmrl.clip.attention import causal_mask
 from mmrl.clip.layers import NO_EDITS, Edits, KeysValues, Layer, each_of, edit_of, join, output_is_used, place
+from mmrl.clip.packing import Packing
 
 
 class TextHidden(NamedTuple):
@@ -27,11 +30,6 @@ class TextHidden(NamedTuple):
     prefix: Tensor
     body: Tensor
     slots: int = 0
-
-
-def causal_mask(queries: int, before: int, device: torch.device) -> Tensor:
-    """(queries, before + queries), True where a query may look: all that is before, itself, and its predecessors."""
-    return torch.ones(queries, before + queries, dtype=torch.bool, device=device).tril(before)
 
 
 class TextTower:
@@ -75,14 +73,6 @@ class TextTower:
         x = self.words(tokens) + self.positions[: tokens.shape[1]]
         return TextHidden(x[:1, :shared], x[:, shared:], slots)
 
-    def run(self, hidden: TextHidden, start: int, stop: int, edits: Edits = NO_EDITS) -> TextHidden:
-        """Layers [start, stop), from 0, of all prompts; `stop` at most the last but one."""
-        entered, shared = self.run_prefix(hidden, start, stop, edits)
-        body = hidden.body
-        for i, keys_values in zip(range(start, stop), shared):
-            body = self.body_layer(i, body, keys_values, edits)
-        return entered._replace(body=body)
-
     def run_prefix(self, hidden: TextHidden, start: int, stop: int, edits: Edits = NO_EDITS) -> tuple[TextHidden, list[KeysValues]]:
         """Layers [start, stop) of the prefix: its states behind them, and the keys and values that each layer offers the prompts.
 
@@ -99,50 +89,68 @@ class TextTower:
             if i == self.depth - 1:
                 break
             slots = 0 if extra is None else extra.shape[1]
-            mask = causal_mask(whole.shape[1], 0, whole.device)
             if extra is None or output_is_used(edits, i):
-                out = layer(whole, [shared[-1]], own=False, mask=mask, edit=edit)
+                out = layer(whole, [shared[-1]], own=False, mask="causal", edit=edit)
                 first, extra, rest = out[:, :1], out[:, 1 : 1 + slots] if slots else None, out[:, 1 + slots :]
             else:
+                mask = causal_mask(whole.shape[1], 0, whole.device)
                 mask = torch.cat([mask[:1], mask[1 + slots :]])
                 out = layer(each_of(join(first, rest), len(whole)), [shared[-1]], own=False, mask=mask, edit=edit)
                 first, rest = out[:, :1], out[:, 1:]
         return TextHidden(join(first, extra, rest), body, 0 if extra is None else extra.shape[1]), shared
 
-    def finish_body(self, body: Tensor, end: Tensor, start: int, shared: list[KeysValues], edits: Edits = NO_EDITS) -> Tensor:
+    def run_body(self, body: Tensor, packing: Packing | None, shared: list[KeysValues]) -> Tensor:
+        """Layers [0, len(shared)) of prompts (N, T, d), unedited. With `packing`, what is behind their ends comes out as zeros."""
+        if not shared:
+            return body
+        x = body if packing is None else packing.pack(body)
+        for i, keys_values in enumerate(shared):
+            x = self._body_layer(i, x, packing, keys_values)
+        return x if packing is None else packing.pad(x)
+
+    def finish_body(
+        self, body: Tensor, end: Tensor, packing: Packing | None, start: int, shared: list[KeysValues], edits: Edits = NO_EDITS
+    ) -> Tensor:
         """Layers [start, depth) of prompts (N, T, d), pooled at EOT and projected: (N, embed_dim). With K readers, which see what EOT
         sees, (N, 1 + K, embed_dim): theirs behind it.
 
         Args:
             end: position of each prompt's EOT in the body (N,).
+            packing: of the prompts, where they are not all as long. What stands behind EOT is then skipped.
             shared: keys and values of the prefix in these layers, from `run_prefix`.
         """
         count, length, _ = body.shape
-        readers, positions = None, torch.arange(shared[-1][0].shape[2] + length, device=body.device)
+        x, readers = body if packing is None else packing.pack(body), None
+        positions = torch.arange(shared[-1][0].shape[2] + length, device=body.device)
         for i, keys_values in zip(range(start, self.depth), shared):
-            layer, edit = self.layers[i], edit_of(edits, i)
+            layer, edit, last = self.layers[i], edit_of(edits, i), i == self.depth - 1
             readers = readers if edit.readers is None else edit.readers.expand(count, -1, -1)  # (N, K, d)
-            up_to_end = (positions[: keys_values[0].shape[2] + length] <= keys_values[0].shape[2] + end[:, None])[:, None, None]
-            if i == self.depth - 1:
-                at_end = body[torch.arange(count, device=body.device), end].unsqueeze(1)  # (N, 1, d)
-                asked, keys = join(at_end, readers), [keys_values, layer.keys_values(body, edit)]
+            if last or readers is not None:
+                before = keys_values[0].shape[2]
+                up_to_end = (positions[: before + length] <= before + end[:, None])[:, None, None]
+                keys = [keys_values, layer.keys_values(x, edit, packing)]
+            if last:
+                at_end = x[torch.arange(count, device=x.device), end] if packing is None else x[0].index_select(0, packing.ends)
+                asked = join(at_end.unsqueeze(1), readers)
                 pooled = self.project(self.text.ln_final(layer(asked, keys, own=False, mask=up_to_end, edit=edit)))
                 return pooled[:, 0] if readers is None else pooled
             if readers is not None:
-                readers = layer(readers, [keys_values, layer.keys_values(body, edit)], own=False, mask=up_to_end, edit=edit)
-            body = self.body_layer(i, body, keys_values, edits)
+                readers = layer(readers, keys, own=False, mask=up_to_end, edit=edit)
+            x = self._body_layer(i, x, packing, keys_values, edits)
         raise ValueError(f"start is {start}, but the tower has {self.depth} layers")
 
-    def body_layer(self, i: int, body: Tensor, shared: KeysValues, edits: Edits = NO_EDITS) -> Tensor:
-        """Layer `i` of prompts (N, T, d), given the prefix's keys and values there."""
-        mask = causal_mask(body.shape[1], shared[0].shape[2], body.device)
-        return self.layers[i](body, [shared], mask=mask, edit=edit_of(edits, i))
+    def _body_layer(self, i: int, x: Tensor, packing: Packing | None, shared: KeysValues, edits: Edits = NO_EDITS) -> Tensor:
+        """Layer `i` of prompts (N, T, d), or packed, given the prefix's keys and values there."""
+        return self.layers[i](x, [shared], mask="causal", edit=edit_of(edits, i), packing=packing)
 
 
-def rows_of(shared: list[KeysValues], rows: Tensor | None, count: int) -> list[KeysValues]:
-    """Keys and values for the prompts `rows` (n,) of `count`; a prefix that all share stays as it is."""
+def rows_of(shared: list[KeysValues], rows: slice, count: int) -> list[KeysValues]:
+    """Keys and values for the prompts `rows` of `count`; a prefix that all share stays as it is."""
 
     def part(x: Tensor) -> Tensor:
-        return x if rows is None or len(x) == 1 else x[rows // (count // len(x))]
+        if len(x) == 1 or rows == slice(0, count):
+            return x
+        each = count // len(x)
+        return x[rows] if each == 1 else x[torch.arange(rows.start, rows.stop, device=x.device) // each]
 
     return [(part(k), part(v)) for k, v in shared]

@@ -104,8 +104,9 @@ def with_teacher(
 
 def prompts_of(prompts: Prompts, rows: Tensor) -> Prompts:
     """The prompts (n) of the classes `rows` (n,) alone, of prompts of one template that begin alike."""
-    texts, hidden = tuple(prompts.texts[i] for i in rows.tolist()), prompts.hidden
-    return replace(prompts, texts=texts, classes=len(texts), hidden=hidden._replace(body=hidden.body[rows]), end=prompts.end[rows])
+    numbers, hidden = rows.tolist(), prompts.hidden._replace(body=prompts.hidden.body[rows])
+    texts, lengths = tuple(prompts.texts[i] for i in numbers), tuple(prompts.lengths[i] for i in numbers)
+    return replace(prompts, texts=texts, classes=len(texts), hidden=hidden, end=prompts.end[rows], lengths=lengths)
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def arranged(clip: Clip, classes: ClassList, tokens: int, *, ahead: int) -> Clas
     x = clip.text.words(ids.gather(1, order)) + clip.text.positions[:length]
     slot = torch.where((order >= 1) & (order <= tokens), order - 1, -1)[:, 1:]
     hidden = TextHidden(x[:1, :1], x[:, 1:])
-    return replace(classes, prompts=Arranged(prompts.texts, prompts.classes, 0, hidden, end - 1, prompts.chunk, slot))
+    lengths = tuple(end.tolist())  # without BOT
+    return replace(classes, prompts=Arranged(prompts.texts, prompts.classes, 0, hidden, end - 1, lengths, prompts.chunk, slot))
 
 
 def context_class_list(
@@ -157,6 +159,7 @@ def encode_context(clip: Clip, prompts: Prompts, context: Tensor, *, normalise: 
     at = slot.clamp_min(0).unsqueeze(-1).expand(len(sets), -1, -1, d)  # (S, C, T, d)
     own = sets.expand(-1, count, -1, -1).gather(2, at) + clip.text.positions[1 : 1 + length]
     body = torch.where(slot.unsqueeze(-1) >= 0, own, prompts.hidden.body).flatten(0, 1)  # (S * C, T, d)
-    filled = replace(prompts, classes=len(body), hidden=prompts.hidden._replace(body=body), end=prompts.end.repeat(len(sets)))
+    end, lengths = prompts.end.repeat(len(sets)), prompts.lengths * len(sets)
+    filled = replace(prompts, classes=len(body), hidden=prompts.hidden._replace(body=body), end=end, lengths=lengths)
     features = clip.encode_prompts(filled, normalise=normalise)
     return features.unflatten(0, (len(sets), count)) if context.dim() == 4 else features
