@@ -36,6 +36,8 @@ def test_all_problems_come_together() -> None:
     ({"seed": -1}, ["seed is -1"]),
     ({"checkpoint_every": 0}, ["checkpoint_every is 0"]),
     ({"memory_gib": 0}, ["memory_gib is 0"]),
+    ({"views": 0}, ["views is 0", "greater than or equal to 1"]),
+    ({"views_gib": -1}, ["views_gib is -1"]),
     ({"iterations": 0}, ["iterations is 0", "greater than or equal to 1"]),
     ({"optimizer": "adagrad"}, ["optimizer is 'adagrad'", "'adamw', 'adam' or 'sgd'"]),
     ({"momentum": 1.0}, ["momentum is 1.0", "less than 1"]),
@@ -76,3 +78,11 @@ def test_it_is_frozen_and_strict_about_names() -> None:
         FitConfig().lr = 1.0  # type: ignore[misc]
     with pytest.raises(UsageError, match="learning"):
         FitConfig(learning_rate=1.0)
+
+
+def test_views_count_where_an_epoch_repeats_some() -> None:
+    plain = FitConfig(epochs=3).identity()
+    assert not {"views", "views_gib", "views_disk_gib"} & plain.keys()
+    assert FitConfig(epochs=3, views=3).identity() == FitConfig(epochs=3, views=7, views_gib=1, views_disk_gib=0).identity() == plain
+    assert FitConfig(epochs=3, views=2).identity() == {**plain, "views": 2}
+    assert FitConfig(epochs=3, iterations=50, views=3).identity()["views"] == 3

@@ -16,7 +16,7 @@ from tests.unit.grids import photos, planned, smallest
 
 @pytest.mark.parametrize(
     "changed",
-    [{"lam": 2}, {"epochs": 3}, {"lr": 0.01}, {"regulariser": "l1"}, {"seeds": (2,)}, {"shots": 3}, {"methods": ("mmrlpp",)}],
+    [{"lam": 2}, {"epochs": 3}, {"lr": 0.01}, {"regulariser": "l1"}, {"seeds": (2,)}, {"shots": 3}, {"views": 1}, {"methods": ("mmrlpp",)}],
     ids=str,
 )
 def test_a_changed_option_has_keys_of_its_own(context: Context, root: Path, changed: dict[str, Any]) -> None:
@@ -26,7 +26,11 @@ def test_a_changed_option_has_keys_of_its_own(context: Context, root: Path, chan
     assert not {slot.run for slot in before} & {slot.run for slot in after}
 
 
-@pytest.mark.parametrize("same", [{"lam": 1}, {"lam": 1.0}, {"rep_dim": 8.0}, {"alpha": 0.7}, {"memory_gib": 3}, {"epochs": 2}], ids=str)
+@pytest.mark.parametrize(
+    "same",
+    [{"lam": 1}, {"lam": 1.0}, {"rep_dim": 8.0}, {"alpha": 0.7}, {"memory_gib": 3}, {"epochs": 2}, {"views": 2}, {"views_gib": 0.5}],
+    ids=str,
+)
 def test_a_value_written_in_another_way_is_the_same_training(context: Context, root: Path, same: dict[str, Any]) -> None:
     assert bind(planned(root, **same), context)[0][1].key == bind(planned(root), context)[0][1].key
 

@@ -68,19 +68,59 @@ class TrainBatches:
         full, rest = divmod(len(self.items), self.batch_size)
         return full + (1 if rest and not self.drop_last else 0)
 
+    @property
+    def count(self) -> int:
+        """Images, those included that an epoch drops."""
+        return len(self.items)
+
+    @property
+    def size(self) -> int:
+        """Images of a full batch that this process takes."""
+        return self.batch_size // self._shard[1]
+
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start` + 1, ... of epoch `number` (both from 0), the same as in a pass from the beginning."""
-        order = np.random.default_rng([_word(self.seed), number]).permutation(len(self.items)).tolist()
-        rank, of = self._shard
-        part = self.batch_size // of
+        yield from _batches(self._sample(number), self._taken(start), self.preprocess, self.size, self.workers)
+
+    def again(self, number: int, view: int, start: int = 0) -> Iterator[tuple[list[int], Tensor]]:
+        """What `epoch` shows, told by where epoch `view` shows it: the images' positions in that epoch, and labels (B,), by batch.
+
+        Raises:
+            UsageError: one of the images, or of those beside them in epoch `view`, cannot be read; each is tried once.
+        """
+        order, before = self._order(number), self._order(view)
+        position = {item: at for at, item in enumerate(before)}
+        taken = iter(self._taken(start))
+        while shown := [order[at] for at in islice(taken, self.size)]:
+            positions = [position[item] for item in shown]
+            for batch in dict.fromkeys(at // self.size for at in positions):
+                for item in before[batch * self.size : (batch + 1) * self.size]:
+                    self._image.try_once(self.items[item])
+            yield positions, torch.tensor([self.items[item].label for item in shown])
+
+    def at(self, view: int, positions: Sequence[int]) -> Tensor:
+        """Images (B, 3, H, W) at some positions of epoch `view`, augmented as there; also those that it drops with its last batch."""
+        ((images, _),) = _batches(self._sample(view), positions, self.preprocess, len(positions), self.workers)
+        return images
+
+    def _order(self, number: int) -> list[int]:
+        """Which item is at each position of epoch `number`."""
+        order: list[int] = np.random.default_rng([_word(self.seed), number]).permutation(len(self.items)).tolist()
+        return order
+
+    def _sample(self, number: int) -> Callable[[int], tuple[Planes, int]]:
+        order = self._order(number)
 
         def sample(position: int) -> tuple[Planes, int]:
             item = self.items[order[position]]
             return self.preprocess.varied(self._image(item), _seed_of(self.seed, number, position)), item.label
 
-        end = min(len(self) * self.batch_size, len(self.items))
-        taken = [p for p in range(start * self.batch_size, end) if p % self.batch_size // part == rank]
-        yield from _batches(sample, taken, self.preprocess, part, self.workers)
+        return sample
+
+    def _taken(self, start: int) -> list[int]:
+        """Positions that this process takes of an epoch, from batch `start` on."""
+        (rank, _), end = self._shard, min(len(self) * self.batch_size, len(self.items))
+        return [p for p in range(start * self.batch_size, end) if p % self.batch_size // self.size == rank]
 
     def shard(self, rank: int, of: int) -> TrainBatches:
         """The same batches, each cut to the images of process `rank` (from 0) out of `of`; only those are decoded.
@@ -183,6 +223,7 @@ class _Decoded:
         self._dataset = dataset
         self._room = int(memory_gib * 2**30)
         self._kept: dict[str, Image.Image] = {}
+        self._read: set[str] = set()
         self._lock = threading.Lock()
 
     def __call__(self, item: Item) -> Image.Image:
@@ -194,7 +235,13 @@ class _Decoded:
                 if item.key not in self._kept and size <= self._room:
                     self._room -= size
                     self._kept[item.key] = image
+                self._read.add(item.key)
         return image
+
+    def try_once(self, item: Item) -> None:
+        """Raises UsageError if the image cannot be read, unless it once could."""
+        if item.key not in self._read:
+            self(item)
 
 
 def _check(dataset: Dataset, items: Sequence[Item], batch_size: int) -> None:

@@ -11,7 +11,8 @@ from pydantic_core import PydanticCustomError
 from mmrl.errors import UsageError, unknown
 from mmrl.methods.options import Options, option_problem
 
-WITHOUT_EFFECT = ("checkpoint_every", "log", "memory_gib")  # on what comes out, so a resumed run may change them
+# What has no effect on what comes out, so that a resumed run may change it.
+WITHOUT_EFFECT = ("checkpoint_every", "log", "memory_gib", "views_gib", "views_disk_gib")
 
 
 class FitConfig(Options):
@@ -38,6 +39,13 @@ class FitConfig(Options):
     warmup_epochs: int = Field(1, ge=0, description="first epochs, at the constant rate warmup_lr; fewer than epochs")
     warmup_lr: float = Field(1e-5, gt=0, description="learning rate of the warm-up epochs")
     crop_scale: tuple[float, float] = Field((0.5, 1.0), description="share of an image's area that a random crop of it has, from and to")
+    views: int | None = Field(
+        None, ge=1, le=100_000,
+        description="augmented views of an image, shown in turn, one an epoch; what frozen layers make of a view is computed once. "
+        "Default: a new one in every epoch",
+    )  # fmt: skip
+    views_gib: float = Field(2.0, ge=0, le=2**20, description="memory for what is kept of views, in GiB")
+    views_disk_gib: float = Field(16.0, ge=0, le=2**20, description="room beyond it in a temporary file (of the output folder), in GiB")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="of the frozen CLIP's arithmetic in training; trained tensors, and tests, are float32. fp16 needs a CUDA device"
     )
@@ -78,8 +86,10 @@ class FitConfig(Options):
         return value
 
     def identity(self) -> dict[str, Any]:
-        """The options that decide what comes out of a run."""
-        return {key: value for key, value in self.model_dump().items() if key not in WITHOUT_EFFECT}
+        """The options that decide what comes out of a run. As many views as epochs are a new one in each, which is not mentioned."""
+        new = self.views is None or (self.iterations is None and self.views >= self.epochs)
+        left_out = (*WITHOUT_EFFECT, *(["views"] if new else []))
+        return {key: value for key, value in self.model_dump().items() if key not in left_out}
 
 
 def make_config(values: Mapping[str, Any] | FitConfig | None) -> FitConfig:

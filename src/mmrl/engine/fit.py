@@ -23,6 +23,7 @@ from mmrl.engine.features import FeatureStore, preprocess_of
 from mmrl.engine.loop import Batches, NonFiniteError, Row, Shareable, State, Trainer, length_of
 from mmrl.engine.memory import text_memory
 from mmrl.engine.parallel import Peers, joined
+from mmrl.engine.pool import shown_in_turn
 from mmrl.engine.precision import check_surroundings, seeded
 from mmrl.engine.progress import training_log, training_progress
 from mmrl.engine.score import BATCH
@@ -282,7 +283,8 @@ def _trainer(
 
         limit = config.memory_gib or text_memory(method.clip.device, place.processes)
         classes = method.class_list(data.classes, data.template, memory_gib=limit)
-        batches = _share(method, data.batches, peers)
+        shared, folder = _share(method, data.batches, peers), held.path if held else None
+        batches = stack.enter_context(shown_in_turn(shared, config, method.clip, folder))
         trainer = Trainer(method, batches, classes, config, peers=peers, save=save if held else None, watch=watch)
         if before:
             trainer.restore(before)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from mmrl.clip import ClassList, Images
+from mmrl.clip import AnyImages, ClassList, Images
 from mmrl.engine.config import FitConfig
 from mmrl.engine.parallel import Peers
 from mmrl.engine.precision import autocast
@@ -21,7 +21,7 @@ from mmrl.methods import Differentiate, Gradients, Method
 BETAS = (0.9, 0.999)
 MOST_SKIPPED = 50  # steps in a row that fp16 may skip while its scale adapts
 GROWTH = 1e3  # a trained tensor that grows as much in one step has blown up
-Batch = tuple[Tensor, Tensor]  # images (B, 3, H, W), labels (B,)
+Batch = tuple[AnyImages, Tensor]  # images (B, 3, H, W), which are on the device already where frozen passes come with them; labels (B,)
 Row = dict[str, float]  # one step of the history
 State = dict[str, Any]
 
@@ -177,7 +177,7 @@ class Trainer:
         self.optimizer.zero_grad()
         names, rows, kept = ["loss", "accuracy"], [], []
         for images, labels in group:
-            seen, labels = Images(images.to(self.device)), labels.to(self.device)
+            seen, labels = self._moved(images), labels.to(self.device)
             with autocast(self.config.precision, self.device):
                 loss, gradients = self.method.gradients(seen, labels, self.classes, self._differentiate(1 / len(group)))
             for parameter, gradient in zip(self._parameters, gradients, strict=True):
@@ -198,6 +198,9 @@ class Trainer:
         every = self.config.checkpoint_every
         if every and self.step % every == 0 and self.position < len(self.batches) and self.step < self.steps:
             self._checkpoint()
+
+    def _moved(self, images: AnyImages) -> Images:
+        return images if isinstance(images, Images) else Images(images.to(self.device))
 
     def _differentiate(self, share: float) -> Differentiate:
         """Gradients of a loss that counts as `share` of the step's."""
@@ -265,7 +268,7 @@ class Trainer:
         """Whether the method, as it is now, gives finite logits for the batch and finite class features."""
         with torch.no_grad():
             head = self.method.head(self.classes)
-            finite = (images.nan_to_num(0, 0, 0).to(self.device) for images, _ in group)  # it may be an image that is not
+            finite = (self._moved(images).pixels.nan_to_num(0, 0, 0) for images, _ in group)  # it may be an image that is not
             return all(bool(self.method.logits(images, head, True).isfinite().all()) for images in finite)
 
     def _first_bad(self, group: list[Batch]) -> tuple[int, str]:
@@ -279,12 +282,12 @@ class Trainer:
     def _computed(self, group: list[Batch]) -> Iterator[tuple[str, Tensor]]:
         """Images, parameters, loss terms, gradients."""
         for images, _ in group:
-            yield "an input image", images
+            yield "an input image", Images.of(images).pixels
         for name, parameter in self.method.named_parameters():
             yield f"parameter '{name}'", parameter
         for images, labels in group:
             with torch.no_grad(), autocast(self.config.precision, self.device):
-                loss = self.method.loss(images.to(self.device), labels.to(self.device), self.classes)
+                loss = self.method.loss(self._moved(images), labels.to(self.device), self.classes)
             yield from ((f"loss term '{name}'", term) for name, term in loss.terms.items())
             yield "the total loss", loss.total
         yield from ((f"the gradient of '{name}'", p.grad) for name, p in self.method.named_parameters() if p.grad is not None)
