@@ -201,7 +201,7 @@ def test_room_changes_no_bit(clip: Clip, name: str, precision: str, tmp_path: Pa
 
 
 def test_bf16_rows_are_what_autocast_made(clip: Clip) -> None:
-    with closing(ViewPool(loader(clip), engine.FitConfig(**FIT, views=1), clip, None)) as pool:
+    with closing(ViewPool(loader(clip), engine.FitConfig(**FIT, views=3), clip, None)) as pool:
         kinds = []
         for number in range(2):
             for images, _ in pool.epoch(number):
