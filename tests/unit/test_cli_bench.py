@@ -169,7 +169,8 @@ def test_a_full_disk_is_one_message(mmrl: Bench, root: Path, tmp_path: Path, mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
-    code, _, err = mmrl("bench", "base-to-novel", "--datasets", root, "--methods", "zero-shot", *SHORT, "--out", tmp_path / "out", *SMALLEST)
+    words = ("bench", "base-to-novel", "--datasets", root, "--methods", "zero-shot", *SHORT, *SMALLEST)
+    code, _, err = mmrl(*words, "--out", tmp_path / "out")
     assert code == 1 and "cannot write" in err and "No space left on device" in err and "Traceback" not in err
     assert len(err.strip().splitlines()) == 1
 

@@ -10,6 +10,7 @@ import torch
 from mmrl import methods
 from mmrl.clip import Clip, load_clip, random_clip
 from mmrl.errors import UsageError
+from mmrl.methods.frozen import FrozenOptions
 from mmrl.methods.mmrl import fuse
 from tests.oracle.pair import relative_error
 
@@ -206,3 +207,13 @@ def test_unknown_method_and_duplicate_registration(small_clip: Clip) -> None:
 def test_unknown_backbones(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_clip(name)
+
+
+@pytest.mark.parametrize("name", [name for name, cls in methods.registered().items() if issubclass(cls.Options, FrozenOptions)])
+def test_prompts_of_a_methods_own_are_checked_with_its_options(name: str) -> None:
+    cls = methods.get(name)
+    assert methods.make_options(cls, {"templates": ["a {}.", "b {}."]}).model_dump()["templates"] == ("a {}.", "b {}.")
+    with pytest.raises(UsageError, match=r"^templates is \['no place'\]: the prompt template 'no place' must have exactly one {}, .*\.$"):
+        methods.make_options(cls, {"templates": ["no place"]})
+    with pytest.raises(UsageError, match="'a {}' stands twice; each counts once.$"):
+        methods.make_options(cls, {"templates": ["a {}", "a {}"]})

@@ -11,19 +11,20 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from mmrl.clip import ClassList, Clip
+from mmrl.clip import ClassList
 from mmrl.methods.base import Method
 from mmrl.methods.exchange import Task
+from mmrl.methods.frozen import FrozenOptions
 from mmrl.methods.linear import exact, require_images
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import register
 from mmrl.methods.two_tower import cosine_logits
-from mmrl.templates import MOST_TEMPLATES, check_template, fill
+from mmrl.templates import fill
 
 WARMUP_LR = 1e-5  # in the first epoch
 
 
-class CLAPOptions(MethodOptions):
+class CLAPOptions(FrozenOptions):
     """Defaults are the authors' values, the same for all data sets."""
 
     penalty: Literal["l2", "none"] = Field(
@@ -34,9 +35,6 @@ class CLAPOptions(MethodOptions):
     probe_batch: int = Field(256, ge=1, le=1_000_000, description="samples a step")
     probe_lr: float = Field(0.1, gt=0, le=1000, description="learning rate of SGD after the first epoch; it falls along a cosine")
     probe_momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
-    templates: tuple[str, ...] | None = Field(
-        None, min_length=1, max_length=MOST_TEMPLATES, description="prompts whose features are averaged; null: the data set's own"
-    )
 
 
 def class_weights(features: Tensor, labels: Tensor, text: Tensor, scale: float) -> Tensor:
@@ -102,11 +100,6 @@ class CLAP(Method):
     Options = CLAPOptions
     options: CLAPOptions
     prototypes: Tensor  # (C, embed_dim)
-
-    def __init__(self, clip: Clip, options: CLAPOptions) -> None:
-        super().__init__(clip, options)
-        if options.templates is not None:
-            check_template(options.templates, of=" of the method")
 
     @classmethod
     def open_vocabulary(cls, options: MethodOptions) -> bool:

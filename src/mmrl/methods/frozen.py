@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
-from mmrl.clip import ClassList, Clip
+from mmrl.clip import ClassList
+from mmrl.errors import UsageError
 from mmrl.methods.base import Method
 from mmrl.methods.linear import exact
 from mmrl.methods.options import MethodOptions
@@ -27,17 +29,21 @@ class FrozenOptions(MethodOptions):
         None, min_length=1, max_length=MOST_TEMPLATES, description="prompts whose features are averaged; null: the data set's own"
     )
 
+    @field_validator("templates")
+    @classmethod
+    def _are_templates(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        try:
+            value is None or check_template(value)
+        except UsageError as error:
+            raise PydanticCustomError("templates", "{said}", {"said": str(error).rstrip(".")}) from error
+        return value
+
 
 class FrozenFeatures(Method):
     """A method that compares frozen image features with frozen class features, at a logit scale of 100."""
 
     Options: ClassVar[type[MethodOptions]] = FrozenOptions
     options: FrozenOptions
-
-    def __init__(self, clip: Clip, options: FrozenOptions) -> None:
-        super().__init__(clip, options)
-        if options.templates is not None:
-            check_template(options.templates, of=" of the method")
 
     @property
     def logit_scale(self) -> float:

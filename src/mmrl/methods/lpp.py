@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmrl.clip import ClassList, Clip
+from mmrl.clip import ClassList
 from mmrl.methods.base import Method
 from mmrl.methods.exchange import Task
+from mmrl.methods.frozen import FrozenOptions
 from mmrl.methods.linear import Rows, exact, require_images, say_unselected
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import register
-from mmrl.templates import MOST_TEMPLATES, check_template
 
 
-class LPPlusPlusOptions(MethodOptions):
+class LPPlusPlusOptions(FrozenOptions):
     """Defaults are the authors' values, the same for all data sets."""
 
     probe_steps: int = Field(300, ge=1, le=1_000_000, description="steps of gradient descent, each on all training images")
@@ -30,9 +30,6 @@ class LPPlusPlusOptions(MethodOptions):
         "validation",
         description="which step is kept: the one most accurate on the validation images, of equal ones the latest, or the last of all "
         "(fixed, and where there are no validation images); never test images",
-    )
-    templates: tuple[str, ...] | None = Field(
-        None, min_length=1, max_length=MOST_TEMPLATES, description="prompts whose features are averaged; null: the data set's own"
     )
 
 
@@ -102,11 +99,6 @@ class LPPlusPlus(Method):
     alpha: Tensor  # (C,)
     text: Tensor  # (C, embed_dim), t
     step: Tensor  # the one kept, from 1
-
-    def __init__(self, clip: Clip, options: LPPlusPlusOptions) -> None:
-        super().__init__(clip, options)
-        if options.templates is not None:
-            check_template(options.templates, of=" of the method")
 
     @classmethod
     def open_vocabulary(cls, options: MethodOptions) -> bool:
