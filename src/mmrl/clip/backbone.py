@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmrl.clip.halves import weights_in
 from mmrl.clip.images import AnyImages, Images
-from mmrl.clip.layers import NO_EDITS, Edits, check_edits
+from mmrl.clip.layers import NO_EDITS, Edits, Layer, check_edits
 from mmrl.clip.packing import packing_of
 from mmrl.clip.text import TextHidden, TextTower, rows_of
 from mmrl.clip.vision import ImageHidden, VisionTower
@@ -175,7 +177,19 @@ class Clip:
 
     def to(self, device: torch.device | str) -> Clip:
         self.model.to(device)
+        for layer in self._layers:
+            for _, twin in layer.twins.values():
+                twin.to(device)
         return self
+
+    @property
+    def _layers(self) -> list[Layer]:
+        return [*self.vision.layers, *self.text.layers] if self.not_staged is None else []
+
+    def weights_in(self, kind: torch.dtype) -> AbstractContextManager[int]:
+        """While it lasts, the layers' weights are there in `kind` too, for autocast, which casts them in every call otherwise, to the same
+        numbers. Gives the bytes that this takes (0 where layers cannot be run one by one)."""
+        return weights_in(self._layers, kind)
 
     def require_staged(self, method: str, others: Sequence[str] = ()) -> None:
         """Raises UsageError if the layers cannot be edited; `others` are methods that work with every backbone."""

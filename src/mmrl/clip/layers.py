@@ -89,11 +89,26 @@ def each_of(x: Tensor, batch: int) -> Tensor:
 
 
 class Layer:
-    """A pre-norm residual attention block of open_clip, with queries apart from keys and values."""
+    """A pre-norm residual attention block of open_clip, with queries apart from keys and values.
+
+    Attributes:
+        frozen: the block of the model.
+        twins: by type, how many use it and a block with the weights in that type; see `halves.weights_in`.
+    """
 
     def __init__(self, block: Any) -> None:  # open_clip's ResidualAttentionBlock; Any, since torch types attributes of modules loosely
-        self.block = block
+        self.frozen = block
+        self.twins: dict[torch.dtype, tuple[int, Any]] = {}
         self.heads: int = block.attn.num_heads
+
+    @property
+    def block(self) -> Any:
+        """The block to compute with: where autocast is on and its twin is there, that one."""
+        if self.twins:
+            device = self.frozen.attn.in_proj_weight.device.type
+            if torch.is_autocast_enabled(device):
+                return self.twins.get(torch.get_autocast_dtype(device), (0, self.frozen))[1]
+        return self.frozen
 
     def _project(self, normed: Tensor, parts: str, edit: Edit, packing: Packing | None = None) -> list[Tensor]:
         """Projections of ln_1 of the input (B, N, d): for each of `parts`, neighbours among 'qkv', (B, heads, N, d / heads)."""

@@ -24,7 +24,7 @@ from mmrl.engine.loop import Batches, NonFiniteError, Row, Shareable, State, Tra
 from mmrl.engine.memory import text_memory
 from mmrl.engine.parallel import Peers, joined
 from mmrl.engine.pool import shown_in_turn
-from mmrl.engine.precision import check_surroundings, seeded
+from mmrl.engine.precision import check_surroundings, compute_type, seeded
 from mmrl.engine.progress import training_log, training_progress
 from mmrl.engine.score import BATCH
 from mmrl.errors import DamagedError, MmrlError, UsageError
@@ -281,6 +281,8 @@ def _trainer(
             if held:
                 peers.on_main(lambda: held.save(state))
 
+        if config.precision != "fp32":  # before memory is asked for: what this takes is not free
+            stack.enter_context(method.clip.weights_in(compute_type(config.precision)))
         limit = config.memory_gib or text_memory(method.clip.device, place.processes)
         classes = method.class_list(data.classes, data.template, memory_gib=limit)
         shared, folder = _share(method, data.batches, peers), held.path if held else None

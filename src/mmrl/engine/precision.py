@@ -21,10 +21,15 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise UsageError(f"precision is 'bf16', which {torch.cuda.get_device_name(device)} does not support; use 'fp16' or 'fp32'.")
 
 
+def compute_type(precision: str) -> torch.dtype:
+    """The type of products in `precision`."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The frozen CLIP's arithmetic in `precision`; trained tensors stay float32."""
-    kind = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype=kind, enabled=precision != "fp32")
+    enabled = precision != "fp32"
+    return torch.autocast(device.type, dtype=compute_type(precision) if enabled else None, enabled=enabled)
 
 
 def check_surroundings(config: FitConfig, device: torch.device, out: Path | None) -> None:
