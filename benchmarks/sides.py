@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from benchmarks.common import TEMPLATE, class_names, make_clip
 from mmrl import methods
 from mmrl.clip import Clip
+from mmrl.engine.precision import autocast
 from mmrl.methods import Gradients, Method, Task
 from tests.oracle.methods import plain_of
 from tests.oracle.pair import disturb, oracle_of
@@ -80,6 +81,7 @@ class Work:
         classes: how many; their names come from `class_names`.
         text_memory: GiB for the activations of the fast path's prompts; None for no limit.
         options: of the method, where they are not its own for the backbone.
+        device, precision: where and in which arithmetic both sides compute.
     """
 
     backbone: str
@@ -90,6 +92,8 @@ class Work:
     template: str = TEMPLATE
     text_memory: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+    precision: str = "fp32"
 
 
 class Step:
@@ -105,6 +109,7 @@ class Step:
 
     def __init__(
         self,
+        work: Work,
         parameters: Mapping[str, nn.Parameter],
         loss: Callable[[], Tensor],
         gradients: Callable[[], Gradients],
@@ -112,13 +117,15 @@ class Step:
         chunk: int | None = None,
         longest_prompt: int | None = None,
     ) -> None:
-        self.parameters, self.loss, self.gradients = dict(parameters), loss, gradients
+        self.work, self.parameters, self.loss, self.gradients = work, dict(parameters), loss, gradients
         self.chunk, self.longest_prompt = chunk, longest_prompt
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=1e-3, weight_decay=5e-4)
 
     def backward(self) -> None:
         self.optimizer.zero_grad()
-        for parameter, gradient in zip(self.parameters.values(), self.gradients()):
+        with autocast(self.work.precision, torch.device(self.work.device)):
+            found = self.gradients()
+        for parameter, gradient in zip(self.parameters.values(), found):
             parameter.grad = gradient
 
     def __call__(self) -> None:
@@ -129,7 +136,7 @@ class Step:
 def make_batch(work: Work, clip: Clip) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(work.batch, 3, clip.image_size, clip.image_size, generator=generator)
-    return images, torch.randint(work.classes, (work.batch,), generator=generator)
+    return images.to(work.device), torch.randint(work.classes, (work.batch,), generator=generator).to(work.device)
 
 
 def make_method(work: Work, clip: Clip, classes: int | None = None) -> Method:
@@ -148,14 +155,15 @@ def make_method(work: Work, clip: Clip, classes: int | None = None) -> Method:
     task = Task(tuple(names), work.template, images=SHOTS * len(names), features=features)
     method = methods.build(work.method, clip, OPTIONS.get(work.method, {}) | work.options, seed=0, task=task).train()
     disturb(method, 0.02)
-    return method
+    return method.to(work.device)
 
 
 def _differentiation(parameters: Mapping[str, nn.Parameter]) -> Callable[..., Gradients]:
     """As `torch.autograd.grad`, which torch's counter of FLOP does not allow where a module's input is a parameter."""
 
     def differentiate(total: Tensor, *, retain_graph: bool = False) -> Gradients:
-        total.backward(retain_graph=retain_graph)
+        with torch.autocast(total.device.type, enabled=False):
+            total.backward(retain_graph=retain_graph)
         found: Gradients = [parameter.grad for parameter in parameters.values()]
         for parameter in parameters.values():
             parameter.grad = None
@@ -174,6 +182,7 @@ def fast_step(work: Work, clip: Clip) -> Step:
     parameters = dict(method.named_parameters())
     differentiate = _differentiation(parameters)
     return Step(
+        work,
         parameters,
         lambda: method.loss(images, labels, classes).total,
         lambda: method.gradients(images, labels, classes, differentiate)[1],
@@ -200,7 +209,7 @@ def plain_step(work: Work, clip: Clip, classes: int | None = None) -> Step:
         found = own(images, labels)
         return [found[name] for name in form.parameters]
 
-    return Step(form.parameters, lambda: form.loss(images, labels), gradients)
+    return Step(work, form.parameters, lambda: form.loss(images, labels), gradients)
 
 
 SIDES = {"fast": fast_step, "plain": plain_step}

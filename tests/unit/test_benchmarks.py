@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import common, feature_cache, inference, memory, test_pipeline, text_memory, train_step
+from benchmarks import common, feature_cache, gpu, inference, memory, test_pipeline, text_memory, train_step
 from benchmarks.methods import COLUMNS, ROOT, golden_rows, here, linked, method_rows, put, step_table
 from benchmarks.sides import PLAIN, Work, fast_step, make_method, plain_step, without_dropout
 from benchmarks.train_step import BOUND
@@ -254,3 +254,23 @@ def test_tables_are_put_between_their_marks() -> None:
     assert put(page, "a", r"new \1") == "before\n<!-- a -->\nnew \\1\n<!-- /a -->\nafter\n"
     with pytest.raises(SystemExit, match="no marks"):
         put(page, "b", "new")
+
+
+def test_gpu_on_a_processor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--device", "cpu", "--method", "mmrl", "--classes", "3", "--batches", "2", "--many", "7"]
+    code, (steps, towers), numbers = run(gpu.main, small, tmp_path / "gpu.md")
+    assert code == 0
+    rows = [("2", "3", "fp32"), ("2", "7", "fp32"), ("2", "3", "bf16"), ("2", "7", "bf16")]
+    assert [(row["batch"], row["classes"], row["precision"]) for row in steps] == rows
+    for row, shown in zip(numbers["rows"], steps, strict=True):
+        assert float(shown["fast ms"]) > 0 and float(shown["images/s"]) > 0
+        assert (shown["plain ms"] == "left out") == (row["classes"] == 7) == (row["gradients"] is None)
+    assert numbers["rows"][0]["gradients"]["relative"] < 1e-4 < numbers["rows"][2]["gradients"]["relative"] < 0.5
+    assert [(row["image tower"], row["precision"]) for row in towers] == [(t, p) for p in ("fp32", "bf16") for t in (gpu.BARE, "mmrl")]
+    with pytest.raises(SystemExit):
+        gpu.main(["--precision", "int8"])
+    assert "--precision int8: fp32, bf16, fp16" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit):
+            gpu.main([])
+        assert "finds no CUDA device" in capsys.readouterr().err
