@@ -49,7 +49,7 @@ class Grid:
         [], "--set", help="KEY=VALUE, an option of training or of the methods that have it; METHOD.KEY=VALUE for one; may be repeated."
     )
     precision: str | None = _option(
-        None, "--precision", help="Of training: fp32, bf16 or fp16; default: as the recipe says. Tests are in float32."
+        None, "--precision", help="Of training: fp32, bf16, fp16 or auto; default: as the recipe says. Tests are in float32."
     )
     jobs: int | None = _option(
         None, "--jobs", min=1, help="Processes on this machine; they share the GPUs out. Default: one, with --device cuda one a GPU."

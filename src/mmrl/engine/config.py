@@ -46,8 +46,10 @@ class FitConfig(Options):
     )  # fmt: skip
     views_gib: float = Field(2.0, ge=0, le=2**20, description="memory for what is kept of views, in GiB")
     views_disk_gib: float = Field(16.0, ge=0, le=2**20, description="room beyond it in a temporary file (of the output folder), in GiB")
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="of the frozen CLIP's arithmetic in training; trained tensors, and tests, are float32. fp16 needs a CUDA device"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = Field(
+        "fp32",
+        description="of the frozen CLIP's arithmetic in training; trained tensors, and tests, are float32. fp16 needs a CUDA device; "
+        "auto is bf16 where the device computes in it natively, else fp32",
     )
     accumulate: int = Field(1, ge=1, le=1_000_000, description="batches whose gradients are averaged before each step")
     seed: int = Field(1, ge=0, lt=2**63, description="decides initial values, order and augmentation")

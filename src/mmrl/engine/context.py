@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +19,8 @@ from mmrl.engine.config import FitConfig
 from mmrl.engine.features import FeatureStore
 from mmrl.engine.fit import items_hash
 from mmrl.engine.overrides import refuse_without_effect, training_options
-from mmrl.errors import UsageError
+from mmrl.engine.precision import chosen_precision
+from mmrl.errors import Notice, UsageError
 from mmrl.methods import Method
 from mmrl.protocols import Cell, Training
 from mmrl.templates import Template, check_template
@@ -125,6 +128,9 @@ class Context:
 
     def __init__(self, bench: Bench, clip: Clip, *, datasets: Mapping[str, Dataset] | None = None) -> None:
         self.bench, self.clip = bench, clip
+        self._precision = bench.precision  # as it was given
+        if bench.precision == "auto":  # results are those of what it is here
+            self.bench = replace(bench, precision=self._automatic[0])
         self.identity = clip.identity
         self._datasets = {name: self._as_asked(dataset) for name, dataset in (datasets or {}).items()}
         self._prepared: dict[Training, Prepared] = {}
@@ -143,6 +149,13 @@ class Context:
         if dataset.rest_tests and self.bench.test_share is not None:
             dataset = dataset.divided(self.bench.test_share)
         return dataset if self.bench.template is None else replace(dataset, template=check_template(self.bench.template))
+
+    @cached_property
+    def _automatic(self) -> tuple[str, str]:
+        """What the precision 'auto' is on the backbone's device, and the source that records give for it."""
+        value, why = chosen_precision(self.clip.device)
+        warnings.warn(f"precision is auto: {value}, as {why}.", Notice, stacklevel=2)
+        return value, f"auto: {why}"
 
     def tested(self, cell: Cell) -> Dataset:
         """The data set with the images and classes that `cell` is tested on; images that its training drew are not among them."""
@@ -189,11 +202,13 @@ class Context:
         if given.setdefault("seed", training.seed) != training.seed:
             seeds = f"the options have seed {given['seed']!r}, and the run has seed {training.seed}"
             raise UsageError(f"{seeds}; give it once: --seed, or seed= in Python.")
-        if bench.precision is not None and "precision" in training_options(methods.get(training.method)):
-            given["precision"] = bench.precision
+        if self._precision is not None and "precision" in training_options(methods.get(training.method)):
+            given["precision"] = self._precision
         resolved = settings(
             training.method, protocol=training.recipe, dataset=dataset.name, shots=training.shots, overrides=given, source=bench.source
         )
+        if resolved.fit.get("precision") == "auto":
+            resolved = resolved.replaced("precision", *self._automatic)
         draw = self._draw(training, dataset)
         usable = draw.train
         if bench.skip_broken:

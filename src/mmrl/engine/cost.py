@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import cycle, islice, pairwise
+from typing import Literal, cast
 
 import torch
 
@@ -128,7 +129,7 @@ def measure_in(context: Context, dataset: str, training: Training | None, steps:
         dataset=dataset,
         backbone=clip.name,
         shots=training.shots if training else None,
-        precision=ready.config.precision if ready else "fp32",
+        precision=cast(Literal["fp32", "bf16", "fp16"], ready.config.precision) if ready else "fp32",  # what auto is, it is by now
         steps=steps,
         environment=environment(clip.device, started),
     )

@@ -24,7 +24,7 @@ from mmrl.engine.loop import Batches, NonFiniteError, Row, Shareable, State, Tra
 from mmrl.engine.memory import text_memory
 from mmrl.engine.parallel import Peers, joined
 from mmrl.engine.pool import shown_in_turn
-from mmrl.engine.precision import check_surroundings, compute_type, seeded
+from mmrl.engine.precision import check_surroundings, compute_type, resolved_precision, seeded
 from mmrl.engine.progress import training_log, training_progress
 from mmrl.engine.score import BATCH
 from mmrl.errors import DamagedError, MmrlError, UsageError
@@ -209,7 +209,8 @@ def fit(
         MmrlError: the folder cannot be written. A folder that cannot be used, or an image that cannot be read, in one process is an
             error in all.
     """
-    config, place, device = make_config(config), place or Place(), method.clip.device
+    place, device = place or Place(), method.clip.device
+    config = resolved_precision(make_config(config), device)
     data = replace(data, template=check_template(data.template))
     folder = None if place.out is None else user_path(place.out)
     task = Task(data.classes, data.template, data.images, data.validation, config.seed, data.features)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,30 @@ import torch
 
 from mmrl.engine.config import FitConfig
 from mmrl.errors import UsageError
+
+
+def chosen_precision(device: torch.device) -> tuple[str, str]:
+    """What 'auto' is on `device`: 'bf16' where it computes in that type natively, else 'fp32'; and why, in words."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this processor" if device.type == "cpu" else device.type
+    native = _cuda_bf16() if device.type == "cuda" else _cpu_bf16() if device.type == "cpu" else False
+    return ("bf16", f"{name} computes in bf16 natively") if native else ("fp32", f"{name} does not compute in bf16 natively")
+
+
+def _cuda_bf16() -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _cpu_bf16() -> bool:
+    """On x86 avx512_bf16 or AMX; on arm its own bf16. Processors without them compute in bf16 more slowly than in float32."""
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(supported() for supported in asked if supported is not None)
+
+
+def resolved_precision(config: FitConfig, device: torch.device) -> FitConfig:
+    """`config` with what 'auto' is on `device` in its place."""
+    return config.model_copy(update={"precision": chosen_precision(device)[0]}) if config.precision == "auto" else config
 
 
 def check_precision(precision: str, device: torch.device) -> None:

@@ -48,6 +48,10 @@ class Resolved:
         """The same with the value of `key` lowered to `limit` where it is above."""
         return Resolved(tuple(Setting(s.section, key, limit, source) if s.key == key and s.value > limit else s for s in self.settings))
 
+    def replaced(self, key: str, value: Any, source: str) -> Resolved:
+        """The same with another `value` of `key`, and where that came from."""
+        return Resolved(tuple(Setting(s.section, key, value, source) if s.key == key else s for s in self.settings))
+
     def to_json(self) -> list[dict[str, Any]]:
         """As a run record keeps them under `options`."""
         return [{"section": s.section, "key": s.key, "value": s.value, "source": s.source} for s in self.settings]
