@@ -157,3 +157,18 @@ def test_a_prompt_costs_its_own_tokens(small_clip: Clip) -> None:
     short, longer = ["cat", "dog", "hat", "x", "big red fox"], ["cat", "big dog", "big hat", "x", "big red fox"]
     d, depth = small_clip.text.width, small_clip.text.depth
     assert cost(longer) - cost(short) == 2 * 2 * d * d * (12 * (depth - 1) + 2)  # two tokens; the last layer has their keys and values
+
+
+@pytest.mark.parametrize("name", ["mmrl", "mmrlpp"])
+def test_a_loss_and_its_gradients_wait_for_no_number(small_clip: Clip, images: Tensor, name: str) -> None:
+    """Nothing is read back from the device: on a GPU each such operation stops the step until all before it is done."""
+    method = methods.build(name, small_clip, seed=0)
+    classes = method.class_list(["cat", "big dog", "a very large hat"], "a photo of a {}.")
+    labels = torch.arange(len(images)) % 3
+    method.loss(images, labels, classes)  # what the class list keeps of its packing is made once
+    with Operations() as seen:
+        method.loss(images, labels, classes).total.backward()
+    assert not seen.names & {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select"}
+    with Operations() as seen:
+        bool(torch.ones(2).nonzero().any())
+    assert seen.names >= {"_local_scalar_dense", "nonzero"}  # they would be seen
