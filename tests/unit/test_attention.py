@@ -159,7 +159,7 @@ def test_a_prompt_costs_its_own_tokens(small_clip: Clip) -> None:
     assert cost(longer) - cost(short) == 2 * 2 * d * d * (12 * (depth - 1) + 2)  # two tokens; the last layer has their keys and values
 
 
-@pytest.mark.parametrize("name", ["mmrl", "mmrlpp"])
+@pytest.mark.parametrize("name", ["mmrl", "mmrlpp", "coop", "kgcoop", "maple", "promptsrc", "tcp", "mma", "clip-lora"])
 def test_a_loss_and_its_gradients_wait_for_no_number(small_clip: Clip, images: Tensor, name: str) -> None:
     """Nothing is read back from the device: on a GPU each such operation stops the step until all before it is done."""
     method = methods.build(name, small_clip, seed=0)

@@ -138,6 +138,7 @@ class Clip:
         self._eos_id: int | None = getattr(text, "text_eos_id", getattr(text, "eos_id", None))
         pool = getattr(text, "text_pool_type", getattr(text, "pool_type", "argmax"))
         self._eos_pool = pool == "eos"
+        self._scales: dict[torch.dtype, float] = {}
         self.not_staged = why_not_staged(model)
         if self.not_staged is None:
             self.vision = VisionTower(model.visual)
@@ -153,7 +154,10 @@ class Clip:
     @property
     def logit_scale(self) -> float:
         """What cosines are multiplied with; 100 in OpenAI's models."""
-        return float(self.model.logit_scale.detach().exp())
+        kind = self.model.logit_scale.dtype
+        if kind not in self._scales:  # a GPU would have to be waited for in every step
+            self._scales[kind] = float(self.model.logit_scale.detach().exp())
+        return self._scales[kind]
 
     @cached_property
     def identity(self) -> str:
