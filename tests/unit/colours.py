@@ -14,7 +14,7 @@ from torch import Tensor
 from mmrl import engine, methods
 from mmrl.clip import Clip, random_clip
 from mmrl.data import Dataset, Draw, Item, draw_shots
-from mmrl.engine.loop import Batches
+from mmrl.engine.batches import Batches
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200), "grey": (120, 120, 120)}
 NAMES = tuple(COLOURS)

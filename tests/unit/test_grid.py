@@ -139,7 +139,7 @@ def test_an_error_nobody_foresaw_is_noted_with_its_traceback(
     def fails(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(RUN, "fit", fails)
+    monkeypatch.setattr(RUN, "fitting", fails)
     jobs = jobs_of(context, planned(root))
     outcome, _ = compute(jobs, context, tmp_path)
     assert outcome.failed == [jobs[1].key] and outcome.done == [jobs[0].key]
@@ -155,7 +155,7 @@ def test_a_user_who_stops_it_loses_nothing(
 
     jobs = jobs_of(context, planned(root))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RUN, "fit", stopped)
+        patch.setattr(RUN, "fitting", stopped)
         compute(jobs, context, tmp_path)
     (failure,) = contents(tmp_path, "failed").values()
     assert failure["kind"] == "cancelled" and len(scores(tmp_path)) == 2

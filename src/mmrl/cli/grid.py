@@ -62,6 +62,9 @@ class Grid:
     cache_gib: float = _option(
         4.0, "--cache-gib", min=0.0, help="Most that features and pixels of images take in the folder, in GiB; 0 keeps none. Same scores."
     )
+    alone: bool = _option(
+        False, "--alone", help="Train each run by itself; by default those that take the same images share them. Same numbers, less memory."
+    )
     skip_broken: bool = _option(False, "--skip-broken", help="Leave broken images out, and say how many.")
     skip_missing: bool = _option(False, "--skip-missing", help="Leave out data sets that are not there.")
     draws: Path | None = _option(
@@ -169,6 +172,7 @@ def carry_out(cells: Sequence[Cell], grid: Grid, *, every: bool = False) -> None
     from mmrl.clip import load_clip
     from mmrl.clip.device import AUTO, best_device
     from mmrl.engine import Bench, Context, bind
+    from mmrl.engine.context import TOGETHER
     from mmrl.engine.grid import CACHE, FEATURES, ResultsFolder, missing_tests, run_here
     from mmrl.engine.jobs import require_images
 
@@ -182,6 +186,7 @@ def carry_out(cells: Sequence[Cell], grid: Grid, *, every: bool = False) -> None
         grid.chosen_backbone, grid.root, (out / CACHE).resolve(), grid.precision, grid.skip_broken, threads,
         draws=grid.draws and grid.draws.resolve(), test_share=grid.test_share, template=tuple(grid.template) or None,
         features=(out / FEATURES).resolve() if grid.cache_gib else None, cache_gib=grid.cache_gib,
+        together=1 if grid.alone else TOGETHER,
     )  # fmt: skip
     if grid.dry_run:
         preview(cells, bench, known, processes=processes, device="cpu" if ray else device, every=every)

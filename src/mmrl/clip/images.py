@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,14 +24,21 @@ class Images:
         pixels: the images, or what makes them when they are first needed.
         states: those that enter a layer, where they are known already.
         features: what the frozen tower puts out (B, embed_dim), not normalised, where it is known already.
+        expected: layers that will be asked for, in whatever order; a pass through one keeps what enters it.
+
+    Attributes:
+        asked: layers that were asked for.
     """
 
     def __init__(
-        self, pixels: Tensor | Callable[[], Tensor], *, states: Mapping[int, ImageHidden] | None = None, features: Tensor | None = None
-    ) -> None:
+        self, pixels: Tensor | Callable[[], Tensor], *, states: Mapping[int, ImageHidden] | None = None, features: Tensor | None = None,
+        expected: Iterable[int] = (),
+    ) -> None:  # fmt: skip
         self._pixels = pixels
         self.states = dict(states or {})
         self.features = features
+        self.asked = set[int]()
+        self._expected = frozenset(expected)
 
     @classmethod
     def of(cls, images: Tensor | Images) -> Images:
@@ -51,10 +58,8 @@ class Images:
     @torch.no_grad()
     def entering(self, clip: Clip, layer: int) -> ImageHidden:
         """States, without gradient, that enter `layer` (from 0)."""
-        if layer not in self.states:
-            hidden, start = self._below(clip, layer)
-            self.states[layer] = clip.vision.run(hidden, start, layer)
-        return self.states[layer]
+        self.asked.add(layer)
+        return self._entering(clip, layer)
 
     @torch.no_grad()
     def encoded(self, clip: Clip) -> Tensor:
@@ -67,10 +72,16 @@ class Images:
                 self.features = clip.model.encode_image(self.pixels)
         return self.features
 
+    def _entering(self, clip: Clip, layer: int) -> ImageHidden:
+        if layer not in self.states:
+            hidden, start = self._below(clip, layer - 1)
+            self.states[layer] = clip.vision.run(hidden, start, layer)
+        return self.states[layer]
+
     def _below(self, clip: Clip, layer: int) -> tuple[ImageHidden, int]:
-        """The states nearest below `layer` that are known, or that enter the first, and which layer they enter."""
-        start = max((known for known in self.states if known <= layer), default=0)
-        return self.states[start] if start in self.states else clip.vision.embed(self.pixels), start
+        """The states that enter `layer`, or the nearest layer below it whose states are kept, and which layer that is."""
+        start = max((each for each in (*self.states, *self._expected) if each <= layer), default=None)
+        return (clip.vision.embed(self.pixels), 0) if start is None else (self._entering(clip, start), start)
 
 
 AnyImages = Tensor | Images  # images (B, 3, H, W), normalised

@@ -25,6 +25,8 @@ from mmrl.methods import Method
 from mmrl.protocols import Cell, Training
 from mmrl.templates import Template, check_template
 
+TOGETHER = 16  # trainings in one pass: each has its parameters and its optimiser in memory
+DECIDE_IMAGES = {"batch_size", "drop_last", "crop_scale", "precision", "accumulate", "seed"}  # of the training options
 KEY_FORMAT = 3  # a new one whenever equal inputs give other numbers
 
 
@@ -49,6 +51,7 @@ class Bench:
         beside_zero_shot: whether zero-shot CLIP is scored with every test, on the same images.
         processes: how many compute on the same machine at the same time, and share its memory.
         source: of the values that the user gave, for records.
+        together: trainings that take their images in one pass, at most; 1 trains each alone, to the same numbers.
     """
 
     backbone: str
@@ -68,6 +71,7 @@ class Bench:
     beside_zero_shot: bool = False
     processes: int = 1
     source: str = "plan"
+    together: int = TOGETHER
 
 
 class Fewer(NamedTuple):
@@ -251,6 +255,17 @@ class Context:
             draw=ready.draw.hash,
             images=ready.usable,
             **({"revision": revision} if (revision := methods.get(training.method).revision) else {}),
+        )
+
+    def images_key(self, training: Training) -> str:
+        """Hash of all that decides the images of a training's every batch, and what the frozen tower makes of them; '' where it shares them
+        with none, as it has a pool of views of its own."""
+        ready, dataset = self.prepare(training), self.dataset(training.dataset)
+        if ready.config.views is not None:
+            return ""
+        fit = ready.config.model_dump(include=DECIDE_IMAGES)
+        return hash_of(
+            dataset=dataset.name, data=dataset.fingerprint, classes=training.classes, draw=ready.draw.hash, images=ready.usable, fit=fit
         )
 
     def test_key(self, cell: Cell, training: str | None) -> str:

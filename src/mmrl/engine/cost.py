@@ -18,15 +18,15 @@ import torch
 from mmrl import methods
 from mmrl.clip import ClassList, Clip, load_clip
 from mmrl.data import Dataset, test_batches
+from mmrl.engine.batches import Batch
 from mmrl.engine.config import FitConfig
 from mmrl.engine.context import Bench, Context
 from mmrl.engine.features import preprocess_of
 from mmrl.engine.fit import TrainingData
-from mmrl.engine.loop import Batch as TrainBatch
 from mmrl.engine.loop import Trainer, length_of
 from mmrl.engine.memory import GIB, forget_peak, peak_resident, resident, text_memory
 from mmrl.engine.record import environment
-from mmrl.engine.score import Batch, evaluate
+from mmrl.engine.score import evaluate
 from mmrl.errors import MmrlError
 from mmrl.methods import Method, Task
 from mmrl.protocols import Training
@@ -158,17 +158,17 @@ def _tested(dataset: Dataset, clip: Clip, size: int) -> Batch:
 class _Repeated:
     """The same few batches again and again, `count` in all."""
 
-    def __init__(self, batches: Sequence[TrainBatch], count: int) -> None:
+    def __init__(self, batches: Sequence[Batch], count: int) -> None:
         self.batches, self.count = batches, count
 
     def __len__(self) -> int:
         return self.count
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[TrainBatch]:
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         return islice(cycle(self.batches), start, self.count)
 
 
-def _step(method: Method, classes: ClassList, batches: Sequence[TrainBatch], config: FitConfig, steps: int) -> float:
+def _step(method: Method, classes: ClassList, batches: Sequence[Batch], config: FitConfig, steps: int) -> float:
     """Seconds of a training step, median."""
     clock = _Clock(method.clip)
     count = WARM_UP + steps

@@ -17,16 +17,19 @@ from torch import Tensor
 from mmrl.clip import Clip
 from mmrl.data import Dataset, Draw, Item, TrainBatches, image_batches, readable, require_every_class, view_batches, warn_broken
 from mmrl.engine.adapter import load_adapter, load_tensors, save_adapter
+from mmrl.engine.batches import Batches, Shareable
 from mmrl.engine.checkpoint import RunFolder
 from mmrl.engine.config import FitConfig, make_config
 from mmrl.engine.features import FeatureStore, preprocess_of
-from mmrl.engine.loop import Batches, NonFiniteError, Row, Shareable, State, Trainer, length_of
+from mmrl.engine.loop import NonFiniteError, Row, State, Trainer, length_of
 from mmrl.engine.memory import text_memory
 from mmrl.engine.parallel import Peers, joined
 from mmrl.engine.pool import shown_in_turn
-from mmrl.engine.precision import check_surroundings, compute_type, resolved_precision, seeded
+from mmrl.engine.precision import check_surroundings, compute_type, resolved_precision
 from mmrl.engine.progress import training_log, training_progress
+from mmrl.engine.randomness import seeded
 from mmrl.engine.score import BATCH
+from mmrl.engine.turns import Turns, finish
 from mmrl.errors import DamagedError, MmrlError, UsageError
 from mmrl.files import user_path
 from mmrl.methods import FeatureSource, Method, Task
@@ -209,6 +212,18 @@ def fit(
         MmrlError: the folder cannot be written. A folder that cannot be used, or an image that cannot be read, in one process is an
             error in all.
     """
+    return finish(fitting(method, data, config, place, peers=peers))
+
+
+def fitting(
+    method: Method,
+    data: TrainingData,
+    config: FitConfig | Mapping[str, Any] | None = None,
+    place: Place | None = None,
+    *,
+    peers: Peers | None = None,
+) -> Turns[FitResult]:
+    """As `fit`, a step a turn; a method that is not trained by steps takes one turn."""
     place, device = place or Place(), method.clip.device
     config = resolved_precision(make_config(config), device)
     data = replace(data, template=check_template(data.template))
@@ -243,7 +258,7 @@ def fit(
         if method.trainable:
             trainer = stack.enter_context(_trainer(method, data, config, place, peers, held, before))
             try:
-                trainer.run()
+                yield from trainer.turns()
             except NonFiniteError as error:
                 if folder is None or not error.scores:
                     raise

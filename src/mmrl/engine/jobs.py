@@ -17,13 +17,15 @@ from mmrl.reports.plans import Slot
 class Job:
     """A training (None: zero-shot CLIP) and the cells that test it, each with its key.
 
-    `key` is that of the run's record, and `notes` are sentences for it.
+    `key` is that of the run's record, and `notes` are sentences for it. Jobs with the same `images` (`Context.images_key`) train on the
+    same ones in the same order, and can share them.
     """
 
     key: str
     training: Training | None
     tests: tuple[tuple[Cell, str], ...]
     notes: tuple[str, ...] = ()
+    images: str = ""
 
     @property
     def label(self) -> str:
@@ -52,7 +54,10 @@ def bind(cells: Sequence[Cell], context: Context) -> tuple[list[Job], list[Slot]
         slots.append(slot)
         if slot.applicable:
             bound.setdefault(run, (cell.training, {}))[1][slot.key] = cell
-    jobs = [Job(key, training, tuple((cell, k) for k, cell in tests.items())) for key, (training, tests) in bound.items()]
+    jobs = [
+        Job(key, training, tuple((cell, k) for k, cell in tests.items()), images=context.images_key(training) if training else "")
+        for key, (training, tests) in bound.items()
+    ]
     return jobs, slots
 
 

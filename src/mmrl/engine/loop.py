@@ -5,42 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from mmrl.clip import AnyImages, ClassList, Images
+from mmrl.clip import ClassList
+from mmrl.engine.batches import Batch, Batches, placed
 from mmrl.engine.config import FitConfig
 from mmrl.engine.parallel import Peers
 from mmrl.engine.precision import autocast
+from mmrl.engine.randomness import random_state, set_random_state
 from mmrl.engine.schedule import learning_rates
+from mmrl.engine.turns import Turns, finish
 from mmrl.errors import MmrlError
 from mmrl.methods import Differentiate, Gradients, Method
 
 BETAS = (0.9, 0.999)
 MOST_SKIPPED = 50  # steps in a row that fp16 may skip while its scale adapts
 GROWTH = 1e3  # a trained tensor that grows as much in one step has blown up
-Batch = tuple[AnyImages, Tensor]  # images (B, 3, H, W), which are on the device already where frozen passes come with them; labels (B,)
 Row = dict[str, float]  # one step of the history
 State = dict[str, Any]
-
-
-class Batches(Protocol):
-    """Training data: `epoch(number, start)` gives the batches of epoch `number` from position `start`, always the same ones."""
-
-    def __len__(self) -> int: ...
-
-    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]: ...
-
-
-@runtime_checkable
-class Shareable(Batches, Protocol):
-    """Batches that several processes can train on together."""
-
-    def shard(self, rank: int, of: int) -> Batches:
-        """As many batches, each with the part of its images that process `rank` (from 0) of `of` takes."""
-        ...
 
 
 class NonFiniteError(MmrlError):
@@ -105,8 +90,7 @@ class Trainer:
             "parameters": {name: value.detach().cpu() for name, value in self._tensors().items()},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            **random_state(self.device),
             "history": self.history,
             "seconds": self.seconds,
         }
@@ -116,9 +100,7 @@ class Trainer:
         self._put(state["parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"])
-        if self.device.type == "cuda" and state["rng_cuda"] is not None:
-            torch.cuda.set_rng_state(state["rng_cuda"], self.device)
+        set_random_state(state, self.device)
         self._good = self._copied()
         self.epoch, self.position, self.step = state["epoch"], state["position"], state["step"]
         self.history = list(state["history"])
@@ -137,7 +119,11 @@ class Trainer:
         return {name: value.detach().clone() for name, value in self._tensors().items()}
 
     def run(self) -> None:
-        """Train to the end.
+        """Train to the end. Raises as `turns`."""
+        finish(self.turns())
+
+    def turns(self) -> Turns[None]:
+        """Train to the end, a step a turn.
 
         Raises:
             NonFiniteError: something is not finite; it is named, and the parameters are set back to the latest whose loss was finite.
@@ -146,16 +132,30 @@ class Trainer:
         self.method.train()
         try:
             while self.step < self.steps:
-                for group in self._groups(self.batches.epoch(self.epoch, self.position)):
-                    self._step(group)
-                    self._require_finite_end(group)
-                    if self.step == self.steps:
+                batches = self.batches.epoch(self.epoch, self.position)
+                while self.step < self.steps:
+                    yield from self._wait()
+                    if not self._take(batches):
                         break
                 self.epoch, self.position = self.epoch + 1, 0
                 self.method.epoch_ended(self.epoch, self.epochs)
                 self._checkpoint()
         finally:
             self.method.train(was_training)
+
+    def _wait(self) -> Turns[None]:
+        """While others take their turns, which is not this training's time."""
+        self._before = self.seconds
+        yield self.epoch, self.position
+        self._start = time.monotonic()
+
+    def _take(self, batches: Iterator[Batch]) -> bool:
+        """A step on the next of `batches`, if there are any; an image that cannot be read in one process is an error in all."""
+        group = self.peers.together(lambda: list(islice(batches, self.config.accumulate)))
+        if group:
+            self._step(group)
+            self._require_finite_end(group)
+        return bool(group)
 
     def _require_finite_end(self, group: list[Batch]) -> None:
         """The parameters that the last step leaves: no loss of a step after it tells whether they are finite."""
@@ -167,17 +167,12 @@ class Trainer:
         """Whether all parameters are finite."""
         return all(bool(p.isfinite().all()) for p in self._parameters)
 
-    def _groups(self, batches: Iterator[Batch]) -> Iterator[list[Batch]]:
-        """The batches of each step; an image that cannot be read in one process is an error in all."""
-        while group := self.peers.together(lambda: list(islice(batches, self.config.accumulate))):
-            yield group
-
     def _step(self, group: list[Batch]) -> None:
         """One step on the mean loss of a few batches; its row has loss, accuracy and terms, averaged over them and all processes."""
         self.optimizer.zero_grad()
         names, rows, kept = ["loss", "accuracy"], [], []
         for images, labels in group:
-            seen, labels = self._moved(images), labels.to(self.device)
+            seen, labels = placed(images, self.device), labels.to(self.device)
             with autocast(self.config.precision, self.device):
                 loss, gradients = self.method.gradients(seen, labels, self.classes, self._differentiate(1 / len(group)))
             for parameter, gradient in zip(self._parameters, gradients, strict=True):
@@ -198,9 +193,6 @@ class Trainer:
         every = self.config.checkpoint_every
         if every and self.step % every == 0 and self.position < len(self.batches) and self.step < self.steps:
             self._checkpoint()
-
-    def _moved(self, images: AnyImages) -> Images:
-        return images if isinstance(images, Images) else Images(images.to(self.device))
 
     def _differentiate(self, share: float) -> Differentiate:
         """Gradients of a loss that counts as `share` of the step's."""
@@ -268,7 +260,7 @@ class Trainer:
         """Whether the method, as it is now, gives finite logits for the batch and finite class features."""
         with torch.no_grad():
             head = self.method.head(self.classes)
-            finite = (self._moved(images).pixels.nan_to_num(0, 0, 0) for images, _ in group)  # it may be an image that is not
+            finite = (placed(images, self.device).pixels.nan_to_num(0, 0, 0) for images, _ in group)  # it may be an image that is not
             return all(bool(self.method.logits(images, head, True).isfinite().all()) for images in finite)
 
     def _first_bad(self, group: list[Batch]) -> tuple[int, str]:
@@ -282,12 +274,12 @@ class Trainer:
     def _computed(self, group: list[Batch]) -> Iterator[tuple[str, Tensor]]:
         """Images, parameters, loss terms, gradients."""
         for images, _ in group:
-            yield "an input image", Images.of(images).pixels
+            yield "an input image", placed(images, self.device).pixels
         for name, parameter in self.method.named_parameters():
             yield f"parameter '{name}'", parameter
         for images, labels in group:
             with torch.no_grad(), autocast(self.config.precision, self.device):
-                loss = self.method.loss(self._moved(images), labels.to(self.device), self.classes)
+                loss = self.method.loss(placed(images, self.device), labels.to(self.device), self.classes)
             yield from ((f"loss term '{name}'", term) for name, term in loss.terms.items())
             yield "the total loss", loss.total
         yield from ((f"the gradient of '{name}'", p.grad) for name, p in self.method.named_parameters() if p.grad is not None)

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from mmrl.clip import Clip, Images
 from mmrl.clip.vision import ImageHidden
+from mmrl.engine.batches import Batch, Batches
 from mmrl.engine.config import FitConfig
 from mmrl.engine.kept import Kept
-from mmrl.engine.loop import Batch, Batches, length_of
+from mmrl.engine.loop import length_of
 from mmrl.errors import Notice, UsageError
 
 GIB = 2**30

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -66,11 +64,3 @@ def check_surroundings(config: FitConfig, device: torch.device, out: Path | None
         raise UsageError(f"log is '{config.log}', but there is no output folder to write it to; give one.")
     if importlib.util.find_spec("tensorboard") is None:
         raise UsageError("log is 'tensorboard', but tensorboard is not installed: pip install 'mmrl[tensorboard]'.")
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch for a while; the generators are set back as they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

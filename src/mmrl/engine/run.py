@@ -6,7 +6,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Literal
 
@@ -15,13 +15,15 @@ from torch import Tensor
 
 from mmrl import methods
 from mmrl.data import Dataset, describe_broken
+from mmrl.engine.batches import OnePass
 from mmrl.engine.context import Bench, Context
 from mmrl.engine.features import FeatureStore
-from mmrl.engine.fit import FitResult, Place, TrainingData, fit
+from mmrl.engine.fit import FitResult, Place, TrainingData, fitting
 from mmrl.engine.jobs import Job
 from mmrl.engine.parallel import joined
 from mmrl.engine.record import environment, thin
 from mmrl.engine.score import evaluate_dataset
+from mmrl.engine.turns import Turns, finish
 from mmrl.errors import MmrlError, Notice, UsageError
 from mmrl.methods import Method
 from mmrl.protocols import Cell, Training
@@ -29,6 +31,7 @@ from mmrl.protocols.plan import ZERO_SHOT, Classes
 from mmrl.reports.records import SCHEMA, Option, RunRecord, TestRecord, TrainingRecord
 
 Save = Callable[[RunRecord], None]
+Shared = dict[str, TrainingData]  # by `Context.images_key`
 Split = Literal["train", "val", "test"]
 
 
@@ -61,6 +64,17 @@ def run(job: Job, context: Context, place: Place, *, before: RunRecord | None = 
     Raises:
         as `fit` and `evaluate_dataset`; what was saved is kept.
     """
+    return finish(running(job, context, place, before=before, save=save))
+
+
+def running(
+    job: Job, context: Context, place: Place, *, before: RunRecord | None = None, save: Save | None = None, shared: Shared | None = None
+) -> Turns[RunResult]:
+    """As `run`, a training step a turn.
+
+    Args:
+        shared: what the runs that take turns with this one train on; theirs and its own come from there, and are put there.
+    """
     training = job.training
     if training and context.training_key(training) != job.key:
         raise MmrlError(f"the data of {training.dataset} changed since the plan was made; start the command again.")
@@ -68,11 +82,23 @@ def run(job: Job, context: Context, place: Place, *, before: RunRecord | None = 
     started, fitted = datetime.now(timezone.utc), None
     with joined(context.clip.device) as peers:
         if training:
-            ready, dataset = context.prepare(training), context.dataset(training.dataset).restrict(training.classes)
-            data = TrainingData.of(context.clip, dataset, ready.draw, ready.config, place, store=context.features)
-            fitted = fit(method, data, ready.config, place, peers=peers)
+            data = _data(training, context, place, shared if peers.count == 1 else None)
+            fitted = yield from fitting(method, data, context.prepare(training).config, place, peers=peers)
         record = peers.on_main(lambda: _test(job, context, method, _begun(job, context, fitted, started, before), save))
     return RunResult(method, fitted, record)
+
+
+def _data(training: Training, context: Context, place: Place, shared: Shared | None) -> TrainingData:
+    """What `training` trains on, of which there is one for all trainings that share."""
+    ready, dataset, key = context.prepare(training), context.dataset(training.dataset), context.images_key(training)
+    if shared is not None and key in shared:
+        return shared[key]
+    data = TrainingData.of(
+        context.clip, dataset.restrict(training.classes), ready.draw, ready.config, place, store=context.features
+    )
+    if shared is not None and key:
+        shared[key] = data = replace(data, batches=OnePass(data.batches, context.clip.device, keep=ready.config.accumulate))
+    return data
 
 
 def _begun(job: Job, context: Context, fitted: FitResult | None, started: datetime, before: RunRecord | None) -> RunRecord:

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmrl.clip import ClassList, Images
+from mmrl.clip import ClassList
 from mmrl.data import Broken, Dataset, Item, warn_broken
+from mmrl.engine.batches import Batch, placed
 from mmrl.engine.features import FeatureStore, Shown, shown
 from mmrl.engine.metrics import Tally
 from mmrl.errors import UsageError, unknown
@@ -22,7 +23,6 @@ from mmrl.names import name_key
 from mmrl.reports.records import Scores
 
 BATCH = 64
-Batch = tuple[Tensor, Tensor]  # images (B, 3, H, W), labels (B,)
 
 
 class Evaluation(NamedTuple):
@@ -105,7 +105,7 @@ def evaluate(method: Method, classes: ClassList, batches: Iterable[Batch], seen:
         MmrlError: logits that are not finite.
     """
     frozen, clip = method.frozen_images, method.clip
-    moved = ((Images(images.to(clip.device)), labels) for images, labels in batches)
+    moved = ((placed(images, clip.device), labels) for images, labels in batches)
     passes = (Shown(images, clip.encode_image(images, normalise=False) if frozen else None, labels) for images, labels in moved)
     return _evaluate(method, classes, passes, seen, beside=False)[0]
 

@@ -6,7 +6,8 @@ import shutil
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,7 +22,8 @@ from mmrl.engine.fit import Place
 from mmrl.engine.grid.store import ResultsFolder
 from mmrl.engine.jobs import Job
 from mmrl.engine.record import environment
-from mmrl.engine.run import Save, run
+from mmrl.engine.run import Save, Shared, running
+from mmrl.engine.turns import Turns
 from mmrl.errors import DamagedError, MmrlError
 from mmrl.reports.plans import Failure
 from mmrl.reports.records import RunRecord
@@ -47,25 +49,33 @@ def missing_tests(job: Job, store: ResultsFolder) -> set[str]:
     return keys - {test.key for test in record.tests}
 
 
-def compute(job: Job, context: Context, work: Path | None, before: RunRecord | None, save: Save) -> None:
+def computing(
+    job: Job, context: Context, work: Path | None, before: RunRecord | None, save: Save, shared: Shared | None = None
+) -> Turns[None]:
     """Run `job`, going on where it was interrupted in the folder `work`; where that is damaged, from the start.
 
     Raises:
-        as `run`.
+        as `running`.
     """
     bench = context.bench
     place = Place(work, True, False, bench.workers, bench.skip_broken, bench.processes)
-    with warnings.catch_warnings():  # the record keeps them
+    if work is not None and (work / CONFIG).exists() and not (work / STATE).exists():  # half deleted: nothing to go on from
+        shutil.rmtree(work)
+    try:
+        yield from running(job, context, place, before=before, save=save, shared=shared)
+    except DamagedError:
+        if work is None:
+            raise
+        shutil.rmtree(work)
+        yield from running(job, context, place, before=before, save=save, shared=shared)
+
+
+@contextmanager
+def recorded_alone() -> Iterator[None]:
+    """What records keep is not said besides."""
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", BrokenImageWarning)
-        if work is not None and (work / CONFIG).exists() and not (work / STATE).exists():  # half deleted: nothing to go on from
-            shutil.rmtree(work)
-        try:
-            run(job, context, place, before=before, save=save)
-        except DamagedError:
-            if work is None:
-                raise
-            shutil.rmtree(work)
-            run(job, context, place, before=before, save=save)
+        yield
 
 
 def failed_since(job: Job, store: ResultsFolder, began: datetime) -> bool:

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 
@@ -14,14 +14,29 @@ import torch
 
 from mmrl.clip import load_clip
 from mmrl.engine.context import Bench, Context
-from mmrl.engine.grid.attempt import WAIT, Attempt, Outcome, Say, compute, failed_since, failure_of, missing_tests, outcome_of
+from mmrl.engine.grid.attempt import (
+    WAIT,
+    Attempt,
+    Outcome,
+    Say,
+    computing,
+    failed_since,
+    failure_of,
+    missing_tests,
+    outcome_of,
+    recorded_alone,
+)
 from mmrl.engine.grid.store import ResultsFolder
 from mmrl.engine.jobs import Job
+from mmrl.engine.run import Shared
+from mmrl.engine.turns import Turns, take_turns
 from mmrl.errors import MmrlError, Notice
+from mmrl.reports.status import held_locks
 
 RETRIES = 1  # of a job whose process was killed while this command ran: that may have been the process's own end
 KILLED = (
-    "its process was killed, twice, which is what a lack of memory does; use fewer --jobs, or --set memory_gib=4. It is tried again then."
+    "its process was killed, twice, which is what a lack of memory does; use fewer --jobs, --alone or --set memory_gib=4. "
+    "It is tried again then."
 )
 
 
@@ -43,40 +58,81 @@ def run_here(
     return outcome_of(jobs, store, began)
 
 
-def work_through(jobs: Sequence[Job], context: Context, store: ResultsFolder, began: datetime, say: Say) -> None:
+def work_through(jobs: Sequence[Job], context: Context, store: ResultsFolder, began: datetime, say: Say, *, processes: int = 1) -> None:
     """Compute every job that no other process holds; look again at those that one did, until all are done or failed.
+
+    Jobs that train on the same images do so together: as many as the bench allows, but no more than a fair part of what is ahead.
 
     Args:
         began: failures noted after this are not tried again; a job whose process was killed after this is, once.
+        processes: how many work through the jobs, this one among them; others on the folder are counted besides.
     """
     waiting = list(jobs)
     while waiting:
-        held_elsewhere = []
-        for job in waiting:
-            if not missing_tests(job, store) or failed_since(job, store, began):
-                continue
-            claim = store.claim(job.key)
-            if claim is None:
-                held_elsewhere.append(job)
-                continue
-            attempt = Attempt(job, store, say)
-            try:
-                if not missing_tests(job, store):  # done by another process between the look and the claim
-                    continue
-                if len([death for death in store.died.get(job.key, ()) if death > began]) > RETRIES:  # it takes processes along
-                    raise MmrlError(KILLED)
-                compute(job, context, store.work(job.key) if job.training else None, store.run(job.key), attempt.save)
-                attempt.succeeded()
-            except KeyboardInterrupt as error:
-                attempt.ended(failure_of(job, error, context.clip.device))
-                raise
-            except Exception as error:  # one job must not end the others
-                attempt.ended(failure_of(job, error, context.clip.device))
-            finally:
-                store.release(job.key, claim)
-        if len(held_elsewhere) == len(waiting):
+        look = _Look(waiting, context, store, began, say)
+        with recorded_alone():
+            while look.ahead:
+                fair = -(-len(look.ahead) // max(processes, 1 + _holders(store)))
+                take_turns(look.rows(min(fair, context.bench.together)), context.clip.device)
+        if len(look.held) == len(waiting):
             time.sleep(WAIT)
-        waiting = held_elsewhere
+        waiting = look.held
+
+
+def _holders(store: ResultsFolder) -> int:
+    """Processes that compute into the folder now, on whatever machine."""
+    return len({(lock.get("host"), lock.get("pid")) for lock in held_locks(store.folder).values()})
+
+
+class _Look:
+    """One look at the jobs that wait, in their order: those `ahead` were not looked at yet, those `held` are another process's."""
+
+    def __init__(self, jobs: Sequence[Job], context: Context, store: ResultsFolder, began: datetime, say: Say) -> None:
+        self.ahead, self.held = {job.key: job for job in jobs}, list[Job]()
+        self._context, self._store, self._began, self._say = context, store, began, say
+
+    def rows(self, most: int) -> Iterator[Turns[None]]:
+        """The first job that is free, and those of the same images: `most` in all. Each is claimed when it is asked for.
+
+        What was in a process that was killed shares with fewer, should it have been for lack of memory; with none at its last try.
+        """
+        first, shared = None, Shared()
+        for job in list(self.ahead.values()):
+            if first and (not most or job.images != first.images):
+                continue
+            deaths = self._store.deaths(job.key)
+            alone = not job.images or any(death > self._began for death in deaths)
+            if first and alone:
+                continue
+            del self.ahead[job.key]
+            if not missing_tests(job, self._store) or failed_since(job, self._store, self._began):
+                continue
+            claim = self._store.claim(job.key)
+            if claim is None:
+                self.held.append(job)
+                continue
+            if first is None:
+                first, most = job, 1 if alone else max(1, most >> len(deaths))
+            most -= 1
+            yield self._attempt(job, claim, shared)
+
+    def _attempt(self, job: Job, claim: int, shared: Shared) -> Turns[None]:
+        store, attempt = self._store, Attempt(job, self._store, self._say)
+        try:
+            if not missing_tests(job, store):  # done by another process between the look and the claim
+                return
+            if len([death for death in store.died.get(job.key, ()) if death > self._began]) > RETRIES:  # it takes processes along
+                raise MmrlError(KILLED)
+            work = store.work(job.key) if job.training else None
+            yield from computing(job, self._context, work, store.run(job.key), attempt.save, shared)
+            attempt.succeeded()
+        except KeyboardInterrupt as error:
+            attempt.ended(failure_of(job, error, self._context.clip.device))
+            raise
+        except Exception as error:  # one job must not end the others
+            attempt.ended(failure_of(job, error, self._context.clip.device))
+        finally:
+            store.release(job.key, claim)
 
 
 def cores() -> int:
@@ -92,7 +148,7 @@ def _spawn(jobs: Sequence[Job], bench: Bench, store: ResultsFolder, count: int, 
     threads = max(1, cores() // count)  # by the command alone, however much is left to do: other threads round otherwise
     count = min(count, len(jobs))
     bench = replace(bench, processes=-(-count // len(devices)))
-    arguments = [(jobs, bench, store.folder, devices[i % len(devices)], threads, began) for i in range(count)]
+    arguments = [(jobs, bench, store.folder, devices[i % len(devices)], threads, began, count) for i in range(count)]
     processes = [context.Process(target=_worker, args=each, name=f"mmrl-{i}") for i, each in enumerate(arguments)]
     for process in processes:
         process.start()
@@ -105,11 +161,12 @@ def _spawn(jobs: Sequence[Job], bench: Bench, store: ResultsFolder, count: int, 
         raise
 
 
-def _worker(jobs: Sequence[Job], bench: Bench, folder: str, device: str, threads: int, began: datetime) -> None:
+def _worker(jobs: Sequence[Job], bench: Bench, folder: str, device: str, threads: int, began: datetime, count: int) -> None:
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore", Notice)  # the command said it
     try:
-        work_through(jobs, Context(bench, load_clip(bench.backbone, device=device)), ResultsFolder(folder), began, print_line)
+        context = Context(bench, load_clip(bench.backbone, device=device))
+        work_through(jobs, context, ResultsFolder(folder), began, print_line, processes=count)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except MmrlError as error:

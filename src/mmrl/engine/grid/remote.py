@@ -17,8 +17,9 @@ import torch
 
 from mmrl.clip import load_clip
 from mmrl.engine.context import Bench, Context
-from mmrl.engine.grid.attempt import compute, failure_of
+from mmrl.engine.grid.attempt import computing, failure_of, recorded_alone
 from mmrl.engine.jobs import Job
+from mmrl.engine.turns import finish
 from mmrl.errors import MmrlError, Notice
 from mmrl.files import write_bytes
 from mmrl.reports.plans import Failure
@@ -87,7 +88,8 @@ class Worker:
                     unpack(ray.get(kept[0]), work)
                 context = self.context()
                 _check_same(job, context)
-                compute(job, context, work if job.training else None, before, save)
+                with recorded_alone():
+                    finish(computing(job, context, work if job.training else None, before, save))
             except Exception as error:
                 device = self._context.clip.device if self._context else torch.device("cpu")
                 failure = failure_of(job, error, device)

@@ -23,6 +23,7 @@ from mmrl.version import __version__
 CACHE = "cache"
 FEATURES = "features"
 MOST_DEATHS = 10  # remembered of a group
+LOCK_BYTES = 4096  # that are read of a claim
 Kind = Literal["runs", "failed", "plans"]
 PARTS: dict[Kind, tuple[type[Part], str]] = {
     "runs": (RunRecord, "run record"),
@@ -191,9 +192,9 @@ class ResultsFolder:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             held = lock(path)
-            self._note_death(group, os.pread(held, 4096, 0))
+            self.died[group] = _deaths(os.pread(held, LOCK_BYTES, 0))
             told: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname(), "since": _written(datetime.now(timezone.utc))}
-            told["died"] = [_written(death) for death in self.died.get(group, ())]
+            told["died"] = [_written(death) for death in self.died[group]]
             os.ftruncate(held, 0)
             os.pwrite(held, json.dumps(told).encode(), 0)
         except BlockingIOError:
@@ -204,15 +205,24 @@ class ResultsFolder:
             raise MmrlError(f"cannot write into {self.folder}: {error.strerror or error}. Free some space or choose another.") from error
         return held
 
-    def _note_death(self, group: str, left: bytes) -> None:
+    def deaths(self, group: str) -> tuple[datetime, ...]:
+        """As `died`, of a group that nobody holds."""
         try:
-            told = parse_json(left)
-            self.died[group] = tuple(with_offset(datetime.fromisoformat(time)) for time in [*told["died"], told["since"]])[-MOST_DEATHS:]
-        except (ValueError, KeyError, TypeError):  # nothing was left, half of it, or something else
-            self.died.pop(group, None)
+            return _deaths((self.folder / "locks" / f"{group}.lock").read_bytes()[:LOCK_BYTES])
+        except OSError:
+            return ()
 
     def release(self, group: str, held: int) -> None:
         unlock(self.folder / "locks" / f"{group}.lock", held)
+
+
+def _deaths(left: bytes) -> tuple[datetime, ...]:
+    """When the claims were made that ended with their processes, of what the last one wrote."""
+    try:
+        told = parse_json(left)
+        return tuple(with_offset(datetime.fromisoformat(time)) for time in [*told["died"], told["since"]])[-MOST_DEATHS:]
+    except (ValueError, KeyError, TypeError):  # nothing was left, half of it, or something else
+        return ()
 
 
 def _written(time: datetime) -> str:
