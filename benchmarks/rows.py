@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks import common
+from benchmarks.feature_cache import photos
 from benchmarks.test_pipeline import whole_number
 from mmrl.clip import Clip, load_clip
 from mmrl.engine import Bench, Context, bind
@@ -32,28 +33,29 @@ from mmrl.protocols import Cell, base_to_novel
 LAMBDAS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 3.0, 5.0, 10.0)
 METHODS = "mmrl,mmrlpp,coop,kgcoop,maple,promptsrc,provp,clip-lora"
 SAME = {"batch_size": 4, "drop_last": True, "crop_scale": (0.5, 1.0), "warmup_epochs": 0}  # for all methods, so that they can share
+CLASSES, IMAGES, TESTED = 4, 20, 0.2  # of the generated JPEGs; half of the classes train
 COLUMNS = ["rows", "alone, s", "together, s", "ratio", "of it training"]
 SIDES = {"alone": 1, "together": TOGETHER}
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="mini:digits", help="data set of the catalogue, or a folder (default: %(default)s)")
+    parser.add_argument("--data", help="data set of the catalogue, or a folder (default: generated JPEGs, of which a fifth test)")
     parser.add_argument("--values", type=whole_number(0), default=len(LAMBDAS), help="values of lambda (default: all %(default)s)")
     parser.add_argument("--methods", default=METHODS, help="of the second grid; '' leaves it out (default: %(default)s)")
-    parser.add_argument("--epochs", type=whole_number(1), default=2, help="of every row (default: %(default)s)")
+    parser.add_argument("--epochs", type=whole_number(1), default=3, help="of every row (default: %(default)s)")
     parser.add_argument("--shots", type=whole_number(1), default=16, help="images a class (default: %(default)s)")
     common.add_common_options(parser, batch=4, repeats=1)
     parser.set_defaults(backbone="tiny", threads=1)
     return parser
 
 
-def grids(options: argparse.Namespace) -> dict[str, list[Cell]]:
+def grids(options: argparse.Namespace, data: str) -> dict[str, list[Cell]]:
     """Cells of each grid, by what its rows are."""
 
     def cells(methods: list[str], **more: Any) -> list[Cell]:
         overrides = {**SAME, "batch_size": options.batch, "epochs": options.epochs, **more}
-        return base_to_novel(methods, (options.data,), (1,), shots=(options.shots,), overrides=overrides)
+        return base_to_novel(methods, (data,), (1,), shots=(options.shots,), overrides=overrides)
 
     lambdas = [cell for value in LAMBDAS[: options.values] for cell in cells(["mmrl"], lam=value)]
     names = [name for name in options.methods.split(",") if name]
@@ -63,7 +65,7 @@ def grids(options: argparse.Namespace) -> dict[str, list[Cell]]:
 
 def carried_out(cells: list[Cell], clip: Clip, together: int, folder: Path) -> tuple[float, float, dict[str, Any]]:
     """Seconds of the processor, the part of them that records give to training, and what came out but for times."""
-    context = Context(Bench(clip.name, together=together), clip)
+    context = Context(Bench(clip.name, test_share=TESTED, together=together), clip)
     jobs, _ = bind(cells, context)
     gc.collect()
     start = time.process_time()
@@ -101,9 +103,11 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     clip = load_clip("tiny") if options.backbone == "tiny" else common.make_clip(options.backbone, options.layers)
     rows: dict[str, dict[str, Any]] = {}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as place:
         warnings.simplefilter("ignore")
-        for name, cells in grids(options).items():
+        if options.data is None:
+            photos(Path(place), CLASSES * IMAGES, common.class_names(CLASSES))
+        for name, cells in grids(options, options.data or place).items():
             with tempfile.TemporaryDirectory() as folder:
                 carried_out(cells[:1], clip, 1, Path(folder))  # a warm-up
             rows[name] = measure(cells, clip, options.repeats)
@@ -113,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
         shares = ", ".join(f"{row['share'][side]:.0%}" for side in SIDES)
         table.append([name, f"{alone:.1f}", f"{together:.1f}", f"{alone / together:.2f}", shares])
     about = common.about(options)
-    what = f"{options.data}, {options.shots} shots, batch {options.batch}, epochs {options.epochs}"
+    what = f"{options.data or 'generated JPEGs'}, {options.shots} shots, batch {options.batch}, epochs {options.epochs}"
     where = f"{about['processor']}, threads {options.threads}, torch {about['torch']}"
     title = f"Rows of a grid: {options.backbone}; {what}; {where}; processor seconds."
     common.report(title, common.markdown(COLUMNS, table), about | {"rows": rows}, options.out)
