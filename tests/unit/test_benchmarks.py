@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import common, feature_cache, gpu, inference, memory, test_pipeline, text_memory, train_step
+from benchmarks import common, feature_cache, gpu, inference, memory, rows, test_pipeline, text_memory, train_step
 from benchmarks.methods import COLUMNS, ROOT, golden_rows, here, linked, method_rows, put, step_table
 from benchmarks.sides import PLAIN, Work, fast_step, make_method, plain_step, without_dropout
 from benchmarks.train_step import BOUND
@@ -206,6 +206,15 @@ def test_test_pipeline(tmp_path: Path) -> None:
     (table,), numbers = tables(out.read_text()), json.loads(out.with_suffix(".json").read_text())
     assert [(row["workers"], row["largest difference"]) for row in table] == [("0", "0"), ("1", "0")]
     assert [row["ratio"] for row in table] == [f"{row['ratio']:.2f}" for row in numbers["rows"]] and 5e4 < numbers["bytes"] < 2e5
+
+
+def test_rows(tmp_path: Path) -> None:
+    out = tmp_path / "rows.md"
+    assert rows.main(["--values", "2", "--methods", "", "--epochs", "1", "--shots", "2", "--batch", "2", "--out", str(out)]) == 0
+    (table,), numbers = tables(out.read_text()), json.loads(out.with_suffix(".json").read_text())
+    (measured,) = numbers["rows"].values()
+    assert [row["rows"] for row in table] == ["mmrl, 2 values of lambda"] and measured["same"]
+    assert float(table[0]["alone, s"]) == pytest.approx(measured["alone"][0], abs=0.05)
 
 
 def test_names_are_distinct_and_stay_the_same_when_there_are_more(clip: Clip) -> None:

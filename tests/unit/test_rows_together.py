@@ -22,6 +22,7 @@ from mmrl.engine import Bench, Context, Job, record
 from mmrl.engine.context import TOGETHER
 from mmrl.engine.grid import ResultsFolder, local
 from mmrl.protocols import base_to_novel
+from mmrl.reports.status import held_locks, holders
 from tests.unit.colours import smallest_clip
 from tests.unit.grids import QUICK, compute, contents, jobs_of, scored
 from tests.unit.test_grid_together import killed_at
@@ -271,9 +272,9 @@ def test_rows_are_divided_between_processes(root: Path, tmp_path: Path) -> None:
 
 def test_another_command_on_the_folder_counts(root: Path, tmp_path: Path) -> None:
     store, other = ResultsFolder(tmp_path), ResultsFolder(tmp_path)
-    assert local._holders(store) == 0
+    assert holders(held_locks(store.folder)) == 0
     held = [other.claim("one"), other.claim("two")]
-    assert local._holders(store) == 1  # one process, with two claims
+    assert holders(held_locks(store.folder)) == 1  # one process, with two claims
     for name, claim in zip(("one", "two"), held, strict=True):
         assert claim is not None
         other.release(name, claim)

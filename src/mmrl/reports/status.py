@@ -55,6 +55,11 @@ def held_locks(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.stem: _content(path) for path in sorted((folder / "locks").glob("*.lock")) if _held(path)}
 
 
+def holders(locks: Mapping[str, Mapping[str, Any]]) -> int:
+    """How many processes hold the locks: one may compute several runs together."""
+    return len({(lock.get("host"), lock.get("pid")) for lock in locks.values()})
+
+
 def _held(path: Path) -> bool:
     """Whether a process holds the file's lock. Tries a shared lock, which keeps no other reader out, and releases it at once."""
     try:
@@ -122,7 +127,7 @@ def status(folder: Path | str) -> StatusReport:
         tuple(locks.values()),
         tuple(failure for run, failure in results.failures.items() if run in not_done),
         tuple(_damaged(results)),
-        _seconds_left(results, by_key.values(), max(1, len(locks))),
+        _seconds_left(results, by_key.values(), max(1, holders(locks))),
     )
 
 

@@ -31,7 +31,7 @@ from mmrl.engine.jobs import Job
 from mmrl.engine.run import Shared
 from mmrl.engine.turns import Turns, take_turns
 from mmrl.errors import MmrlError, Notice
-from mmrl.reports.status import held_locks
+from mmrl.reports.status import held_locks, holders
 
 RETRIES = 1  # of a job whose process was killed while this command ran: that may have been the process's own end
 KILLED = (
@@ -72,16 +72,11 @@ def work_through(jobs: Sequence[Job], context: Context, store: ResultsFolder, be
         look = _Look(waiting, context, store, began, say)
         with recorded_alone():
             while look.ahead:
-                fair = -(-len(look.ahead) // max(processes, 1 + _holders(store)))
+                fair = -(-len(look.ahead) // max(processes, 1 + holders(held_locks(store.folder))))
                 take_turns(look.rows(min(fair, context.bench.together)), context.clip.device)
         if len(look.held) == len(waiting):
             time.sleep(WAIT)
         waiting = look.held
-
-
-def _holders(store: ResultsFolder) -> int:
-    """Processes that compute into the folder now, on whatever machine."""
-    return len({(lock.get("host"), lock.get("pid")) for lock in held_locks(store.folder).values()})
 
 
 class _Look:
