@@ -23,6 +23,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -98,7 +99,7 @@ def clock_of(options: argparse.Namespace) -> Callable[[], float]:
 def measure(work: Work, clip: Clip, options: argparse.Namespace, peak: float) -> dict[str, Any]:
     """One row. The first, counted step also warms up; then both sides are timed in turn."""
     why_not = refusal(work, clip, options.plain_limit, options.plain_memory)
-    steps = {"fast": fast_step(work, clip)}
+    steps = {"fast": fast_step(replace(work, precision=options.precision), clip)}
     if why_not is None:
         steps["plain"] = plain_step(work, clip)
     flops = {side: common.count_flops(step.backward) for side, step in steps.items()}
@@ -166,6 +167,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--method", default="mmrl,mmrlpp", help=f"some of {', '.join(PLAIN)}, or all (default: %(default)s)")
     parser.add_argument("--plain-memory", type=float, help="most GiB that the plain side may need, by an estimate")
     parser.add_argument("--plain-limit", type=int, help="most classes of the plain side; it is also left out where memory is short")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32",
+        help="of the fast side, which then has no peaks; the plain one stays in float32 (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out (it needs a process for every side and row)")
     parser.add_argument(
         "--cpu-time", action="store_true", help="time that the processor spent, for a machine that others use too; with --threads 1"
@@ -177,6 +182,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
+    options.no_memory |= options.precision != "fp32"
     if options.cpu_time and options.threads != 1:
         parser.error("--cpu-time counts the time that threads wait for each other too; give --threads 1")
     torch.set_num_threads(options.threads)
@@ -187,7 +193,8 @@ def main(arguments: list[str] | None = None) -> int:
     for method in PLAIN if options.method == "all" else options.method.split(","):
         for classes in map(int, options.classes.split(",")):
             work = Work(options.backbone, options.layers, method, classes, options.batch)
-            rows[method, classes] = measure(work, clip, options, peak)
+            with clip.weights_in(torch.bfloat16) if options.precision == "bf16" else nullcontext():
+                rows[method, classes] = measure(work, clip, options, peak)
             print(f"measured: {method}, {classes} classes", file=sys.stderr)
             text = write(about, rows, peak, options)
     print(text)
@@ -199,7 +206,7 @@ def kept(out: Path | None, about: dict[str, Any]) -> dict[tuple[str, int], dict[
     file = out and out.with_suffix(".json")
     if file is None or not file.is_file():
         return {}
-    before = json.loads(file.read_text(encoding="utf-8"))
+    before = {"precision": "fp32"} | json.loads(file.read_text(encoding="utf-8"))
     differ = sorted(key for key in about if key not in CHOICE and before.get(key) != about[key])
     if differ:
         raise SystemExit(f"{file} was measured with other {', '.join(differ)}; give another --out.")
@@ -210,7 +217,8 @@ def write(about: dict[str, Any], rows: dict[tuple[str, int], dict[str, Any]], pe
     """The tables of all rows, also into --out: after each row, so that none is lost."""
     order = list(PLAIN)
     found = [rows[key] for key in sorted(rows, key=lambda key: (order.index(key[0]), key[1]))]
-    title = common.heading(about, f"Training step, float32, matrix peak {peak / 1e9:.0f} GFLOP/s")
+    arithmetic = "float32" if options.precision == "fp32" else f"{options.precision} beside the plain form in float32"
+    title = common.heading(about, f"Training step, {arithmetic}, matrix peak {peak / 1e9:.0f} GFLOP/s")
     tables = [common.markdown(SPEED, list(map(speed_cells, found))), common.markdown(WORK, list(map(work_cells, found)))]
     if not options.no_memory:
         tables.append(common.markdown(MEMORY, list(map(memory_cells, found))))

@@ -100,6 +100,16 @@ def test_train_step(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     assert "plain peak" not in shown[0] and shown[4]["largest gradient difference"].endswith("(dropout 0)")
 
 
+def test_train_step_in_bf16_beside_plain_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_step, "free_bytes", lambda: None)
+    out, arguments = tmp_path / "bf16.md", ["--classes", "3", "--method", "mmrl", "--precision", "bf16"]
+    code, (speed, _), numbers = run(train_step.main, arguments, out)
+    assert code == 0 and "bf16 beside the plain form in float32" in out.read_text() and numbers["rows"][0]["memory"] == {}
+    assert 1e-3 < numbers["rows"][0]["gradients"]["relative"] < 0.5 and float(speed[0]["ratio"]) > 0
+    with pytest.raises(SystemExit, match="was measured with other no_memory, precision"):
+        run(train_step.main, [*arguments[:-1], "fp32"], out)
+
+
 def test_rows_measured_before_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_step, "free_bytes", lambda: None)
     out, ways = tmp_path / "train.md", ["--no-memory", "--plain-limit", "1", "--classes"]
