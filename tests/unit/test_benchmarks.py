@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import common, feature_cache, gpu, inference, memory, rows, test_pipeline, text_memory, train_step
+from benchmarks import common, feature_cache, gpu, inference, memory, rows, test_pipeline, text_memory, train_step, views
 from benchmarks.methods import COLUMNS, ROOT, golden_rows, here, linked, method_rows, put, step_table
 from benchmarks.sides import PLAIN, Work, fast_step, make_method, plain_step, without_dropout
 from benchmarks.train_step import BOUND
@@ -53,6 +53,18 @@ def tables(text: str) -> list[list[dict[str, str]]]:
 def run(main: Any, arguments: list[str], out: Path) -> tuple[int, list[list[dict[str, str]]], dict[str, Any]]:
     code = main([*SMALL, *arguments, "--out", str(out)])
     return code, tables(out.read_text()), json.loads(out.with_suffix(".json").read_text())
+
+
+def test_views(tmp_path: Path) -> None:
+    out = tmp_path / "views.md"
+    words = "--methods coop --datasets mini:digits --views 1 --seeds 1 --shots 1 --step-backbone ViT-S-32-alt --step-batch 1 --step-shots 2"
+    assert views.main([*words.split(), "--out", str(out)]) == 0
+    (none, one), (step,) = tables(out.read_text())
+    assert (none["views"], none["less time"], one["views"]) == ("none", "1.0x", "1")
+    numbers = json.loads(out.with_suffix(".json").read_text())
+    assert [row["views"] for row in numbers["trainings"]] == [None, 1]
+    assert all(0 < row[key] <= 1 for row in numbers["trainings"] for key in ("base", "novel"))
+    assert step["method"] == "coop" and numbers["steps"][0]["kept"] > 0
 
 
 def test_feature_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
