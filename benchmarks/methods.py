@@ -3,6 +3,8 @@
     python -m benchmarks.methods                          # print the first
     python -m benchmarks.methods --golden tests/golden/mmrl tests/golden/baselines tests/golden/features --write docs/methods.md
 
+    python -m benchmarks.methods --mini results/mini --write docs/methods.md
+
 With `--write` each table takes the place of the one between its two marks in that file; a table that was not asked for stays. The steps are
 those of `--steps`, which `python -m benchmarks.train_step --out benchmarks/results/train_step.md` writes.
 """
@@ -19,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import mmrl
 from benchmarks import common
 from benchmarks.common import gib
 from benchmarks.sides import PLAIN
@@ -31,6 +34,10 @@ from mmrl.methods import Method, Task
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ["method", "name", "file", "lines", "paper", "towers", "trained parameters", "new classes"]
+MINI = {  # column of the miniature table -> study and classes of its average
+    "base": ("base-to-novel", "base"), "novel": ("base-to-novel", "novel"), "HM": ("base-to-novel", "hm"),
+    "cross-dataset": ("cross-dataset", "all"), "domain generalisation": ("domain-generalisation", "all"),
+}  # fmt: skip
 GOLDEN = ["method", "golden cases", "largest error, norm", "largest error, element"]
 
 
@@ -110,6 +117,18 @@ def step_table(numbers: Mapping[str, Any]) -> str:
     return common.markdown(list(rows[0]), [list(row.values()) for row in rows])
 
 
+def mini_table(results: Path) -> str:
+    """Average accuracies over the data sets of a results folder, in %, for every method that it has; "n/a" where it has no such number."""
+    means = mmrl.mean_results(mmrl.load_results(results, options=False), datasets=True)
+    averages = means[(means.dataset == "average") & (means.variant == "")].set_index(["method", "study", "classes"]).accuracy
+    table = []
+    for name, cls in here().items():
+        values = [averages.get((name, *where)) for where in MINI.values()]
+        if any(value is not None for value in values):
+            table.append([cls.title, *("n/a" if value is None else f"{100 * value:.2f}" for value in values)])
+    return common.markdown(["method", *MINI], table)
+
+
 def linked(rows: list[list[str]], folder: Path) -> list[list[str]]:
     """Rows of the first table with their file as a link that holds in a page of `folder`."""
     start = os.path.relpath(ROOT, folder.resolve()).replace(os.sep, "/")
@@ -135,6 +154,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--backbone", default="ViT-B-16", help="architecture of open_clip that parameters are counted on (default: %(default)s)"
     )
     parser.add_argument("--golden", type=Path, nargs="+", metavar="FOLDER", help="replay the golden cases of these folders")
+    parser.add_argument("--mini", type=Path, metavar="RESULTS", help="averages of a results folder on the mini benchmark")
     parser.add_argument("--steps", type=Path, metavar="JSON", help="numbers of `benchmarks.train_step --out`")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables between their marks in this page")
     return parser
@@ -149,6 +169,8 @@ def main(arguments: list[str] | None = None) -> int:
             tables["golden"] = common.markdown(GOLDEN, golden_rows(options.golden))
         except MmrlError as error:
             raise SystemExit(str(error)) from error
+    if options.mini:
+        tables["mini"] = mini_table(options.mini)
     if options.steps:
         numbers = json.loads(options.steps.read_text(encoding="utf-8"))
         tables["steps"] = f"{common.heading(numbers, 'Measured')}\n\n{step_table(numbers)}"

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import common, feature_cache, gpu, inference, memory, rows, test_pipeline, text_memory, train_step, views
-from benchmarks.methods import COLUMNS, ROOT, golden_rows, here, linked, method_rows, put, step_table
+from benchmarks.methods import COLUMNS, ROOT, golden_rows, here, linked, method_rows, mini_table, put, step_table
 from benchmarks.sides import PLAIN, Work, fast_step, make_method, plain_step, without_dropout
 from benchmarks.train_step import BOUND
 from mmrl import methods
@@ -285,6 +285,13 @@ def test_tables_are_put_between_their_marks() -> None:
     assert put(page, "a", r"new \1") == "before\n<!-- a -->\nnew \\1\n<!-- /a -->\nafter\n"
     with pytest.raises(SystemExit, match="no marks"):
         put(page, "b", "new")
+
+
+def test_the_page_has_the_miniature_results() -> None:
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    table = mini_table(ROOT / "results" / "mini")
+    assert put(page, "mini", table) == page
+    assert table.count("\n") == 1 + len(here()) and "| MMRL | " in table and " n/a |" in table
 
 
 def test_gpu_on_a_processor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
