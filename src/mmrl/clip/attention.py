@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 Mask = Tensor | Literal["causal"] | None
 MASKLESS = ("cuda",)  # devices whose fused kernels know a causal mask that is aligned at the last query and key
@@ -27,6 +26,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
         q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
     if isinstance(mask, str):
         if device in MASKLESS and q.dtype in _MASKLESS_TYPES:
+            from torch.nn.attention.bias import causal_lower_right  # brings torch's compiler along, which takes a second
+
             return F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(q.shape[-2], k.shape[-2]))
         mask = causal_mask(q.shape[-2], k.shape[-2] - q.shape[-2], q.device)
     if device == "cpu" and q.dtype in _HALF:
@@ -40,12 +41,13 @@ def causal_mask(queries: int, before: int, device: torch.device) -> Tensor:
 
 
 def by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention as two matrix products, with the softmax in float32.
+    """Attention as two matrix products, with scores and softmax in float32, as fused kernels have them.
 
     For half precision on a processor: the backward pass of torch's fused kernel takes many times as long there, the more so the shorter
     the sequences are. Sequences are short here, so that the scores take little memory.
     """
-    scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).float()
+    with torch.autocast(q.device.type, enabled=False):
+        scores = (q.float() * q.shape[-1] ** -0.5) @ k.float().transpose(-2, -1)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(-1).to(v.dtype) @ v
