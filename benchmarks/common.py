@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmrl.clip import Clip, random_clip
 from mmrl.files import write_json, write_text
 
+CPU = torch.device("cpu")
 TEMPLATE = "a photo of a {}."
 NOUNS = """
     abbey airplane albatross anemone barn beagle bicycle bonsai buttercup cabin canyon castle cheesecake chickadee
@@ -89,11 +90,26 @@ def count_flops(run: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def matrix_peak(size: int = 2048, repeats: int = 5, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Float32 operations a second of this machine: the fastest of some products of square matrices, with torch's present threads."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    a @ b
-    seconds = interleaved({"product": lambda: a @ b}, repeats, clock)["product"]
+def waited(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """`run`, until the device has done it."""
+
+    def whole() -> None:
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return whole
+
+
+def matrix_peak(
+    size: int = 2048, repeats: int = 5, clock: Callable[[], float] = time.perf_counter, *,
+    device: torch.device = CPU, dtype: torch.dtype = torch.float32,
+) -> float:  # fmt: skip
+    """Operations a second of this machine: the fastest of some products of square matrices, with torch's present threads."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    product = waited(lambda: a @ b, device)
+    product()
+    seconds = interleaved({"product": product}, repeats, clock)["product"]
     return 2 * size**3 / min(seconds)
 
 

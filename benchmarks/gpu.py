@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -62,10 +62,16 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("torch finds no CUDA device here; --device cpu measures the same code on the processor")
     torch.set_num_threads(options.threads)
     clip = common.make_clip(options.backbone, options.layers).to(device)
-    peaks = {precision: matrix_peak(device, DTYPES[precision]) for precision in options.precision.split(",")}
+    size = 8192 if device.type == "cuda" else 1024
+    peaks = {
+        precision: common.matrix_peak(size=size, repeats=10, device=device, dtype=DTYPES[precision])
+        for precision in options.precision.split(",")
+    }
     rows = []
     for work in works(options):
-        rows.append(measure(work, clip, options, peaks[work.precision]))
+        held = clip.weights_in(DTYPES[work.precision]) if work.precision != "fp32" else nullcontext()  # as in a training
+        with held:
+            rows.append(measure(work, clip, options, peaks[work.precision]))
         print(f"measured: {work.method}, batch {work.batch}, {work.classes} classes, {work.precision}", file=sys.stderr)
     towers = [row for precision in peaks for row in inference(clip, options, precision)]
     about = common.about(options) | {"gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None}
@@ -112,7 +118,7 @@ def measure(work: Work, clip: Clip, options: argparse.Namespace, peak: float) ->
             _free(device)
     if len(steps) == 2:
         row["gradients"] = compare_gradients(steps["fast"], steps["plain"], work.method)
-    timed = {side: waited(step, device) for side, step in sorted(steps.items(), reverse=True)}
+    timed = {side: common.waited(step, device) for side, step in sorted(steps.items(), reverse=True)}
     row["seconds"] = common.interleaved(timed, options.repeats)
     row["median"] = {side: common.median(times) for side, times in row["seconds"].items()}
     if "fast" in steps:
@@ -146,36 +152,11 @@ def inference(clip: Clip, options: argparse.Namespace, precision: str) -> list[d
             method = make_method(replace(work, method=name), clip).eval()
             runs[name] = lambda method=method: method.image_features(images)  # type: ignore[misc,attr-defined]
     with torch.inference_mode(), autocast(precision, device):
-        timed = {name: waited(run, device) for name, run in runs.items()}
+        timed = {name: common.waited(run, device) for name, run in runs.items()}
         common.interleaved(timed, 2)
         seconds = common.interleaved(timed, options.repeats)
     rate = {name: options.batch / common.median(times) for name, times in seconds.items()}
     return [{"tower": name, "precision": precision, "images_per_second": each, "of_bare": each / rate[BARE]} for name, each in rate.items()]
-
-
-def waited(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """`run`, until the device has done it."""
-
-    def whole() -> None:
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    return whole
-
-
-def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second: the fastest of some products of square matrices."""
-    size = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    product = waited(lambda: a @ b, device)
-    product()
-    times: list[float] = []
-    for _ in range(10):
-        start = time.perf_counter()
-        product()
-        times.append(time.perf_counter() - start)
-    return 2 * size**3 / min(times)
 
 
 def _free(device: torch.device) -> None:

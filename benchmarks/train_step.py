@@ -86,7 +86,7 @@ def same_step(work: Work, clip: Clip, steps: dict[str, Step]) -> dict[str, Any]:
     options = without_dropout(work)
     if options:
         work = replace(work, options=work.options | options)
-        steps = {"fast": fast_step(work, clip), "plain": plain_step(work, clip)}
+        steps = {"fast": fast_step(replace(work, precision=steps["fast"].work.precision), clip), "plain": plain_step(work, clip)}
         for step in steps.values():
             step.backward()
     return compare_gradients(steps["fast"], steps["plain"], work.method) | {"options": options}

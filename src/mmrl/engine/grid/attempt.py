@@ -58,7 +58,9 @@ def computing(
         as `running`.
     """
     bench = context.bench
-    place = Place(work, True, False, bench.workers, bench.skip_broken, bench.processes)
+    place = Place(
+        work, resume=True, progress=False, workers=bench.workers, skip_broken=bench.skip_broken, processes=bench.processes
+    )
     if work is not None and (work / CONFIG).exists() and not (work / STATE).exists():  # half deleted: nothing to go on from
         shutil.rmtree(work)
     try:
