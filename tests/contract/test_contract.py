@@ -6,19 +6,22 @@ Methods that need to know their task get one whose images are noise; passes over
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 import tests.contract.toy_method  # noqa: F401  (registers it)
 from mmrl import methods
 from mmrl.clip import Clip
-from mmrl.errors import UsageError
+from mmrl.errors import MmrlError, UsageError
 from mmrl.methods import Gradients, Loss, Method, Task, TwoTower
 from mmrl.recipes import recipe_of
 from tests.oracle.pair import relative_error
@@ -331,6 +334,36 @@ def test_save_and_load(small_clip: Clip, images: Tensor, case: str, saved_and_lo
     assert loaded.options == method.options and loaded.state_dict().keys() == method.state_dict().keys()
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in method.state_dict().items())
     assert torch.equal(answers(method, images), answers(loaded, images))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tensors_of_something_else_are_refused_before_a_method_is_built(
+    small_clip: Clip, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One message, which names the tensor; a damaged file may ask for any amount of memory, so nothing is built of it."""
+    from mmrl import engine
+
+    method = make(small_clip, case)
+    engine.save_adapter(tmp_path, method, classes=NAMES, template=TEMPLATE)
+    own = {key: value.clone().contiguous() for key, value in method.state_dict().items()}
+    wrong: dict[str, dict[str, Tensor]] = {"an unknown tensor 'foreign.weight'": own | {"foreign.weight": torch.zeros(2)}}
+    if own:
+        name = max(own, key=lambda key: own[key].numel())
+        wrong[f"'{name}' of shape .* where the options give"] = own | {name: torch.zeros(*own[name].shape, 2)}
+        wrong[f"no tensor '{name}'"] = {key: value for key, value in own.items() if key != name}
+    monkeypatch.setattr("mmrl.engine.adapter.build", lambda *_, **__: pytest.fail("it was built"))
+    for message, tensors in wrong.items():
+        write_tensors(tmp_path, tensors)
+        with pytest.raises(MmrlError, match=f"do not fit method '{method.name}' with its options: {message}"):
+            engine.load_adapter(tmp_path, clip=small_clip)
+
+
+def write_tensors(adapter: Path, tensors: dict[str, Tensor]) -> None:
+    """In place of the adapter's own, with a configuration that vouches for them."""
+    content = save(tensors)
+    (adapter / "adapter_model.safetensors").write_bytes(content)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"sha256": hashlib.sha256(content).hexdigest()}))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -212,7 +212,8 @@ class Clip:
             UsageError: a prompt is longer than the context.
         """
         limit = self.context_length
-        tokens = self.tokenizer(list(prompts), context_length=4 * limit)
+        with torch.device("cpu"):  # also where a method is built without values: its shapes may follow from how long a text is
+            tokens = self.tokenizer(list(prompts), context_length=4 * limit)
         end = (tokens == self._eos_id).int().argmax(-1) if self._eos_pool else tokens.argmax(-1)
         if int(end.max()) >= limit:
             worst = int(end.argmax())

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -37,19 +39,34 @@ class _Unfilled(TorchFunctionMode):
         if func in (torch.rand, torch.randn):
             options.pop("generator", None)
             return torch.empty(*args, **options)
-        if args and not options and isinstance(args[0], Tensor) and args[0].is_meta and args[0].is_floating_point():
+        if args and not options and isinstance(args[0], Tensor) and args[0].is_floating_point() and _any_meta(args):
             if func in _FILLED:
                 return args[0]
             shape = _SHAPES[func](*args) if func in _SHAPES else None
             if shape is not None:
-                return torch.empty(shape, dtype=args[0].dtype, device=args[0].device)
-        if func is Tensor.argmax and args[0].is_meta:  # of tokens, which an encoder is about to read
-            raise ValueError("there are no values")
+                return torch.empty(shape, dtype=args[0].dtype, device="meta")
+        if func in _KEPT and _any_meta(args):
+            return args[0]
+        if func is torch.embedding:  # of the frozen model's words, whose values are there: what is made of them shall take no memory
+            weight, tokens = args[:2]
+            return torch.empty((*tokens.shape, weight.shape[-1]), dtype=weight.dtype, device="meta")
         return func(*args, **options)
 
 
-def _with_number(values: Tensor, other: Any) -> torch.Size | None:
-    return values.shape if isinstance(other, (int, float)) else None
+def _any_meta(args: Sequence[Any]) -> bool:
+    return any(isinstance(each, Tensor) and each.is_meta for each in args[:2])
+
+
+def _together(values: Tensor, other: Any = 0) -> Sequence[int]:
+    return values.shape if isinstance(other, (int, float)) else np.broadcast_shapes(values.shape, other.shape)
+
+
+def _summed(values: Tensor, *dims: Any) -> Sequence[int] | None:
+    return values.shape[:-1] if dims == (-1,) else None
+
+
+def _product(values: Tensor, other: Tensor) -> Sequence[int] | None:
+    return (*values.shape[:-1], other.shape[1]) if other.dim() == 2 and values.shape[-1] == len(other) else None
 
 
 def _repeated(values: Tensor, *times: Any) -> Sequence[int] | None:
@@ -60,7 +77,10 @@ def _repeated(values: Tensor, *times: Any) -> Sequence[int] | None:
 
 
 _FILLED = (Tensor.normal_, Tensor.uniform_)
+_KEPT = (Tensor.cpu, F.normalize, torch.zeros_like)  # whatever is asked of them besides
 _SHAPES: dict[Any, Callable[..., Sequence[int] | None]] = {
-    **dict.fromkeys((Tensor.add, Tensor.div, Tensor.mul, Tensor.sub, Tensor.__rsub__), _with_number),
+    **dict.fromkeys((Tensor.add, Tensor.div, Tensor.mul, Tensor.sub, Tensor.__rsub__, Tensor.neg), _together),
+    **dict.fromkeys((Tensor.matmul, Tensor.__matmul__), _product),
+    Tensor.sum: _summed,
     Tensor.repeat: _repeated,
 }
