@@ -7,7 +7,7 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
 
-from mmrl.engine.metrics import Tally, calibration_bins, expected_calibration_error, score
+from mmrl.engine.metrics import Tally, score
 from mmrl.errors import MmrlError, UsageError
 
 HAND = np.log([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.3, 0.15, 0.55]])  # softmax gives these back
@@ -58,12 +58,6 @@ def test_equal_logits_do_not_count_as_right() -> None:
     found = score(np.zeros((8, 8)), np.arange(8), list("abcdefgh"))
     assert (found.top1, found.top5) == (1 / 8, 5 / 8)
     assert sum(map(sum, found.confusion)) == 8 and [row[0] for row in found.confusion] == [1] * 8
-
-
-def test_edges_of_the_bins() -> None:
-    bins = calibration_bins([1.0, 1 / 15, 1e-9], [True, False, False])
-    assert [b.count for b in bins] == [2, *[0] * 13, 1]
-    assert expected_calibration_error(bins) == pytest.approx(2 / 3 * (1 / 15 + 1e-9) / 2)
 
 
 def test_bad_input() -> None:

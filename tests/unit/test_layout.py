@@ -33,6 +33,7 @@ ALLOWED = {
     "reports": BASE,
     "methods": BASE | {"clip"},
     "protocols": BASE | {"recipes"},
+    "trust": BASE | {"reports"},
 }
 ALLOWED["engine"] = BASE | set(ALLOWED)
 ALLOWED["serve"] = ALLOWED["engine"] | {"engine"}
@@ -42,7 +43,7 @@ ALLOWED |= {"errors": set(), "version": set(), "files": {"errors"}, "names": {"e
 ALLOWED["plugins"] = {"errors", "files"}
 ALLOWED |= {"__init__": ALLOWED["cli"], "__main__": {"cli"}}
 
-WITHOUT_TORCH = ("recipes", "reports", "protocols")
+WITHOUT_TORCH = ("recipes", "reports", "protocols", "trust")
 TORCH = {"torch", "torchvision", "open_clip", "timm", "safetensors"}
 HEAVY = TORCH | {"matplotlib", "sklearn", "scipy", "pydantic", "numpy", "PIL", "huggingface_hub", "jinja2", "pandas"}
 GONE = {"accelerate"}  # torch has what was taken from it

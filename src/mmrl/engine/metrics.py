@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mmrl.errors import MmrlError, UsageError
-from mmrl.reports.records import ECE_BINS, Bin, Scores, harmonic_mean
+from mmrl.reports.records import Scores, harmonic_mean
+from mmrl.trust.calibration import calibration_bins, expected_calibration_error
 
-__all__ = ["ECE_BINS", "Bin", "Scores", "Tally", "calibration_bins", "expected_calibration_error", "harmonic_mean", "score"]
+__all__ = ["Scores", "Tally", "harmonic_mean", "score"]
 
 
 class Tally:
@@ -84,22 +85,3 @@ def score(logits: ArrayLike, labels: ArrayLike, names: Sequence[str]) -> Scores:
     tally = Tally(names)
     tally.add(logits, labels)
     return tally.scores()
-
-
-def calibration_bins(confidence: ArrayLike, correct: ArrayLike, bins: int = ECE_BINS) -> tuple[Bin, ...]:
-    """Equally wide bins of top-1 confidence over (0, 1], each closed at its upper end, with mean confidence and accuracy.
-
-    Args:
-        confidence: (N,), in [0, 1].
-        correct: (N,), whether the top-1 class was right.
-    """
-    p, right = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
-    place = np.clip(np.ceil(p * bins).astype(np.int64) - 1, 0, bins - 1)
-    count = np.bincount(place, minlength=bins)
-    mean = [np.bincount(place, weights=values, minlength=bins) / np.maximum(count, 1) for values in (p, right)]
-    return tuple(Bin(count=int(n), confidence=min(float(c), 1.0), accuracy=float(a)) for n, c, a in zip(count, *mean, strict=True))
-
-
-def expected_calibration_error(bins: Sequence[Bin]) -> float:
-    """Mean |accuracy - confidence| over the bins, each weighted by its share of the images."""
-    return sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / max(1, sum(b.count for b in bins))
