@@ -123,7 +123,6 @@ def test_another_source_is_no_target_of_its_own() -> None:
     [
         ("base-to-nove", {}, "Did you mean 'base-to-novel'"),
         ("few-shot", {"source": "dtd"}, "few-shot takes no --source"),
-        ("base-to-novel", {"paper_compat": True}, "base-to-novel takes no --paper-compat"),
     ],
 )
 def test_what_no_evaluation_has(study: str, more: dict[str, Any], message: str) -> None:

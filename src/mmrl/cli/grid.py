@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mmrl.reports.plans import Plan, Slot
 
 TUNED_NOTE = "tuned by target: tested with the options that the authors chose for each target data set (--paper-compat)."
+SELECTED = "selection=authors"
+SELECTED_NOTE = f"{SELECTED}: selected as the authors did, on test images among others, which flatters the score (--paper-compat)."
 BACKBONE = "ViT-B-16-quickgelu/openai"
 ENGINES = ("local", "ray")
 OWN_SHARE = 0.5
@@ -261,8 +263,11 @@ def _plans(slots: Sequence[Slot], suite: Literal["paper", "mini", "own"], templa
         mine = tuple(slot for slot in slots if slot.study == study)
         tuned = any(TUNED in slot.variant for slot in mine)
         prompts = (f"Prompt of all data sets: {' | '.join(template)}",) if template else ()
-        notes = ((TUNED_NOTE,) if tuned else ()) + prompts
-        plans.append(Plan(schema="mmrl.plan/2", study=study, suite=suite, slots=mine, paper_compat=tuned, command=command, notes=notes))
+        selected = any(SELECTED in slot.variant for slot in mine)
+        notes = ((TUNED_NOTE,) if tuned else ()) + ((SELECTED_NOTE,) if selected else ()) + prompts
+        plans.append(
+            Plan(schema="mmrl.plan/2", study=study, suite=suite, slots=mine, paper_compat=tuned or selected, command=command, notes=notes)
+        )
     return plans
 
 

@@ -67,7 +67,7 @@ class TrainingData:
         batches: with labels that are positions in `classes`.
         classes: names, C.
         template: prompt, or several to average.
-        images, validation: numbers of images.
+        images, validation, test: numbers of images; of test images a method is shown none, unless it selects as its authors did.
         features: passes of the frozen image tower over them, for methods that work on features.
         about: plain data that identifies the images; a run is resumed only with the same.
         warnings: such as images that were left out.
@@ -78,6 +78,7 @@ class TrainingData:
     template: Template
     images: int = 0
     validation: int = 0
+    test: int = 0
     features: FeatureSource | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -120,7 +121,26 @@ class TrainingData:
         )  # fmt: skip
         features = _Features(clip, dataset, {"train": items, "val": val}, config, place.workers, store)
         about = {"dataset": dataset.name, "images": len(items), "hash": items_hash(items), "val": items_hash(val), "flip": dataset.flip}
-        return cls(batches, dataset.classes, dataset.template, len(items), len(val), features, about, found)
+        return cls(batches, dataset.classes, dataset.template, len(items), len(val), features=features, about=about, warnings=found)
+
+    def as_authors(self, place: Place) -> TrainingData:
+        """With the images that authors selected on: the whole validation part, or the test images where there is none; and test images.
+
+        Raises:
+            UsageError: the data set has no test images of its own.
+        """
+        if not isinstance(self.features, _Features):
+            return self
+        dataset = self.features.dataset
+        if not dataset.test:
+            said = f"selection is 'authors', which looks at test images, and '{dataset.name}' has none of its own"
+            raise UsageError(f"{said}; choose selection=validation or fixed, or set some apart (--test, --test-share).")
+        parts = {"val": dataset.val or dataset.test, "test": dataset.test}
+        if place.skip_broken:
+            parts = {part: readable(dataset, items, place.workers)[0] for part, items in parts.items()}
+        about = {**self.about, **{part: items_hash(items) for part, items in parts.items()}}
+        source = replace(self.features, items={**self.features.items, **parts})
+        return replace(self, validation=len(parts["val"]), test=len(parts["test"]), features=source, about=about)
 
 
 @dataclass(frozen=True)
@@ -227,8 +247,9 @@ def fitting(
     place, device = place or Place(), method.clip.device
     config = resolved_precision(make_config(config), device)
     data = replace(data, template=check_template(data.template))
+    data = data.as_authors(place) if method.sees_test_images else data
     folder = None if place.out is None else user_path(place.out)
-    task = Task(data.classes, data.template, data.images, data.validation, config.seed, data.features)
+    task = Task(data.classes, data.template, data.images, data.validation, data.test, config.seed, data.features)
     check_surroundings(config, device, folder)
     if not method.state_dict() and type(method).setup is Method.setup:
         raise UsageError(f"method '{method.name}' has nothing to train; evaluate it, or train another method.")

@@ -59,6 +59,11 @@ def own_options(given: Mapping[str, Any], names: Sequence[str]) -> dict[str, dic
     return {name: {key: value for key, value in for_all.items() if name in taking[key]} | for_one[name] for name in names}
 
 
+def as_authors(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The option that lets those of the methods `names` which can select as their authors did, on test images among others, do so."""
+    return {name: {"selection": "authors"} for name in names if methods.get(name).can_select_as_authors()}
+
+
 def _has(name: str, option: str) -> bool:
     cls = methods.get(name)
     return option in cls.Options.model_fields or option in training_options(cls)

@@ -32,6 +32,9 @@ from mmrl.reports.records import SCHEMA, Option, RunRecord, TestRecord, Training
 
 Save = Callable[[RunRecord], None]
 Shared = dict[str, TrainingData]  # by `Context.images_key`
+SAW_TEST_IMAGES = (
+    "selection=authors: selected on the data set's whole validation part, or on test images, as the authors did; test scores are flattered."
+)
 Split = Literal["train", "val", "test"]
 
 
@@ -133,7 +136,7 @@ def _training_record(job: Job, training: Training, context: Context, fitted: Fit
         trained_parameters=sum(parameter.numel() for parameter in fitted.method.parameters()),
         history=thin(fitted.history),
         environment=environment(context.clip.device, started),
-        warnings=(*job.notes, *fitted.data.warnings),
+        warnings=(*job.notes, *fitted.data.warnings, *((SAW_TEST_IMAGES,) if fitted.method.sees_test_images else ())),
     )
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from mmrl.clip import AnyImages, ClassList
 from mmrl.methods.exchange import Loss, Task
 from mmrl.methods.frozen import VALUES, FrozenFeatures, FrozenOptions, unit
-from mmrl.methods.linear import exact, require_images, say_unselected
+from mmrl.methods.linear import AS_AUTHORS, Selection, exact, require_images, say_unselected
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import register
-from mmrl.methods.tip_adapter import CacheHead, Scale, Step, TipAdapter, TipAdapterOptions, cache_logits, grid, one_hot
+from mmrl.methods.tip_adapter import BestEpoch, CacheHead, Scale, Step, TipAdapterOptions, cache_logits, grid, one_hot
 from mmrl.methods.two_tower import cosine_logits
 
 SMALLEST = 1e-6  # added to probabilities before their logarithm
@@ -42,10 +42,10 @@ class APEOptions(FrozenOptions):
         (7.0, 7.0, 0.5), description="upper ends of the grids of beta, alpha and gamma; the first two start at 0.1, the last at 0"
     )
     search_step: tuple[Step, Step, Step] = Field((200, 20, 5), description="numbers of values in the grids of beta, alpha and gamma")
-    selection: Literal["validation", "fixed"] = Field(
+    selection: Selection = Field(
         "validation",
         description="where alpha, beta and gamma come from: a grid, by accuracy on the validation images, or the options as they are "
-        "(fixed, and where there are no validation images); never test images",
+        "(fixed, and where there are no validation images); " + AS_AUTHORS,
     )
 
 
@@ -218,15 +218,15 @@ class APETOptions(TipAdapterOptions):
     )
     alpha: float = Field(2.0, ge=0, le=10_000, description="weight of the cache beside the zero-shot logits, until one is selected")
     search_scale: tuple[Scale, Scale] = Field((7.0, 7.0), description="upper ends of the grids of beta and alpha; they start at 0.1")
-    selection: Literal["validation", "fixed"] = Field(
+    selection: Selection = Field(
         "validation",
         description="where epoch, alpha and beta come from: the best epoch, then a grid, by accuracy on the validation images, or the last "
-        "epoch and the options (fixed, and where there are no validation images); never test images",
+        "epoch and the options (fixed, and where there are no validation images); " + AS_AUTHORS,
     )
 
 
 @register("ape-t")
-class APET(TipAdapter):
+class APET(BestEpoch):
     """A residual r_c of each class, in the channels that tell classes apart, added to its class feature and to its keys alike, and a weight
     v_i of each key: 100 x (t_c + r_c) + alpha x sum of exp(-beta (1 - x (k_i + r_c))) v_i, where nothing is normalised again.
 
@@ -243,18 +243,10 @@ class APET(TipAdapter):
     options: APETOptions
     authors_names: ClassVar[Mapping[str, str]] = {"residual": "res", "value_weights": "value_weights"}
     channels: Tensor  # (K,)
-    held_out: Tensor  # features of the validation images (M, embed_dim), of which an epoch is chosen
-    held_out_labels: Tensor  # (M,)
-    text: Tensor  # (C, embed_dim), class features
-    most: Tensor  # validation images that the best epoch has right
 
     @property
     def modality(self) -> str:
         return "V-L"
-
-    @property
-    def _chooses(self) -> bool:
-        return self.options.selection == "validation" and self.task is not None and self.task.validation > 0
 
     @torch.no_grad()
     def setup(self, task: Task) -> None:
@@ -270,17 +262,7 @@ class APET(TipAdapter):
         self.register_buffer("channels", channels)
         self.residual = nn.Parameter(keys.new_zeros(len(text), count))
         self.value_weights = nn.Parameter(keys.new_ones(len(keys)))
-        if self._chooses:
-            self._hold_out(task, text)
-
-    def _hold_out(self, task: Task, text: Tensor) -> None:
-        """What an epoch is chosen with, and the parameters of the best one; in checkpoints alone."""
-        features, labels = text.new_zeros(1, task.validation, text.shape[1]), torch.zeros(task.validation, device=text.device).long()
-        if task.features is not None:
-            features, labels = task.features("val")
-        tensors = {"held_out": features[0], "held_out_labels": labels, "text": text, "most": labels.new_tensor(-1)}
-        for name, value in (tensors | {f"best_{name}": p.detach().clone() for name, p in self.named_parameters()}).items():
-            self.register_buffer(name, value, persistent=False)
+        self._hold_out(task)
 
     # ---- training ----
 
@@ -294,25 +276,6 @@ class APET(TipAdapter):
         logits = cosine_logits(features, text, self.logit_scale) + self.logit_scale * moved[:, columns] + self.alpha * cache
         total = F.cross_entropy(logits, labels)
         return Loss(total, {"ce": total}, logits.detach())
-
-    @torch.no_grad()
-    def epoch_ended(self, epoch: int, epochs: int) -> None:
-        """Keep the parameters if this epoch has more validation images right than all before it."""
-        if not self._chooses or self.task is None:
-            return
-        head = self.head(ClassList(self.task.names, self.text))
-        right = self.logits_of_features(self.held_out, head, True).argmax(-1) == self.held_out_labels
-        if int(right.sum()) > int(self.most):
-            self.most.fill_(right.sum())
-            for name, parameter in self.named_parameters():
-                self.get_buffer(f"best_{name}").copy_(parameter)
-
-    @torch.no_grad()
-    def finish(self, task: Task) -> None:
-        if self._chooses and int(self.most) >= 0:
-            for name, parameter in self.named_parameters():
-                parameter.copy_(self.get_buffer(f"best_{name}"))
-        super().finish(task)
 
     # ---- logits ----
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,17 @@ class Method(nn.Module, ABC):
         if cls.loss is not Method.loss or cls.gradients is not Method.gradients:
             return "steps"
         return "nothing" if cls.setup is Method.setup else "closed form"
+
+    @classmethod
+    def can_select_as_authors(cls) -> bool:
+        """Whether it has selection=authors."""
+        field = cls.Options.model_fields.get("selection")
+        return field is not None and "authors" in get_args(field.annotation)
+
+    @property
+    def sees_test_images(self) -> bool:
+        """Whether it selects as its authors did, on test images among others, which flatters its scores: with selection=authors."""
+        return self.can_select_as_authors() and getattr(self.options, "selection", None) == "authors"
 
     @property
     def modality(self) -> str:
@@ -197,7 +208,7 @@ class Method(nn.Module, ABC):
         """After the last step of `epoch` (from 1) of `epochs`."""
 
     def finish(self, task: Task) -> None:
-        """After training: choose on validation images, never on test ones."""
+        """After training: choose on validation images; on test ones with selection=authors alone."""
 
     # ---- classes ----
 

@@ -55,10 +55,12 @@ class MoreSteps(Protocol):
 class FeatureSource(Protocol):
     """Passes of the frozen image tower over the images of a task."""
 
-    def __call__(self, part: Literal["train", "val"], views: int = 0) -> tuple[Tensor, Tensor]:
+    def __call__(self, part: Literal["train", "val", "test"], views: int = 0) -> tuple[Tensor, Tensor]:
         """Features (V, N, embed_dim), not normalised, and labels (N,), of every image of a part, none dropped.
 
         Args:
+            part: "val" is what a method selects on: the validation images of the draw, or, with selection=authors, the whole validation
+                part of the data set, and where it has none its test images. "test" is there with selection=authors alone.
             views: number of augmented views of each image; 0 for one pass with the test transform.
         """
         ...
@@ -85,7 +87,8 @@ class Task:
         names: of the classes, C.
         template: prompt, or several.
         images: number of training images.
-        validation: number of validation images.
+        validation: number of images to select on.
+        test: number of test images, with selection=authors; else 0, and a method sees none.
         seed: of the run.
         features: passes over the images; None where an adapter is loaded.
     """
@@ -94,5 +97,6 @@ class Task:
     template: Template
     images: int = 0
     validation: int = 0
+    test: int = 0
     seed: int = 0
     features: FeatureSource | None = None

@@ -12,7 +12,7 @@ from mmrl.clip import ClassList
 from mmrl.errors import UsageError
 from mmrl.methods.exchange import Task
 from mmrl.methods.frozen import VALUES, FrozenFeatures, FrozenOptions, unit
-from mmrl.methods.linear import Rows, require_images, say_unselected
+from mmrl.methods.linear import AS_AUTHORS, Rows, Selection, require_images, say_unselected
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import register
 from mmrl.methods.two_tower import cosine_logits
@@ -31,10 +31,10 @@ class GDAOptions(FrozenOptions):
         max_length=1000,
         description="values of alpha to select from; of those equally accurate the first",
     )
-    selection: Literal["validation", "fixed"] = Field(
+    selection: Selection = Field(
         "validation",
         description="where the final alpha comes from: the grid, by accuracy on the validation images, or the option alpha as it is "
-        "(fixed, and where there are no validation images); never test images",
+        "(fixed, and where there are no validation images); " + AS_AUTHORS,
     )
     augment_epoch: int = Field(
         10, ge=0, le=1000, description="augmented views of a training image, each a sample of its class; 0: the image as at test"

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmrl.errors import Notice, UsageError
 from mmrl.methods.exchange import Task
+
+Selection = Literal["validation", "fixed", "authors"]
+AS_AUTHORS = (
+    "authors: on the data set's whole validation part, and where it has none, as ImageNet, on its test images, which flatters the score"
+)
 
 
 class Rows(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -15,7 +15,7 @@ from mmrl.clip import ClassList
 from mmrl.errors import Notice
 from mmrl.methods.base import Method
 from mmrl.methods.exchange import Task
-from mmrl.methods.linear import Rows, exact, require_images, say_unselected
+from mmrl.methods.linear import AS_AUTHORS, Rows, Selection, exact, require_images, say_unselected
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import register
 
@@ -37,10 +37,10 @@ class LinearProbeOptions(MethodOptions):
     )
     c_search_steps: int = Field(8, ge=0, le=100, description="steps of the bisection around the best of them, on a logarithmic scale")
     max_iter: int = Field(1000, ge=1, le=1_000_000, description="most iterations of L-BFGS")
-    selection: Literal["validation", "fixed"] = Field(
+    selection: Selection = Field(
         "validation",
         description="where C comes from: the search, by accuracy on the validation images, or the option c as it is (fixed, and where "
-        "there are no validation images); never test images, and no validation image is fitted",
+        "there are no validation images), and none of them is fitted; " + AS_AUTHORS,
     )
 
 
@@ -116,8 +116,8 @@ class LinearProbe(Method):
             return
         train = task.features("train")
         require_images(self.name, task, train[1])
-        choose = self.options.selection == "validation" and task.validation > 0
-        if self.options.selection == "validation" and not choose:
+        choose = self.options.selection != "fixed" and task.validation > 0
+        if self.options.selection != "fixed" and not choose:
             say_unselected(self.name, "C", f"takes that of its options: {self.options.c}")
         fitted = self._fitted(train, task.features("val") if choose else None)
         if not fitted.converged:

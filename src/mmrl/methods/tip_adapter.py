@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmrl.clip import AnyImages, ClassList, Clip
 from mmrl.methods.exchange import Loss, Task
 from mmrl.methods.frozen import VALUES, FrozenFeatures, FrozenOptions, unit
-from mmrl.methods.linear import exact, say_unselected
+from mmrl.methods.linear import AS_AUTHORS, Selection, exact, say_unselected
 from mmrl.methods.options import MethodOptions
 from mmrl.methods.registry import register
 from mmrl.methods.two_tower import cosine_logits
@@ -34,10 +34,21 @@ class TipAdapterOptions(FrozenOptions):
     )
     search_scale: tuple[Scale, Scale] = Field((7.0, 3.0), description="upper ends of the grids of beta and alpha; they start at 0.1")
     search_step: tuple[Step, Step] = Field((200, 20), description="numbers of values in the grids of beta and alpha")
-    selection: Literal["validation", "fixed"] = Field(
+    selection: Selection = Field(
         "validation",
         description="where the final alpha and beta come from: a grid, by accuracy on the validation images, or the options as they are "
-        "(fixed, and where there are no validation images); never test images",
+        "(fixed, and where there are no validation images); " + AS_AUTHORS,
+    )
+
+
+class TipAdapterFOptions(TipAdapterOptions):
+    """Defaults are the authors' values for ImageNet; every other data set has its own."""
+
+    selection: Selection = Field(
+        "validation",
+        description="where the final alpha and beta come from: a grid, by accuracy on the validation images, or the options as they are "
+        f"(fixed, and where there are no validation images), with the last epoch's keys; {AS_AUTHORS}, with the keys of the epoch that is "
+        "best on the test images",
     )
 
 
@@ -168,18 +179,71 @@ def cache_logits(affinity: Tensor, values: Tensor, beta: float | Tensor) -> Tens
         return torch.exp(beta * (affinity - 1)) @ values.to(affinity.dtype)
 
 
+class BestEpoch(TipAdapter):
+    """A cache that is trained, and keeps the epoch that is most accurate on a part of the images, the first of equal ones."""
+
+    epoch_by: ClassVar[Literal["val", "test"]] = "val"
+    held_out: Tensor  # their features (M, embed_dim)
+    held_out_labels: Tensor  # (M,)
+    text: Tensor  # (C, embed_dim), class features
+    most: Tensor  # how many of them the best epoch has right
+
+    @property
+    def _chooses(self) -> int:
+        """How many images an epoch is chosen on; with none it is the last."""
+        if self.options.selection == "fixed" or self.task is None:
+            return 0
+        return self.task.validation if self.epoch_by == "val" else self.task.test
+
+    @torch.no_grad()
+    def _hold_out(self, task: Task) -> None:
+        """What an epoch is chosen with, and the parameters of the best one; in checkpoints alone."""
+        if not self._chooses:
+            return
+        text = self.keys.new_zeros(len(task.names), self.clip.embed_dim)
+        features, labels = text.new_zeros(1, self._chooses, text.shape[1]), torch.zeros(self._chooses, device=text.device).long()
+        if task.features is not None:
+            features, labels = task.features(self.epoch_by)
+            text = self.class_list(task.names, task.template).held_to.to(text)
+        tensors = {"held_out": features[0], "held_out_labels": labels, "text": text, "most": labels.new_tensor(-1)}
+        for name, value in (tensors | {f"best_{name}": p.detach().clone() for name, p in self.named_parameters()}).items():
+            self.register_buffer(name, value, persistent=False)
+
+    @torch.no_grad()
+    def epoch_ended(self, epoch: int, epochs: int) -> None:
+        """Keep the parameters if this epoch has more of the images right than all before it."""
+        if not self._chooses or self.task is None:
+            return
+        head = self.head(ClassList(self.task.names, self.text))
+        right = self.logits_of_features(self.held_out, head, True).argmax(-1) == self.held_out_labels
+        if int(right.sum()) > int(self.most):
+            self.most.fill_(right.sum())
+            for name, parameter in self.named_parameters():
+                self.get_buffer(f"best_{name}").copy_(parameter)
+
+    @torch.no_grad()
+    def finish(self, task: Task) -> None:
+        if self._chooses and int(self.most) >= 0:
+            for name, parameter in self.named_parameters():
+                parameter.copy_(self.get_buffer(f"best_{name}"))
+        super().finish(task)
+
+
 @register("tip-adapter-f")
-class TipAdapterF(TipAdapter):
+class TipAdapterF(BestEpoch):
     """Tip-Adapter whose keys are trained, by cross-entropy from the cache they start as (section 3.2), with alpha and beta as the options
     have them; these are searched after training. The keys are not normalised again.
 
-    The authors keep the epoch that is best on the test images. Here it is the last.
+    The authors keep the epoch that is best on the test images. Here it is the last, or with selection=authors theirs.
     """
 
     title = "Tip-Adapter-F"
     summary = "Tip-Adapter with trained keys"
     source = "Zhang et al., ECCV 2022"
+    Options: ClassVar[type[MethodOptions]] = TipAdapterFOptions
     authors_names: ClassVar[Mapping[str, str]] = {"keys": "adapter.weight"}
+
+    epoch_by = "test"
 
     @property
     def modality(self) -> str:
@@ -187,6 +251,10 @@ class TipAdapterF(TipAdapter):
 
     def _hold(self, keys: Tensor) -> None:
         self.keys = nn.Parameter(keys)
+
+    def setup(self, task: Task) -> None:
+        super().setup(task)
+        self._hold_out(task)
 
     def loss(self, images: AnyImages, labels: Tensor, classes: ClassList) -> Loss:
         """Cross-entropy."""

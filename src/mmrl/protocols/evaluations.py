@@ -156,6 +156,7 @@ def evaluation(
     Args:
         datasets: other ones than the suite's; for cross-dataset and domain generalisation, the targets.
         source: another data set to train on, for these two.
+        paper_compat: for these two, test with the options that the authors chose for each target.
 
     Raises:
         UsageError: an unknown study, or an option that it does not have.
@@ -163,8 +164,8 @@ def evaluation(
     if study not in EVALUATIONS:
         raise unknown("protocol", study, EVALUATIONS)
     if study in ("base-to-novel", "few-shot"):
-        if source or paper_compat:
-            raise UsageError(f"{study} takes no {'--source' if source else '--paper-compat'}: it trains and tests on the same data set.")
+        if source:
+            raise UsageError(f"{study} takes no --source: it trains and tests on the same data set.")
         single, counts = base_to_novel if study == "base-to-novel" else few_shot, shots or (FEW_SHOTS if study == "few-shot" else (SHOTS,))
         return single(methods, datasets or suite.single, seeds, shots=counts, overrides=overrides, own=own)
     across, targets = (cross_dataset, suite.targets) if study == "cross-dataset" else (domain_generalisation, suite.shifted)
