@@ -27,7 +27,7 @@ from mmrl.engine.adapter import read_config, write_card
 from mmrl.engine.advise import Advice, Race
 from mmrl.engine.advise import advise as race_of
 from mmrl.engine.jobs import require_images
-from mmrl.engine.run import below_zero_shot, own_tests
+from mmrl.engine.run import DRAW_NAME, below_zero_shot, own_tests
 from mmrl.errors import MmrlError, Notice, UsageError, first_line, unknown
 from mmrl.files import user_path
 from mmrl.protocols import Training
@@ -69,7 +69,7 @@ class Data:
     skip_broken: bool = False
 
     def load(self) -> Dataset:
-        if not isinstance(self.data, Dataset):
+        if isinstance(self.data, (str, Path)):
             return load_dataset(str(self.data), root=self.root, test=self.test, test_share=self.test_share)
         if self.test is not None or self.test_share is not None:
             raise UsageError("test and test_share are for folders and lists; a Dataset has its test images, or divided() sets some apart.")
@@ -199,7 +199,9 @@ def fit(data: str | Path | Dataset | Data, **options: Any) -> Classifier:
     result = train(data, **options)
     assert result.fitted is not None
     taught = result.fitted.data
-    return Classifier(result.method, trained=taught.classes, template=taught.template, trained_on=result.record.trained.dataset)
+    return Classifier(
+        result.method, trained=taught.classes, template=taught.template, trained_on=result.record.trained.dataset, draw=result.draw
+    )
 
 
 ADVISED = ("gda", "tip-adapter", "lpp", "linear-probe", "mmrl")
@@ -261,7 +263,11 @@ def from_pretrained(adapter: str | Path, *, backbone: str | Clip | None = None, 
         folder = _from_hub(str(adapter))
     clip = load_clip(backbone, device=device) if isinstance(backbone, str) else backbone
     method, config = load_adapter(folder, clip, device=device)
-    return Classifier(method, trained=config.class_names, template=config.template, trained_on=config.dataset)
+    draw = folder / DRAW_NAME
+    return Classifier(
+        method, trained=config.class_names, template=config.template, trained_on=config.dataset,
+        draw=Draw.load(draw) if draw.is_file() else None,
+    )  # fmt: skip
 
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load, save, save_file
 
 from mmrl import engine, methods
-from mmrl.cli.options import parse_classes, parse_seeds, parse_settings, parse_shots, parse_values
+from mmrl.cli.options import parse_seeds, parse_settings, parse_shots, parse_values
 from mmrl.clip import load_clip
 from mmrl.clip.load import read_openai_weights
 from mmrl.engine.checkpoint import STATE_FORMAT, RunFolder, _seal
@@ -31,6 +31,7 @@ from mmrl.reports.card import model_card
 from mmrl.reports.cost import CostTable
 from mmrl.reports.records import RunRecord, TestRecord, TrainingRecord, read_record
 from mmrl.reports.status import status
+from mmrl.serve.classes import class_names
 from mmrl.serve.predictor import Classifier
 from tests import results_folder
 from tests.unit.colours import NAMES, fresh, smallest_clip
@@ -288,14 +289,14 @@ def options(folder: Path) -> Once:
         if way == 0:
             path = folder / f"names{random.choice(list(lists))}"
             path.write_bytes(damaged(random, lists[path.suffix]) if random.random() < 0.6 else damaged_json(random, ["cat", "dog"]))
-            names = check_names(parse_classes(str(path)))
+            names = check_names(class_names(str(path)))
             assert all(name.encode() for name in names)
             return names
         text = json_bytes(odd_value(random)).decode()
         if random.random() < 0.3:
             text = damaged(random, b"1,2,3").decode(errors="surrogateescape")
         if way == 1:
-            return [parse(text) for parse in random.sample((parse_seeds, parse_shots, parse_values, parse_classes), 1)]
+            return [parse(text) for parse in random.sample((parse_seeds, parse_shots, parse_values, class_names), 1)]
         found = parse_settings([f"{random.choice(keys)}={text}" for _ in range(random.choice((1, 1, 3)))])
         resolved = settings("mmrlpp", overrides=found)
         return methods.make_options(methods.get("mmrlpp"), resolved.method), engine.FitConfig(**resolved.fit)

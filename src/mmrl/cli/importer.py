@@ -20,16 +20,17 @@ def import_checkpoint(
     set_: list[str] = typer.Option([], "--set", help="KEY=VALUE, for what the file does not say, such as alpha or ctx_init."),
 ) -> None:
     """Turn a checkpoint of the authors' code into an adapter. Nothing in the file is executed."""
-    from mmrl.cli.options import parse_classes, parse_settings
+    from mmrl.cli.options import parse_settings
     from mmrl.data import dataset_info
     from mmrl.engine import import_authors
+    from mmrl.serve.classes import class_names
 
     if data is not None:
         dataset_info(data)
     made, config = import_authors(
         checkpoint,
         out,
-        classes=parse_classes(classes),
+        classes=class_names(classes),
         method=method,
         template=tuple(template),
         dataset=data,

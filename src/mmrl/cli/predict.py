@@ -26,7 +26,7 @@ def predict(
     from rich.text import Text
 
     from mmrl.api import from_pretrained, zero_shot
-    from mmrl.cli.options import image_paths, parse_classes
+    from mmrl.cli.options import image_paths
     from mmrl.cli.output import print_json, quiet_warnings
 
     files = image_paths(images)
@@ -34,9 +34,8 @@ def predict(
         classifier = zero_shot(backbone or "tiny", device=device)
     else:
         classifier = from_pretrained(adapter, backbone=backbone, device=device)
-    names = parse_classes(classes) if classes is not None else None
     with quiet_warnings():
-        ranked = classifier.rank(files, names, top=top, template=tuple(template) or None, skip_broken=skip_broken)
+        ranked = classifier.rank(files, classes, top=top, template=tuple(template) or None, skip_broken=skip_broken)
     for file in (file for file, predictions in zip(files, ranked) if not predictions):
         typer.echo(f"warning: {file} is broken and was left out", err=True)
     if as_json:

@@ -128,10 +128,10 @@ class ImagesBelow:
 
     def absent(self, keys: Iterable[str]) -> list[str]:
         """Those of `keys` whose file is not there or empty; nothing is decoded."""
-        return [key for key in keys if not _has_content(self.root / key)]
+        return [key for key in keys if not has_content(self.root / key)]
 
 
-def _has_content(path: Path) -> bool:
+def has_content(path: Path) -> bool:
     try:
         found = os.stat(path)
     except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,7 +12,17 @@ from mmrl.errors import MmrlError, UsageError
 from mmrl.reports.records import Scores, harmonic_mean
 from mmrl.trust.calibration import calibration_bins, expected_calibration_error
 
-__all__ = ["Scores", "Tally", "harmonic_mean", "score"]
+__all__ = ["Answers", "Scores", "Tally", "harmonic_mean", "score"]
+
+
+class Answers(NamedTuple):
+    """What a classifier answered for N images, in their order: true and predicted class as positions in the class list, and the
+    probabilities of the predicted and the true one; all (N,)."""
+
+    labels: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    of_true: NDArray[np.float64]
 
 
 class Tally:
@@ -26,6 +37,7 @@ class Tally:
         self._labels: list[NDArray[np.int64]] = []
         self._predicted: list[NDArray[np.int64]] = []
         self._confidence: list[NDArray[np.float64]] = []
+        self._of_true: list[NDArray[np.float64]] = []
         self._rank: list[NDArray[np.int64]] = []
 
     def add(self, logits: ArrayLike, labels: ArrayLike) -> None:
@@ -49,21 +61,31 @@ class Tally:
         ahead = (x > own) | ((x == own) & (np.arange(x.shape[1]) < y[:, None]))  # among equal logits the first class wins
         self._labels.append(y)
         self._predicted.append(x.argmax(1))
-        self._confidence.append(1 / np.exp(x - x.max(1, keepdims=True)).sum(1))  # softmax at its maximum
+        highest = x.max(1, keepdims=True)
+        self._confidence.append(1 / np.exp(x - highest).sum(1))  # softmax at its maximum
+        self._of_true.append(np.exp(own - highest)[:, 0] * self._confidence[-1])
         self._rank.append(ahead.sum(1))
 
     def _seen(self) -> int:
         return sum(len(part) for part in self._labels)
 
-    def scores(self) -> Scores:
-        """What was added so far. Raises UsageError if that is nothing."""
+    def answers(self) -> Answers:
+        """What was added so far, an image each. Raises UsageError if that is nothing."""
+        self._require_some()
+        parts = (self._labels, self._predicted, self._confidence, self._of_true)
+        return Answers(*(np.concatenate(part) for part in parts))  # type: ignore[arg-type]  # numpy's stubs lose the number of arrays
+
+    def _require_some(self) -> None:
         if not self._seen():
             raise UsageError("there is nothing to evaluate: the list of images is empty.")
-        from sklearn.metrics import confusion_matrix
 
+    def scores(self) -> Scores:
+        """What was added so far. Raises UsageError if that is nothing."""
+        self._require_some()
         labels, predicted = np.concatenate(self._labels), np.concatenate(self._predicted)
         confidence, rank = np.concatenate(self._confidence), np.concatenate(self._rank)
-        confusion = confusion_matrix(labels, predicted, labels=np.arange(len(self.names)))
+        size = len(self.names)
+        confusion = np.bincount(labels * size + predicted, minlength=size * size).reshape(size, size)
         counts = confusion.sum(1)
         per_class = [float(hit / count) if count else None for hit, count in zip(confusion.diagonal(), counts, strict=True)]
         bins = calibration_bins(confidence, predicted == labels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Literal
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmrl import methods
-from mmrl.data import Dataset, describe_broken
+from mmrl.data import Dataset, Draw, Item, describe_broken
 from mmrl.engine.batches import OnePass
 from mmrl.engine.context import Bench, Context
 from mmrl.engine.features import FeatureStore
@@ -22,7 +22,7 @@ from mmrl.engine.fit import FitResult, Place, TrainingData, fitting
 from mmrl.engine.jobs import Job
 from mmrl.engine.parallel import joined
 from mmrl.engine.record import environment, thin
-from mmrl.engine.score import evaluate_dataset
+from mmrl.engine.score import Evaluation, evaluate_dataset
 from mmrl.engine.turns import Turns, finish
 from mmrl.errors import MmrlError, Notice, UsageError
 from mmrl.methods import Method
@@ -35,6 +35,7 @@ Shared = dict[str, TrainingData]  # by `Context.images_key`
 SAW_TEST_IMAGES = (
     "selection=authors: selected on the data set's whole validation part, or on test images, as the authors did; test scores are flattered."
 )
+DRAW_NAME = "draw.json"  # in a run's folder: the images it was trained on
 Split = Literal["train", "val", "test"]
 
 
@@ -47,12 +48,24 @@ class BelowZeroShotWarning(UserWarning):
 
 
 @dataclass(frozen=True)
+class Tested:
+    """One test: its record, and what was answered for each of `items`, images of `dataset`, but for those `found` to be broken."""
+
+    record: TestRecord
+    dataset: Dataset
+    items: Sequence[Item]
+    found: Evaluation
+
+
+@dataclass(frozen=True)
 class RunResult:
-    """A finished run; `fitted` is None for zero-shot CLIP."""
+    """A finished run; `fitted` and `draw` are None for zero-shot CLIP. `tested` are the tests computed now, in the process that tests."""
 
     method: Method
     fitted: FitResult | None
     record: RunRecord
+    tested: tuple[Tested, ...] = ()
+    draw: Draw | None = None
 
 
 def run(job: Job, context: Context, place: Place, *, before: RunRecord | None = None, save: Save | None = None) -> RunResult:
@@ -87,8 +100,9 @@ def running(
         if training:
             data = _data(training, context, place, shared if peers.count == 1 else None)
             fitted = yield from fitting(method, data, context.prepare(training).config, place, peers=peers)
-        record = peers.on_main(lambda: _test(job, context, method, _begun(job, context, fitted, started, before), save))
-    return RunResult(method, fitted, record)
+        tested: list[Tested] = []
+        record = peers.on_main(lambda: _test(job, context, method, _begun(job, context, fitted, started, before), save, tested))
+    return RunResult(method, fitted, record, tuple(tested), context.prepare(training).draw if training else None)
 
 
 def _data(training: Training, context: Context, place: Place, shared: Shared | None) -> TrainingData:
@@ -110,7 +124,7 @@ def _begun(job: Job, context: Context, fitted: FitResult | None, started: dateti
     if job.training and fitted:
         described = described or _training_record(job, job.training, context, fitted, started)
         if fitted.folder:
-            context.prepare(job.training).draw.save(fitted.folder / "draw.json")
+            context.prepare(job.training).draw.save(fitted.folder / DRAW_NAME)
     name = job.training.method if job.training else ZERO_SHOT
     clip, tests = context.clip, before.tests if before else ()
     return RunRecord(
@@ -140,26 +154,27 @@ def _training_record(job: Job, training: Training, context: Context, fitted: Fit
     )
 
 
-def _test(job: Job, context: Context, method: Method, record: RunRecord, save: Save | None) -> RunRecord:
-    """The record with every test of the job that it lacks."""
+def _test(job: Job, context: Context, method: Method, record: RunRecord, save: Save | None, tested: list[Tested]) -> RunRecord:
+    """The record with every test of the job that it lacks; these are appended to `tested`."""
     if save and (record.training or record.tests):
         save(record)
     known = {test.key for test in record.tests}
     for cell, key in job.tests:
         if key not in known:
-            record = record.model_copy(update={"tests": (*record.tests, _score(cell, key, method, context))})
+            tested.append(_score(cell, key, method, context))
+            record = record.model_copy(update={"tests": (*record.tests, tested[-1].record)})
             if save:
                 save(record)
     return record
 
 
-def _score(cell: Cell, key: str, method: Method, context: Context) -> TestRecord:
+def _score(cell: Cell, key: str, method: Method, context: Context) -> Tested:
     if cell.options:  # the trained tensors in a method that differs at test only
         other = methods.build(cell.method, context.clip, context.options_at_test(cell), task=method.task)
         other.load_state_dict(method.state_dict(), strict=True)
         method = other
-    tested = test(method, context.tested(cell), context.bench, seen=cell.seen, classes=cell.classes, store=context.features)
-    return tested.model_copy(update={"key": key})
+    tested = examine(method, context.tested(cell), context.bench, seen=cell.seen, classes=cell.classes, store=context.features)
+    return replace(tested, record=tested.record.model_copy(update={"key": key}))
 
 
 def test(
@@ -175,6 +190,14 @@ def test(
     Raises:
         as `evaluate_dataset`.
     """
+    return examine(method, dataset, bench, seen=seen, classes=classes, split=split, rule=rule, store=store).record
+
+
+def examine(
+    method: Method, dataset: Dataset, bench: Bench, *, seen: Tensor | bool, classes: Classes, split: Split = "test", rule: str = "",
+    store: FeatureStore | None = None,
+) -> Tested:  # fmt: skip
+    """As `test`, with what was answered for each image."""
     started, began = datetime.now(timezone.utc), time.monotonic()
     items = getattr(dataset, split)
     found = evaluate_dataset(
@@ -201,7 +224,7 @@ def test(
     )
     said = [describe_broken(found.skipped, len(items), of=dataset.name)] if found.skipped else []
     below = below_zero_shot(method.title, record)
-    return record.model_copy(update={"warnings": (*said, *([below] if below else []))})
+    return Tested(record.model_copy(update={"warnings": (*said, *([below] if below else []))}), dataset, items, found)
 
 
 test.__test__ = False  # type: ignore[attr-defined]  # not a test of ours, whatever pytest makes of its name

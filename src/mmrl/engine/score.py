@@ -16,7 +16,7 @@ from mmrl.clip import ClassList
 from mmrl.data import Broken, Dataset, Item, warn_broken
 from mmrl.engine.batches import Batch, placed
 from mmrl.engine.features import FeatureStore, Shown, shown
-from mmrl.engine.metrics import Tally
+from mmrl.engine.metrics import Answers, Tally
 from mmrl.errors import UsageError, unknown
 from mmrl.methods import Method, cosine_logits
 from mmrl.names import name_key
@@ -26,11 +26,13 @@ BATCH = 64
 
 
 class Evaluation(NamedTuple):
-    """Scores of a method and, where asked for, of zero-shot CLIP on the same images; `skipped` were left out as missing or broken."""
+    """Scores of a method and, where asked for, of zero-shot CLIP on the same images; `skipped` were left out as missing or broken, and
+    `answers` are the method's, of the images that were not."""
 
     adapted: Scores
     zero_shot: Scores | None
-    skipped: tuple[Broken, ...] = ()
+    skipped: tuple[Broken, ...]
+    answers: Answers
 
 
 def trained_mask(names: Sequence[str], trained: Sequence[str]) -> Tensor:
@@ -107,7 +109,7 @@ def evaluate(method: Method, classes: ClassList, batches: Iterable[Batch], seen:
     frozen, clip = method.frozen_images, method.clip
     moved = ((placed(images, clip.device), labels) for images, labels in batches)
     passes = (Shown(images, clip.encode_image(images, normalise=False) if frozen else None, labels) for images, labels in moved)
-    return _evaluate(method, classes, passes, seen, beside=False)[0]
+    return _evaluate(method, classes, passes, seen, beside=False)[0].scores()
 
 
 def evaluate_dataset(
@@ -152,7 +154,7 @@ def evaluate_dataset(
     classes = method.class_list(dataset.classes, dataset.template)
     adapted, zero_shot = _evaluate(method, classes, batches, answer, beside=beside_zero_shot)
     warn_broken(skipped or (), len(items), of=dataset.name)
-    return Evaluation(adapted, zero_shot, tuple(skipped or ()))
+    return Evaluation(adapted.scores(), zero_shot.scores() if zero_shot else None, tuple(skipped or ()), adapted.answers())
 
 
 def _is_zero_shot(method: Method) -> bool:
@@ -161,7 +163,7 @@ def _is_zero_shot(method: Method) -> bool:
 
 def _evaluate(
     method: Method, classes: ClassList, batches: Iterable[Shown], seen: Tensor | bool, *, beside: bool
-) -> tuple[Scores, Scores | None]:
+) -> tuple[Tally, Tally | None]:
     clip, device = method.clip, method.clip.device
     adapted, frozen = Tally(classes.names), Tally(classes.names)
     same = _is_zero_shot(method)
@@ -180,8 +182,7 @@ def _evaluate(
                 assert features is not None
                 logits = cosine_logits(F.normalize(features, dim=-1), classes.zero_shot, clip.logit_scale)
                 frozen.add(_array(logits), labels.cpu().numpy())
-    scores = adapted.scores()
-    return scores, (scores if same else frozen.scores()) if beside else None
+    return adapted, (adapted if same else frozen) if beside else None
 
 
 def _array(logits: Tensor) -> NDArray[np.float32]:

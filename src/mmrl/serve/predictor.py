@@ -10,18 +10,22 @@ import torch
 from torch import Tensor
 
 from mmrl.clip.device import checked_device
-from mmrl.data import Broken, Item, image_batches, to_rgb, usual_workers, warn_broken
+from mmrl.data import Broken, Draw, Item, image_batches, to_rgb, usual_workers, warn_broken
 from mmrl.engine import save_adapter
 from mmrl.engine.features import preprocess_of
 from mmrl.engine.score import trained_mask
 from mmrl.errors import MmrlError, UsageError
 from mmrl.methods import Method
 from mmrl.names import check_names
+from mmrl.serve import evaluation
+from mmrl.serve.classes import class_names
 from mmrl.templates import DEFAULT_TEMPLATE, Template, check_template
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
+
+    from mmrl.serve.evaluation import EvaluationReport
 
 BATCH = 64
 _HEADS_KEPT = 4
@@ -52,17 +56,25 @@ class Classifier:
         trained: names of the classes it was trained on; none for zero-shot.
         template: prompt with one `{}`, or several, whose class features are averaged.
         trained_on: name of the data set it was trained on, if known.
+        draw: the images it was trained on, if known.
     """
 
     def __init__(
-        self, method: Method, *, trained: Sequence[str] = (), template: Template = DEFAULT_TEMPLATE, trained_on: str | None = None
-    ) -> None:
+        self, method: Method, *, trained: Sequence[str] = (), template: Template = DEFAULT_TEMPLATE, trained_on: str | None = None,
+        draw: Draw | None = None,
+    ) -> None:  # fmt: skip
         self.method = method.eval()
         self.trained = tuple(trained)
         self.template = check_template(template)
         self.trained_on = trained_on
+        self.draw = draw
         self.preprocess = preprocess_of(method.clip)
         self._heads: dict[tuple[Any, ...], _Head] = {}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names among which it chooses where none are given: those that it was trained on."""
+        return self.trained
 
     @property
     def device(self) -> torch.device:
@@ -82,9 +94,9 @@ class Classifier:
     def __repr__(self) -> str:
         return f"Classifier({self.method.name} on {self.method.clip.name}, {len(self.trained)} trained classes)"
 
-    def _head(self, classes: Sequence[str] | None, template: Template | None) -> _Head:
+    def _head(self, classes: str | Sequence[str] | None, template: Template | None) -> _Head:
         """Class features of a list of names, cached for the last few lists until a parameter changes."""
-        names = self.trained if classes is None else check_names([classes] if isinstance(classes, str) else classes)
+        names = self.trained if classes is None else check_names(class_names(classes))
         if not names:
             raise UsageError("this classifier has no classes of its own; pass some (classes=[...], or --classes on the command line).")
         template = check_template(template or self.template)
@@ -117,12 +129,12 @@ class Classifier:
             rows.append(logits.float().softmax(-1).cpu())
         return torch.cat(rows) if rows else torch.empty(0, len(head.names))
 
-    def predict(self, images: Any, classes: Sequence[str] | None = None, *, template: Template | None = None) -> Any:
+    def predict(self, images: Any, classes: str | Sequence[str] | None = None, *, template: Template | None = None) -> Any:
         """The most probable class name of each image: a list for a list of images, one string for a single image.
 
         Args:
             images: a path, PIL image, array (H, W[, C]), tensor (C, H, W), a batch array or tensor of four dimensions, or a list of these.
-            classes: names to choose from, trained or not; default: the trained ones.
+            classes: names to choose from, trained or not, also as 'a,b,c' or a file of them; default: the trained ones.
 
         Raises:
             UsageError: an image cannot be read, or the class list is bad.
@@ -132,14 +144,14 @@ class Classifier:
         best = [head.names[i] for i in self._probabilities(images, head).argmax(-1).tolist()]
         return best[0] if _is_single(images) else best
 
-    def predict_proba(self, images: Any, classes: Sequence[str] | None = None, *, template: Template | None = None) -> np.ndarray:
+    def predict_proba(self, images: Any, classes: str | Sequence[str] | None = None, *, template: Template | None = None) -> np.ndarray:
         """Probabilities (B, C), in the order of `classes`."""
         return self._probabilities(images, self._head(classes, template)).numpy()
 
     def rank(
         self,
         images: Any,
-        classes: Sequence[str] | None = None,
+        classes: str | Sequence[str] | None = None,
         *,
         top: int = 5,
         template: Template | None = None,
@@ -167,6 +179,54 @@ class Classifier:
             ranked.insert(int(one.key), [])
         warn_broken(skipped or (), len(ranked))
         return ranked
+
+    def evaluate(
+        self,
+        data: Any,
+        among: str | Sequence[str] = evaluation.TRAINED,
+        *,
+        split: str = "test",
+        include_trained: bool = False,
+        classifier: str = "auto",
+        template: Template | None = None,
+        root: str | Path | None = None,
+        skip_broken: bool = False,
+        beside_zero_shot: bool = True,
+        batch_size: int = evaluation.BATCH,
+        workers: int | None = None,
+    ) -> EvaluationReport:
+        """Scores on labelled images, beside those of zero-shot CLIP, and what was answered for each.
+
+        Args:
+            data: all that `mmrl.fit` takes: a folder, a file that lists images, (images, labels), {name: images}, a table, ... Of data
+                with a test part that part counts, of other data every image, but for those that this classifier was trained on.
+            among: the classes that compete: the "trained" ones, those of the "data", or a list of names.
+            split: another part of data that has parts: "train" or "val".
+            include_trained: whether images that it was trained on count as well.
+            classifier: of a method with two: "auto" ("fused" on trained classes, "class" on new ones and on every other data set of
+                `mmrl data list`), "fused" or "class" on all.
+            template: prompt, or several; default: that of the classifier, or of a data set given by its name.
+            root: folder with the downloaded data sets.
+            skip_broken: leave out images that are missing or broken, and list them in `skipped`.
+            beside_zero_shot: whether zero-shot CLIP is scored on the same images.
+            workers: threads that prepare images; default: one a core, at most 8.
+
+        Warns:
+            Notice: images were left out, as it was trained on them.
+            BrokenImageWarning: images were left out, as they cannot be read.
+
+        Raises:
+            UsageError: bad data, images of a class that does not compete, or an image that cannot be read.
+        """
+        return evaluation.evaluate(
+            self, data, among=among, split=split, include_trained=include_trained, classifier_rule=classifier, template=template, root=root,
+            skip_broken=skip_broken, beside_zero_shot=beside_zero_shot, batch_size=batch_size, workers=workers,
+        )  # fmt: skip
+
+    def score(self, data: Any, labels: Sequence[str] | None = None, **options: Any) -> float:
+        """Top-1 accuracy in [0, 1] on labelled images, or on images with their `labels`; other arguments as in `evaluate`."""
+        given = data if labels is None else (data, labels)
+        return self.evaluate(given, **{"beside_zero_shot": False, **options}).top1
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Save the adapter to a folder: trained tensors, configuration, class names, model card."""
