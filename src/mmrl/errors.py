@@ -44,9 +44,9 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def unknown(kind: str, name: str, allowed: Iterable[str]) -> UsageError:
-    """The error for a `name` that is none of `allowed`, with the nearest one suggested."""
+def unknown(kind: str, name: str, allowed: Iterable[str], *, cutoff: float = 0.5) -> UsageError:
+    """The error for a `name` that is none of `allowed`, with the nearest one suggested; `cutoff` is how near, from 0 to 1."""
     names = sorted(allowed)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return UsageError(f"unknown {kind} '{name}'.{hint} Known: {', '.join(names) or 'none'}.")

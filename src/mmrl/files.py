@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import os
@@ -53,6 +54,24 @@ def user_path(given: str | Path) -> Path:
     return path
 
 
+def near_path(path: Path) -> str:
+    """' Did you mean PATH?' with what lies where `path`, which is missing, should, under the nearest name; '' where nothing is like it.
+
+    Where a folder above is missing, too, it is that one's name that is looked for.
+    """
+    missing, rest = path, Path()
+    with suppress(OSError):
+        while missing.name and not missing.parent.is_dir():
+            missing, rest = missing.parent, missing.name / rest
+        names = [entry.name for entry in missing.parent.iterdir() if not entry.name.startswith(".")]
+        folded = {name.casefold(): name for name in names}
+        near = difflib.get_close_matches(missing.name.casefold(), folded, n=1, cutoff=0.6)
+        if near:
+            found = missing.parent / folded[near[0]]
+            return f" Did you mean {found / rest if (found / rest).exists() else found}?"
+    return ""
+
+
 def read_regular(path: Path, *, what: str, most: int = LARGEST) -> bytes:
     """Content of a file, if it is one (no device, pipe or folder) of at most `most` bytes.
 
@@ -69,7 +88,7 @@ def read_regular(path: Path, *, what: str, most: int = LARGEST) -> bytes:
         with path.open("rb") as file:
             return file.read(found.st_size)
     except FileNotFoundError as error:
-        raise UsageError(f"{what} {path} does not exist. Check the path.") from error
+        raise UsageError(f"{what} {path} does not exist.{near_path(path)} Check the path.") from error
     except OSError as error:
         raise UsageError(f"cannot read {what} {path}: {error.strerror or error}. Check the path and its permissions.") from error
 

@@ -31,12 +31,12 @@ def show(
     from mmrl import methods, recipes
     from mmrl.cli.options import parse_settings
     from mmrl.data import dataset_names
+    from mmrl.data.catalogue import no_such_data
     from mmrl.engine import FitConfig, settings
-    from mmrl.errors import unknown
     from mmrl.files import user_path
 
     if data is not None and data not in dataset_names() and not user_path(data).exists():
-        raise unknown("data set", data, dataset_names())
+        raise no_such_data(data)
     cls = methods.get(method)
     resolved = settings(method, protocol=protocol, dataset=data, shots=shots, overrides=parse_settings(set_), source="command line")
     methods.make_options(cls, resolved.method)

@@ -31,30 +31,6 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     return out
 
 
-def image_paths(given: Sequence[str]) -> list[str]:
-    """Files as they are, folders as the images directly in them, sorted.
-
-    Raises:
-        UsageError: nothing there, or a folder without images.
-    """
-    from mmrl.data.folder import IMAGE_ENDINGS
-
-    out: list[str] = []
-    for name in given:
-        path = user_path(name)
-        if not path.exists():
-            raise UsageError(f"no such image: {name}.")
-        try:
-            inside = [] if path.is_file() else sorted(path.iterdir())
-        except OSError as error:
-            raise UsageError(f"cannot look into the folder {name}: {error.strerror}. Check its permissions.") from error
-        found = [path] if path.is_file() else [file for file in inside if file.suffix.lower() in IMAGE_ENDINGS]
-        if not found:
-            raise UsageError(f"the folder {name} has no images directly in it ({', '.join(sorted(IMAGE_ENDINGS))}).")
-        out += [str(file) for file in found]
-    return out
-
-
 def parse_seeds(value: str) -> list[int]:
     """Seeds from '1,2,3'. Raises UsageError for anything but different numbers from 0."""
     return _numbers(value, "--seeds", least=0, example="1,2,3")

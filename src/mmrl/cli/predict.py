@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import typer
 
 from mmrl.cli.options import DEVICE
 
+if TYPE_CHECKING:
+    from mmrl.cli.pictures import Picture
+    from mmrl.cli.predictions import Answer
+    from mmrl.serve.predictor import Prediction
+
 
 def predict(
     adapter: str = typer.Argument(..., help="Folder of a run or an adapter, a hub name, or 'zero-shot'."),
-    images: list[str] = typer.Argument(..., help="Image files, or folders of them."),
+    images: list[str] = typer.Argument(..., help="Image files, folders of them, or patterns such as 'photos/*.jpg'."),
     classes: str = typer.Option(
         None, "--classes", help="Names to choose from: 'a,b,c' or a file; trained or not. Default: the trained ones."
     ),
@@ -17,34 +26,70 @@ def predict(
     backbone: str = typer.Option(None, "--backbone", help="Backbone, if not the one the adapter names."),
     top: int = typer.Option(3, "--top", help="How many classes to show."),
     device: str = DEVICE,
-    skip_broken: bool = typer.Option(False, "--skip-broken", help="Skip images that cannot be read, with a warning."),
+    skip_broken: bool = typer.Option(False, "--skip-broken", help="End with exit code 0 although some images could not be read."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object per image."),
+    as_csv: bool = typer.Option(False, "--csv", help="Print CSV: a line for each image and class that is shown."),
+    out: Path = typer.Option(None, "--out", help="Write the results to this file instead: .csv or .jsonl."),
 ) -> None:
-    """Classify images among trained or new class names."""
+    """Classify images among trained or new class names.
+
+    An image that cannot be read is told on stderr, and takes nothing from the others; the exit code is then 1.
+    """
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     from mmrl.api import from_pretrained, zero_shot
-    from mmrl.cli.options import image_paths
-    from mmrl.cli.output import print_json, quiet_warnings
+    from mmrl.cli import predictions
+    from mmrl.cli.output import quiet_warnings
+    from mmrl.cli.pictures import pictures
+    from mmrl.errors import UsageError
+    from mmrl.files import user_path
 
-    files = image_paths(images)
+    if as_json and as_csv:
+        raise UsageError("--json and --csv are both given; use one of them.")
+    if out is not None:
+        out = user_path(out)
+        predictions.file_format(out)
+    found = pictures(images)
     if adapter == "zero-shot":
         classifier = zero_shot(backbone or "tiny", device=device)
     else:
         classifier = from_pretrained(adapter, backbone=backbone, device=device)
     with quiet_warnings():
-        ranked = classifier.rank(files, classes, top=top, template=tuple(template) or None, skip_broken=skip_broken)
-    for file in (file for file, predictions in zip(files, ranked) if not predictions):
-        typer.echo(f"warning: {file} is broken and was left out", err=True)
-    if as_json:
-        for file, predictions in zip(files, ranked):
-            print_json({"image": file, "predictions": [each._asdict() for each in predictions]})
-        return
-    table = Table("image", "class", "probability", "trained", box=None, padding=(0, 2))
-    for file, predictions in zip(files, ranked):
-        for i, each in enumerate(predictions):
-            place = Text(file if i == 0 else "")  # as Text, since rich would read brackets in names as markup
-            table.add_row(place, Text(each.name), f"{each.probability:.1%}", "yes" if each.trained else "no")
-    Console().print(table)
+        ranked = classifier.rank(
+            [each.name for each in found if not each.problem], classes, top=top, template=tuple(template) or None, skip_broken=True
+        )
+    answers = list(_answers(found, ranked))
+    for each in (each for each in answers if each.error):
+        typer.echo(f"{'warning' if skip_broken else 'error'}: {each.error}", err=True)
+    if out is not None:
+        predictions.write(out, answers)
+        typer.echo(f"written to {out} ({sum(not each.error for each in answers)} images)")
+    elif as_json or as_csv:
+        print(predictions.as_json_lines(answers) if as_json else predictions.as_csv(answers), end="")
+    else:
+        Console().print(predictions.as_table(answers))
+    if not skip_broken and any(each.error for each in answers):
+        raise typer.Exit(1)
+
+
+def _answers(found: Sequence[Picture], ranked: Sequence[Sequence[Prediction]]) -> Iterator[Answer]:
+    """An answer for each picture, in order; `ranked` are those of the pictures without a problem, empty where one could not be read."""
+    from mmrl.cli.predictions import Answer
+
+    rows = iter(ranked)
+    for each in found:
+        predictions = [] if each.problem else next(rows)
+        yield Answer(each.name, predictions, each.problem or ("" if predictions else _problem(each.name)))
+
+
+def _problem(file: str) -> str:
+    """Why an image that was left out cannot be read."""
+    from mmrl.data import to_rgb
+    from mmrl.data.images import REMEDY
+    from mmrl.errors import UsageError
+
+    try:
+        to_rgb(file)
+    except UsageError as error:
+        return str(error).removesuffix(REMEDY).rstrip()
+    return f"{file} could not be read, and now can: run the command again."

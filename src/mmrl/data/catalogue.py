@@ -17,7 +17,7 @@ from mmrl.data.records import Dataset
 from mmrl.data.saved import is_saved, read_saved
 from mmrl.data.tables import LIST_ENDINGS, read_list
 from mmrl.errors import UsageError, unknown
-from mmrl.files import user_path
+from mmrl.files import near_path, user_path
 from mmrl.templates import Template
 
 ROOT_VARIABLE, CACHE_VARIABLE = "DATA", "MMRL_CACHE"
@@ -158,8 +158,16 @@ def load_dataset(
         if test is not None:
             return tested_on(found, user_path(test), _images_of(found, user_path(spec)))
         return found if test_share is None else found.divided(test_share)
-    error = unknown("data set", spec, _REGISTRY)
-    raise UsageError(f"{error} A folder with one subfolder per class works too, but '{spec}' is not a folder.")
+    raise no_such_data(spec)
+
+
+def no_such_data(spec: str) -> UsageError:
+    """The error for a `spec` that is neither the name of a data set nor a path: a folder or file of a like name is suggested first."""
+    near = near_path(user_path(spec)) if spec.strip() else ""
+    known = unknown("data set", spec, _REGISTRY, cutoff=0.7)
+    if near:
+        known = UsageError(f"unknown data set '{spec}'.{near} Data sets known by name: `mmrl data list`.")
+    return UsageError(f"{known} There is no folder or file '{spec}' here either.")
 
 
 def _folder(given: Path | str | None, variable: str) -> Path | None:

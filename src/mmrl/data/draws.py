@@ -137,6 +137,8 @@ def draw_shots(dataset: Dataset, shots: int, seed: int, classes: Which | str = "
         raise UsageError(f"shots is {shots}; use 1 or more images per class, or 0 for all.")
     whole, classes, ids = labels_drawn(dataset, classes)
     train, val = whole.train, whole.val
+    if not train:
+        raise UsageError(f"'{whole.name}' has test images only, and nothing can be trained without others. Add some, in a folder train/.")
     if shots > 0:
         groups = _by_class(train)
         if not allow_fewer:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from mmrl.data.formats import EXTRA, reads_heic
 from mmrl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ ImageSource = Union[str, Path, bytes, Image.Image, NDArray[Any], "torch.Tensor"]
 
 REMEDY = "Replace it, remove it, or leave out what cannot be read: --skip-broken, in Python skip_broken=True."
 _CHANNELS = (1, 2, 3, 4)  # grey, grey + alpha, RGB, RGB + alpha
+_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}  # brands of the file format, after "ftyp"
 _PROGRAMS = ("EPS",)  # formats for which Pillow would start another program on the file
 
 
@@ -70,7 +72,7 @@ def _open(file: Path | io.BytesIO, name: str, decode: Callable[[Image.Image, str
         if isinstance(file, Path) and not file.is_file():
             what = "is a folder" if file.is_dir() else "does not exist"
             raise UsageError(f"image {name} {what}. Pass the path of an image file.")
-        with Image.open(file) as image:
+        with _known(file, name) as image:
             return decode(image, name)
     except UnidentifiedImageError as error:
         raise UsageError(f"{name} is not an image that can be read, or is broken. {REMEDY}") from error
@@ -80,6 +82,23 @@ def _open(file: Path | io.BytesIO, name: str, decode: Callable[[Image.Image, str
         raise
     except Exception as error:  # Pillow's readers raise errors of any kind on bad bytes
         raise UsageError(f"{name} cannot be read: {error}. {REMEDY}") from error
+
+
+def _known(file: Path | io.BytesIO, name: str) -> Image.Image:
+    """The image file, opened; what phones take (HEIC) with the library of the extra, which is imported for the first of them."""
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError as error:
+        if not _is_heic(file):
+            raise
+        if not reads_heic():
+            raise UsageError(f"{name} is a HEIC photo, and the library that reads it is not installed: {EXTRA}") from error
+        return Image.open(file)
+
+
+def _is_heic(file: Path | io.BytesIO) -> bool:
+    start = file.getvalue()[:12] if isinstance(file, io.BytesIO) else file.open("rb").read(12)
+    return start[4:8] == b"ftyp" and start[8:12] in _HEIC
 
 
 def _loaded(image: Image.Image, name: str) -> Image.Image:

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmrl.data.benchmark.entry import Entry
-from mmrl.data.folder import IMAGE_ENDINGS, subfolders
+from mmrl.data.folder import subfolders
+from mmrl.data.formats import IMAGE_ENDINGS
 from mmrl.data.records import Contents, Item, check_utf8
 from mmrl.data.splits import class_name
 from mmrl.errors import MmrlError, UsageError
