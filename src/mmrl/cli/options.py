@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from mmrl.errors import UsageError
-from mmrl.files import parse_json, user_path
+from mmrl.files import parse_json
 
 DEVICE = typer.Option("auto", "--device", help="auto (a GPU where there is one), cpu, cuda, cuda:1, ...")
 

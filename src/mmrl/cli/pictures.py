@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmrl.errors import UsageError
-from mmrl.files import near_path, user_path
+from mmrl.files import near_path
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image that was asked for, and why it cannot be had, where it is known before it is read."""
+    """An image that was asked for, and why it cannot be had, where that is known before it is read."""
 
     name: str
     problem: str = ""
 
 
 def pictures(given: Sequence[str]) -> list[Picture]:
-    """Files as they are, folders and patterns (`photos/*.jpg`) as the images directly in them, sorted; what systems leave is skipped.
+    """Files as they are, folders and patterns (`photos/*.jpg`) as the images in them, sorted; what systems leave beside photos is skipped.
 
     What is missing is in the list, too, with its problem, as long as one of all can be found.
 
@@ -38,30 +37,14 @@ def pictures(given: Sequence[str]) -> list[Picture]:
 
 def _those_of(name: str) -> Iterator[Picture]:
     from mmrl.data.formats import is_litter
-
-    path = user_path(name)
-    if path.is_dir():
-        yield from _inside(name, path)
-    elif not path.exists():
-        matching = sorted(glob.glob(str(path))) if glob.has_magic(name) else []
-        yield from (each for match in matching for each in _those_of(match))
-        if not matching:
-            yield Picture(name, f"no such image: {name}.{near_path(path)}")
-    elif not is_litter(path.name):
-        yield Picture(str(path))
-
-
-def _inside(name: str, folder: Path) -> Iterator[Picture]:
-    from mmrl.data.formats import HEIC_ENDINGS, IMAGE_ENDINGS, is_image, lacks_extra, say_skipped
+    from mmrl.data.globs import image_files
 
     try:
-        inside = sorted(entry for entry in folder.iterdir() if entry.is_file())
-    except OSError as error:
-        yield Picture(name, f"cannot look into the folder {name}: {error.strerror}. Check its permissions.")
-        return
-    say_skipped([entry.name for entry in inside if lacks_extra(entry.name)], folder)
-    images = [entry for entry in inside if is_image(entry.name)]
-    if not images:
-        endings = ", ".join(sorted(IMAGE_ENDINGS | HEIC_ENDINGS))
-        yield Picture(name, f"the folder {name} has no images directly in it ({endings}).")
-    yield from (Picture(str(entry)) for entry in images)
+        for file in image_files(name):
+            path = Path(file)
+            if not path.exists():
+                yield Picture(file, f"no such image: {file}.{near_path(path)}")
+            elif not is_litter(path.name):
+                yield Picture(file)
+    except UsageError as error:
+        yield Picture(name, str(error))
