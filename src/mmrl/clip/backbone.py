@@ -126,6 +126,7 @@ class Clip:
 
     def __init__(self, name: str, model: Any, tokenizer: Any, *, preprocess: dict[str, Any]) -> None:
         self.name = name
+        self.loadable = ""  # the name that `load_clip` made it of, and makes it of again
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.mean = _three(preprocess["mean"])

@@ -51,6 +51,7 @@ def load_clip(name: str = "tiny", *, device: str | torch.device = AUTO) -> Clip:
     before = stamp_of(sources)
     clip = _loaded(name)
     recall(clip, sources, before)
+    clip.loadable = name
     return clip.to(place)
 
 

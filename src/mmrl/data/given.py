@@ -14,7 +14,7 @@ from PIL import Image
 from mmrl.data.catalogue import load_dataset
 from mmrl.data.folder import SPLIT_OF, has_content
 from mmrl.data.globs import image_files
-from mmrl.data.images import to_rgb
+from mmrl.data.images import file_content, to_rgb
 from mmrl.data.records import Contents, Dataset, Item
 from mmrl.data.saved import dataset_of_tables
 from mmrl.data.splits import PARTS, class_name, undivided
@@ -174,7 +174,7 @@ def _keyed(sources: Sequence[Any], where: str) -> dict[str, Any]:
             if key in out:
                 raise UsageError(f"{where}: image '{key}' is there twice. Keep one of the two.")
         else:
-            source = source.read() if hasattr(source, "read") else source
+            source = file_content(source) if hasattr(source, "read") else source
             key = f"{number:06}-{_digest(source)}"
         out[key] = source
     return out

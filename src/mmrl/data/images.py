@@ -6,7 +6,7 @@ import contextlib
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import IO, TYPE_CHECKING, Any, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from mmrl.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-ImageSource = Union[str, Path, bytes, Image.Image, NDArray[Any], "torch.Tensor"]
+ImageSource = Union[str, Path, bytes, bytearray, memoryview, IO[bytes], Image.Image, NDArray[Any], "torch.Tensor"]
 
 REMEDY = "Replace it, remove it, or leave out what cannot be read: --skip-broken, in Python skip_broken=True."
 _CHANNELS = (1, 2, 3, 4)  # grey, grey + alpha, RGB, RGB + alpha
@@ -30,7 +30,7 @@ def to_rgb(source: ImageSource) -> Image.Image:
     """`source` as an 8-bit RGB image: rotated as its EXIF says, transparency over white, 16 bits scaled to 8.
 
     Args:
-        source: a path, the bytes of an image file, a PIL image, or an array or tensor: (H, W), (H, W, C) or
+        source: a path, the bytes of an image file, an open file, a PIL image, or an array or tensor: (H, W), (H, W, C) or
             (C, H, W) with 1 to 4 channels; bytes 0 to 255, uint16, or floats 0 to 1.
 
     Raises:
@@ -38,8 +38,10 @@ def to_rgb(source: ImageSource) -> Image.Image:
     """
     if isinstance(source, (str, Path)):
         return _open(Path(source), str(source), _decoded)
-    if isinstance(source, (bytes, bytearray)):
-        return _open(io.BytesIO(source), f"image of {len(source)} bytes", _decoded)
+    if hasattr(source, "read"):
+        source = file_content(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _open(io.BytesIO(source), f"image of {memoryview(source).nbytes} bytes", _decoded)
     if isinstance(source, Image.Image):
         image = _decoded(source, getattr(source, "filename", "") or "image")
         return image.copy() if image is source else image
@@ -48,7 +50,28 @@ def to_rgb(source: ImageSource) -> Image.Image:
     if hasattr(source, "detach"):  # a tensor; torch is not imported for the others
         tensor = source.detach().cpu()
         return _from_array((tensor.float() if tensor.is_floating_point() else tensor).numpy())
-    raise UsageError(f"an image must be a path, bytes, a PIL image, an array or a tensor, not {type(source).__name__}.")
+    raise UsageError(f"an image must be a path, bytes, an open file, a PIL image, an array or a tensor, not {type(source).__name__}.")
+
+
+def file_content(file: Any) -> bytes:
+    """What is in an open file from where it stands, to which it is set back if it can be, so that it may be read again.
+
+    Raises:
+        UsageError: it was opened as text, or cannot be read.
+    """
+    name = getattr(file, "name", None) or type(file).__name__
+    try:
+        place = file.tell() if hasattr(file, "seekable") and file.seekable() else None
+        content = file.read()
+        if place is not None:
+            file.seek(place)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the open file {name} is read as text; open it with mode 'rb'.") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"the open file {name} cannot be read: {error}. {REMEDY}") from error
+    if not isinstance(content, (bytes, bytearray)):
+        raise UsageError(f"the open file {name} is read as text; open it with mode 'rb'.")
+    return bytes(content)
 
 
 def as_published(path: Path) -> Image.Image:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,24 +11,25 @@ import torch
 from torch import Tensor
 
 from mmrl.clip.device import checked_device
-from mmrl.data import Broken, Draw, Item, image_batches, to_rgb, usual_workers, warn_broken
+from mmrl.data import Broken, Draw, warn_broken
 from mmrl.engine import save_adapter
 from mmrl.engine.features import preprocess_of
 from mmrl.engine.score import trained_mask
 from mmrl.errors import MmrlError, UsageError
-from mmrl.methods import Method
+from mmrl.methods import Method, TwoTower
 from mmrl.names import check_names
 from mmrl.serve import evaluation
 from mmrl.serve.classes import class_names
+from mmrl.serve.inputs import Given, given_images, pixel_batches
+from mmrl.serve.packed import packed, unpacked
+from mmrl.serve.web import Urls
 from mmrl.templates import DEFAULT_TEMPLATE, Template, check_template
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL.Image import Image
 
     from mmrl.serve.evaluation import EvaluationReport
 
-BATCH = 64
 _HEADS_KEPT = 4
 
 
@@ -49,7 +51,8 @@ class Classifier:
     """A method with the class names it was trained on.
 
     Class lists may be changed at every call, and may mix trained and new classes. A method with two classifiers scores trained ones with
-    its fused features and new ones with the class token's, on one scale.
+    its fused features and new ones with the class token's, on one scale. Several threads may ask at the same time. It can be pickled and
+    copied: what is in it then, `mmrl.serve.packed` says.
 
     Args:
         method: trained, or zero-shot.
@@ -70,6 +73,7 @@ class Classifier:
         self.draw = draw
         self.preprocess = preprocess_of(method.clip)
         self._heads: dict[tuple[Any, ...], _Head] = {}
+        self._lock = threading.RLock()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -87,12 +91,21 @@ class Classifier:
         Raises:
             UsageError: the device is not available.
         """
-        self.method.to(checked_device(device))
-        self._heads.clear()
+        place = checked_device(device)
+        with self._lock:
+            self.method.to(place)
+            self._heads.clear()
         return self
 
     def __repr__(self) -> str:
         return f"Classifier({self.method.name} on {self.method.clip.name}, {len(self.trained)} trained classes)"
+
+    def about(self) -> dict[str, Any]:
+        """What `Classifier` takes besides what an adapter's folder holds."""
+        return {"draw": self.draw}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return unpacked, (packed(self),)
 
     def _head(self, classes: str | Sequence[str] | None, template: Template | None) -> _Head:
         """Class features of a list of names, cached for the last few lists until a parameter changes."""
@@ -100,85 +113,106 @@ class Classifier:
         if not names:
             raise UsageError("this classifier has no classes of its own; pass some (classes=[...], or --classes on the command line).")
         template = check_template(template or self.template)
-        versions = tuple(tensor._version for tensor in (*self.method.parameters(), *self.method.buffers()))
-        key = (names, template, versions)
-        if key not in self._heads:
-            with torch.no_grad():
-                head = self.method.head(self.method.class_list(names, template))
-            seen = trained_mask(names, self.trained).to(self.device)
-            while len(self._heads) >= _HEADS_KEPT:
-                self._heads.pop(next(iter(self._heads)))
-            self._heads[key] = _Head(names, head, seen)
-        return self._heads[key]
+        with self._lock:
+            versions = tuple(tensor._version for tensor in (*self.method.parameters(), *self.method.buffers()))
+            key = (names, template, versions)
+            if key not in self._heads:
+                with torch.no_grad():
+                    head = self.method.head(self.method.class_list(names, template))
+                seen = trained_mask(names, self.trained).to(self.device)
+                while len(self._heads) >= _HEADS_KEPT:
+                    self._heads.pop(next(iter(self._heads)))
+                self._heads[key] = _Head(names, head, seen)
+            return self._heads[key]
 
-    def _probabilities(self, images: Any, head: _Head, skipped: list[Broken] | None = None) -> Tensor:
-        """(B, C) on the CPU, of all images but those appended to `skipped`, whose keys are their positions."""
-        sources = _listed(images)
-        items = [Item(str(i), i) for i in range(len(sources))]
-        files = len(sources) > 1 and all(isinstance(source, (str, Path)) for source in sources)  # other kinds may be the same object twice
-        batches = image_batches(
-            lambda item: to_rgb(sources[item.label]), items, self.preprocess, BATCH, usual_workers() if files else 0,
-            device=self.method.clip.device, skipped=skipped,
-        )  # fmt: skip
+    def _rows(
+        self, given: Given, function: Callable[[Tensor], Tensor], width: int, *, skip_broken: bool, allow_urls: bool | Urls
+    ) -> tuple[Tensor, set[int]]:
+        """What `function` makes of the images, (B, width) on the CPU, with NaN for those left out, whose positions come with it."""
+        skipped: list[Broken] | None = [] if skip_broken else None
         rows = []
-        for pixels, _ in batches:
+        for pixels in pixel_batches(given, self.preprocess, self.device, allow_urls=allow_urls, skipped=skipped):
             with torch.no_grad():
-                logits = self.method.logits(pixels, head.head, head.seen)
-            if not bool(logits.isfinite().all()):
+                found = function(pixels)
+            if not bool(found.isfinite().all()):
                 raise MmrlError("the scores are not finite: the adapter's or the backbone's weights are damaged. Train or load them again.")
-            rows.append(logits.float().softmax(-1).cpu())
-        return torch.cat(rows) if rows else torch.empty(0, len(head.names))
+            rows.append(found.float().cpu())
+        out, gone = torch.full((len(given.sources), width), torch.nan), {int(each.key) for each in skipped or ()}
+        if rows:
+            out[[at for at in range(len(out)) if at not in gone]] = torch.cat(rows)
+        warn_broken(skipped or (), len(out))
+        return out, gone
 
-    def predict(self, images: Any, classes: str | Sequence[str] | None = None, *, template: Template | None = None) -> Any:
-        """The most probable class name of each image: a list for a list of images, one string for a single image.
+    def _probabilities(
+        self, given: Given, head: _Head, *, skip_broken: bool = False, allow_urls: bool | Urls = False
+    ) -> tuple[Tensor, set[int]]:
+        """(B, C) on the CPU, with NaN for images left out, and their positions."""
+
+        def logits(pixels: Tensor) -> Tensor:
+            return self.method.logits(pixels, head.head, head.seen)
+
+        found, gone = self._rows(given, logits, len(head.names), skip_broken=skip_broken, allow_urls=allow_urls)
+        return found.softmax(-1), gone
+
+    def predict(
+        self, images: Any, classes: str | Sequence[str] | None = None, *, template: Template | None = None, skip_broken: bool = False,
+        allow_urls: bool | Urls = False,
+    ) -> Any:  # fmt: skip
+        """The most probable class name of each image: a list for several images, one string for a single image.
 
         Args:
-            images: a path, PIL image, array (H, W[, C]), tensor (C, H, W), a batch array or tensor of four dimensions, or a list of these.
+            images: a path; a folder, for the images directly in it, or a pattern such as 'photos/**/*.jpg', sorted by name; a PIL image,
+                array (H, W[, C]) or tensor (C, H, W); bytes of an image file, or an open file; a batch array or tensor of four dimensions;
+                or a list of these.
             classes: names to choose from, trained or not, also as 'a,b,c' or a file of them; default: the trained ones.
-
-        Raises:
-            UsageError: an image cannot be read, or the class list is bad.
-            MmrlError: a score is not finite.
-        """
-        head = self._head(classes, template)
-        best = [head.names[i] for i in self._probabilities(images, head).argmax(-1).tolist()]
-        return best[0] if _is_single(images) else best
-
-    def predict_proba(self, images: Any, classes: str | Sequence[str] | None = None, *, template: Template | None = None) -> np.ndarray:
-        """Probabilities (B, C), in the order of `classes`."""
-        return self._probabilities(images, self._head(classes, template)).numpy()
-
-    def rank(
-        self,
-        images: Any,
-        classes: str | Sequence[str] | None = None,
-        *,
-        top: int = 5,
-        template: Template | None = None,
-        skip_broken: bool = False,
-    ) -> list[list[Prediction]]:
-        """The `top` classes of each image, most probable first.
-
-        Args:
-            skip_broken: return an empty list for a missing or broken image, instead of raising an error.
+            skip_broken: None for an image that cannot be read, instead of raising an error.
+            allow_urls: whether http:// and https:// texts are fetched: True, or `mmrl.serve.web.Urls` with limits.
 
         Warns:
             BrokenImageWarning: images were left out.
 
         Raises:
-            UsageError: as `predict`; with `skip_broken`, none of the images can be read.
+            UsageError: an image cannot be read (with `skip_broken`: none can), or the class list is bad.
+            MmrlError: a score is not finite.
         """
+        head, given = self._head(classes, template), given_images(images, allow_urls)
+        probabilities, gone = self._probabilities(given, head, skip_broken=skip_broken, allow_urls=allow_urls)
+        best = [None if at in gone else head.names[i] for at, i in enumerate(probabilities.argmax(-1).tolist())]
+        return best[0] if given.single else best
+
+    def predict_proba(
+        self, images: Any, classes: str | Sequence[str] | None = None, *, template: Template | None = None, skip_broken: bool = False,
+        allow_urls: bool | Urls = False,
+    ) -> np.ndarray:  # fmt: skip
+        """Probabilities (B, C), in the order of `classes`; NaN for images that `skip_broken` leaves out. Otherwise as `predict`."""
+        head, given = self._head(classes, template), given_images(images, allow_urls)
+        return self._probabilities(given, head, skip_broken=skip_broken, allow_urls=allow_urls)[0].numpy()
+
+    def rank(
+        self, images: Any, classes: str | Sequence[str] | None = None, *, top: int = 5, template: Template | None = None,
+        skip_broken: bool = False, allow_urls: bool | Urls = False,
+    ) -> list[list[Prediction]]:  # fmt: skip
+        """The `top` classes of each image, most probable first; empty for one that `skip_broken` leaves out. Otherwise as `predict`."""
         if top < 1:
             raise UsageError(f"top is {top}; it must be at least 1.")
-        head = self._head(classes, template)
-        skipped: list[Broken] | None = [] if skip_broken else None
-        values, order = self._probabilities(images, head, skipped).topk(min(top, len(head.names)), dim=-1)
-        rows = zip(values.tolist(), order.tolist())
-        ranked = [[Prediction(head.names[i], p, bool(head.seen[i])) for p, i in zip(ps, ids)] for ps, ids in rows]
-        for one in skipped or ():  # in order, so that each position is right when it is inserted
-            ranked.insert(int(one.key), [])
-        warn_broken(skipped or (), len(ranked))
-        return ranked
+        head, given = self._head(classes, template), given_images(images, allow_urls)
+        probabilities, gone = self._probabilities(given, head, skip_broken=skip_broken, allow_urls=allow_urls)
+        values, order = probabilities.topk(min(top, len(head.names)), dim=-1)
+        names, seen = head.names, head.seen.tolist()
+        rows = enumerate(zip(values.tolist(), order.tolist()))
+        return [[] if at in gone else [Prediction(names[i], p, seen[i]) for p, i in zip(some, ids)] for at, (some, ids) in rows]
+
+    def embed(self, images: Any, *, skip_broken: bool = False, allow_urls: bool | Urls = False) -> np.ndarray:
+        """Image features (B, embed_dim) of length 1, in float32: those of the class token, as the method adapts them, or the frozen CLIP's
+        where it has no image feature of its own. Images and other arguments as in `predict`; NaN for images left out."""
+        given = given_images(images, allow_urls)
+        width = self.method.clip.embed_dim
+        return self._rows(given, self._features, width, skip_broken=skip_broken, allow_urls=allow_urls)[0].numpy()
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        if isinstance(self.method, TwoTower):
+            return self.method.image_features(pixels).class_token
+        return self.method.clip.encode_image(pixels)
 
     def evaluate(
         self,
@@ -242,19 +276,3 @@ class Classifier:
             self.save_pretrained(folder)
             HfApi().create_repo(repo_id, exist_ok=True)
             return str(HfApi().upload_folder(repo_id=repo_id, folder_path=folder, **options))
-
-
-def _is_single(images: Any) -> bool:
-    if isinstance(images, (str, Path)) or hasattr(images, "getbands"):
-        return True
-    return getattr(images, "ndim", 0) in (2, 3)
-
-
-def _listed(images: Any) -> list[str | Path | Image | np.ndarray | Tensor]:
-    if _is_single(images):
-        return [images]
-    try:
-        return list(images)
-    except TypeError as error:
-        kind = type(images).__name__
-        raise UsageError(f"images is a {kind}; pass a path, a PIL image, an array or a tensor, or a list of these.") from error
