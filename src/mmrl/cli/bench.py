@@ -1,4 +1,4 @@
-"""`mmrl bench`: the paper's evaluations."""
+"""`mmrl bench`: the paper's evaluations, and the open world."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mmrl.cli.grid import Grid, carry_out, names, present, with_grid
 
 @with_grid
 def bench(
-    study: str = typer.Argument(..., help="base-to-novel, cross-dataset, domain-generalisation, few-shot, or all."),
+    study: str = typer.Argument(..., help="base-to-novel, cross-dataset, domain-generalisation, few-shot, all (of these); or open-world."),
     methods: str = typer.Option("zero-shot,mmrl,mmrlpp", "--methods", help="Names of `mmrl methods`, separated by commas, or 'all'."),
     source: str = typer.Option(None, "--source", help="For cross-dataset and domain-generalisation: train on this one."),
     shots: str = typer.Option(None, "--shots", help="Images a class, separated by commas; default: 16, few-shot: 1,2,4,8,16."),
@@ -21,16 +21,17 @@ def bench(
     *,
     grid: Grid,
 ) -> None:
-    """Run one of the paper's evaluations, or all four, and print the table. What is done is kept; what is missing is computed."""
+    """Run one of the paper's evaluations, all four, or open-world (trained and new classes in one list), and print the tables. What is done
+    is kept; what is missing is computed."""
     from mmrl import methods as registry
     from mmrl.cli.options import parse_seeds, parse_shots
     from mmrl.engine.overrides import as_authors
     from mmrl.errors import UsageError, unknown
     from mmrl.names import listed
-    from mmrl.protocols import EVALUATIONS, evaluation
+    from mmrl.protocols import BENCHES, EVALUATIONS, evaluation
 
-    if study not in (*EVALUATIONS, "all"):
-        raise unknown("protocol", study, (*EVALUATIONS, "all"))
+    if study not in (*BENCHES, "all"):
+        raise unknown("protocol", study, (*BENCHES, "all"))
     given = names(grid.datasets)
     if study == "all" and (source or given):
         raise UsageError("--datasets and --source mean something else in each protocol: give one protocol with them, not 'all'.")

@@ -28,6 +28,7 @@ from mmrl.templates import Template, check_template
 TOGETHER = 16  # trainings in one pass: each has its parameters and its optimiser in memory
 DECIDE_IMAGES = {"batch_size", "drop_last", "crop_scale", "precision", "accumulate", "seed"}  # of the training options
 KEY_FORMAT = 3  # a new one whenever equal inputs give other numbers
+OPEN_WORLD_FORMAT = 1  # the same of open-world tests alone
 
 
 @dataclass(frozen=True)
@@ -282,7 +283,12 @@ class Context:
             classes=cell.classes,
             seen=cell.seen,
             skip_broken=self.bench.skip_broken,
+            **({} if cell.others is None else {"open_world": self._open_world(cell.others)}),
         )
+
+    def _open_world(self, others: tuple[str, ...]) -> dict[str, Any]:
+        """What decides an open-world test besides."""
+        return {"format": OPEN_WORLD_FORMAT, "others": {name: self.dataset(name).fingerprint for name in others}}
 
     def run_key(self, cell: Cell) -> str:
         """Key of the run that a cell belongs to: its training's, or that of the zero-shot pass over its data set."""

@@ -95,6 +95,7 @@ def require_images(jobs: Sequence[Job], context: Context) -> None:
     for name, items in (
         *((training.dataset, context.prepare(training).draw.train) for training in trainings),
         *((cell.dataset, context.tested(cell).test) for cell in cells.values()),
+        *((name, context.dataset(name).test) for cell in cells.values() for name in cell.others or ()),
     ):
         needed.setdefault(name, {}).update((item.key, item) for item in items)
     problems = []
@@ -128,7 +129,8 @@ def _check(cells: Iterable[Cell], context: Context) -> None:
     built: set[str] = set()
     tested = dict.fromkeys((cell.dataset, cell.classes) for cell in cells)
     trained = dict.fromkeys(cell.training for cell in cells if cell.training)
-    named = dict.fromkeys((*(name for name, _ in tested), *(training.dataset for training in trained)))
+    others = dict.fromkeys(name for cell in cells for name in cell.others or ())
+    named = dict.fromkeys((*(name for name, _ in tested), *(training.dataset for training in trained), *others))
     for name in list(named):
         try:
             context.dataset(name)

@@ -20,6 +20,7 @@ from mmrl.engine.context import Bench, Context
 from mmrl.engine.features import FeatureStore
 from mmrl.engine.fit import FitResult, Place, TrainingData, fitting
 from mmrl.engine.jobs import Job
+from mmrl.engine.open_world import open_world_test, parts_of
 from mmrl.engine.parallel import joined
 from mmrl.engine.record import environment, thin
 from mmrl.engine.score import Evaluation, evaluate_dataset
@@ -155,26 +156,32 @@ def _training_record(job: Job, training: Training, context: Context, fitted: Fit
 
 
 def _test(job: Job, context: Context, method: Method, record: RunRecord, save: Save | None, tested: list[Tested]) -> RunRecord:
-    """The record with every test of the job that it lacks; these are appended to `tested`."""
+    """The record with every test of the job that it lacks; these are appended to `tested`, but for those of the open world."""
     if save and (record.training or record.tests):
         save(record)
     known = {test.key for test in record.tests}
     for cell, key in job.tests:
-        if key not in known:
-            tested.append(_score(cell, key, method, context))
-            record = record.model_copy(update={"tests": (*record.tests, tested[-1].record)})
-            if save:
-                save(record)
+        if key in known:
+            continue
+        mine = _differing_at_test(cell, method, context)
+        if cell.others is None:
+            tested.append(examine(mine, context.tested(cell), context.bench, seen=cell.seen, classes=cell.classes, store=context.features))
+            made = tested[-1].record
+        else:
+            made = open_world_test(mine, parts_of(cell, context), context.bench, store=context.features)
+        record = record.model_copy(update={"tests": (*record.tests, made.model_copy(update={"key": key}))})
+        if save:
+            save(record)
     return record
 
 
-def _score(cell: Cell, key: str, method: Method, context: Context) -> Tested:
-    if cell.options:  # the trained tensors in a method that differs at test only
-        other = methods.build(cell.method, context.clip, context.options_at_test(cell), task=method.task)
-        other.load_state_dict(method.state_dict(), strict=True)
-        method = other
-    tested = examine(method, context.tested(cell), context.bench, seen=cell.seen, classes=cell.classes, store=context.features)
-    return replace(tested, record=tested.record.model_copy(update={"key": key}))
+def _differing_at_test(cell: Cell, method: Method, context: Context) -> Method:
+    """`method`, or where the cell has options at test, its trained tensors in one with these."""
+    if not cell.options:
+        return method
+    other = methods.build(cell.method, context.clip, context.options_at_test(cell), task=method.task)
+    other.load_state_dict(method.state_dict(), strict=True)
+    return other
 
 
 def test(

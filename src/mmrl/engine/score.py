@@ -167,7 +167,7 @@ def _evaluate(
     clip, device = method.clip, method.clip.device
     adapted, frozen = Tally(classes.names), Tally(classes.names)
     same = _is_zero_shot(method)
-    with _evaluating(method), torch.no_grad():
+    with evaluating(method), torch.no_grad():
         seen = seen.to(device) if isinstance(seen, Tensor) else seen
         head = method.head(classes)  # lives for this call alone, so it cannot go stale
         for images, features, labels in batches:
@@ -190,7 +190,8 @@ def _array(logits: Tensor) -> NDArray[np.float32]:
 
 
 @contextmanager
-def _evaluating(method: Method) -> Iterator[None]:
+def evaluating(method: Method) -> Iterator[None]:
+    """As at test, and afterwards as it was."""
     before = method.training
     method.eval()
     try:

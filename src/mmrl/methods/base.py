@@ -257,3 +257,7 @@ class Method(nn.Module, ABC):
     def logits_of_features(self, features: Tensor, head: Any, seen: Tensor | bool) -> Tensor:
         """As `logits`, of features (B, embed_dim) that the frozen image tower puts out, not normalised. For a `frozen_images` method."""
         raise NotImplementedError(f"method '{self.name}' has neither `logits` nor `logits_of_features`, or needs the images themselves.")
+
+    def logits_each(self, images: AnyImages, asked: Sequence[tuple[Any, Tensor | bool]]) -> list[Tensor]:
+        """`logits` of the same images for several pairs of head and `seen`. A method that can passes the images once."""
+        return [self.logits(images, head, seen) for head, seen in asked]

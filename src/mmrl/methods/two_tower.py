@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,12 @@ class TwoTower(Method):
 
     def logits_of_features(self, features: Tensor, head: Tensor, seen: Tensor | bool) -> Tensor:
         return self.combine(self.image_features_of(features), head, seen)
+
+    def logits_each(self, images: AnyImages, asked: Sequence[tuple[Any, Tensor | bool]]) -> list[Tensor]:
+        if type(self).logits is not TwoTower.logits:
+            return super().logits_each(images, asked)
+        features = self.image_features(images)
+        return [self.combine(features, head, seen) for head, seen in asked]
 
 
 def cosine_logits(image: Tensor, text: Tensor, scale: float) -> Tensor:

@@ -1,13 +1,23 @@
 """The paper's evaluations as pure plans: lists of cells, made from names and numbers alone. Knows no model and reads no image."""
 
 from mmrl.protocols.ablations import ABLATIONS, Ablation, Tower, ablate
-from mmrl.protocols.evaluations import EVALUATIONS, base_to_novel, cross_dataset, domain_generalisation, evaluation, few_shot
+from mmrl.protocols.evaluations import (
+    BENCHES,
+    EVALUATIONS,
+    base_to_novel,
+    cross_dataset,
+    domain_generalisation,
+    evaluation,
+    few_shot,
+    open_world,
+)
 from mmrl.protocols.plan import Cell, Training
 from mmrl.protocols.suites import MINI, PAPER, Suite
 from mmrl.protocols.sweeps import sweep
 
 __all__ = [
     "ABLATIONS",
+    "BENCHES",
     "EVALUATIONS",
     "MINI",
     "PAPER",
@@ -22,5 +32,6 @@ __all__ = [
     "domain_generalisation",
     "evaluation",
     "few_shot",
+    "open_world",
     "sweep",
 ]

@@ -1,8 +1,10 @@
-"""The paper's four evaluations (section 4.1). Each lists its cells; which number meets which in a table is the reports' business."""
+"""The paper's four evaluations (section 4.1), and the open world beside them. Each lists its cells; which number meets which in a table is
+the reports' business."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mmrl.errors import UsageError, unknown
@@ -15,6 +17,8 @@ TUNED = "tuned by target"  # variant of a method with --paper-compat
 FEW_SHOTS = (1, 2, 4, 8, 16)
 ByMethod = Mapping[str, Mapping[str, Any]]  # options of methods
 EVALUATIONS = ("base-to-novel", "cross-dataset", "domain-generalisation", "few-shot")
+OPEN_WORLD = "open-world"
+BENCHES = (*EVALUATIONS, OPEN_WORLD)
 
 
 def base_to_novel(
@@ -39,6 +43,25 @@ def base_to_novel(
             for half in halves:
                 cells.append(Cell(study, training, dataset, half, seen=half == "base" and method != ZERO_SHOT, variant=variant))
     return cells
+
+
+def open_world(
+    methods: Sequence[str],
+    datasets: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    shots: Sequence[int] = (SHOTS,),
+    overrides: Mapping[str, Any] | None = None,
+    own: ByMethod | None = None,
+) -> list[Cell]:
+    """The trainings of `base_to_novel`, tested on all images among all classes, trained and new ones in one list. Images of the other
+    `datasets` are those to reject."""
+    trained = base_to_novel(methods, datasets, seeds, shots=shots, overrides=overrides, own=own)
+    return [
+        replace(cell, study=OPEN_WORLD, classes="all", seen=False, others=tuple(name for name in datasets if name != cell.dataset))
+        for cell in trained
+        if cell.classes == "base"
+    ]
 
 
 def few_shot(
@@ -138,6 +161,9 @@ def _trainings(
                 yield method, Training(method, dataset, classes, count, seed, recipe, given[method])
 
 
+ON_ITSELF = {"base-to-novel": base_to_novel, "few-shot": few_shot, OPEN_WORLD: open_world}  # trained and tested on the same data set
+
+
 def evaluation(
     study: str,
     suite: Suite,
@@ -151,7 +177,7 @@ def evaluation(
     own: ByMethod | None = None,
     paper_compat: bool = False,
 ) -> list[Cell]:
-    """The cells of one of `EVALUATIONS` over a suite.
+    """The cells of one of `BENCHES` over a suite.
 
     Args:
         datasets: other ones than the suite's; for cross-dataset and domain generalisation, the targets.
@@ -161,13 +187,13 @@ def evaluation(
     Raises:
         UsageError: an unknown study, or an option that it does not have.
     """
-    if study not in EVALUATIONS:
-        raise unknown("protocol", study, EVALUATIONS)
-    if study in ("base-to-novel", "few-shot"):
+    if study not in BENCHES:
+        raise unknown("protocol", study, BENCHES)
+    if study in ON_ITSELF:
         if source:
             raise UsageError(f"{study} takes no --source: it trains and tests on the same data set.")
-        single, counts = base_to_novel if study == "base-to-novel" else few_shot, shots or (FEW_SHOTS if study == "few-shot" else (SHOTS,))
-        return single(methods, datasets or suite.single, seeds, shots=counts, overrides=overrides, own=own)
+        counts = shots or (FEW_SHOTS if study == "few-shot" else (SHOTS,))
+        return ON_ITSELF[study](methods, datasets or suite.single, seeds, shots=counts, overrides=overrides, own=own)
     across, targets = (cross_dataset, suite.targets) if study == "cross-dataset" else (domain_generalisation, suite.shifted)
     origin, chosen = source or suite.source, datasets or targets
     chosen = [name for name in chosen if name != origin]

@@ -52,6 +52,8 @@ class Cell:
         seen: whether these classes were trained on, which decides the classifier (paper, section 3.2.3).
         options: of the method, at test only.
         variant: tells rows of one method apart ('w/o L', '0.5', 'lam=2').
+        others: of an open-world test, whose list mixes trained and new classes: the data sets whose images belong to no class of it.
+            None for every other test.
     """
 
     study: str
@@ -61,6 +63,7 @@ class Cell:
     seen: bool
     options: Values = ()
     variant: str = ""
+    others: tuple[str, ...] | None = None
 
     @property
     def method(self) -> str:

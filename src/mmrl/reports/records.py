@@ -16,11 +16,13 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_serializer,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -137,6 +139,73 @@ class Scores(Part):
         return self
 
 
+class RuleScores(Part):
+    """How one rule that puts trained and new classes into one list did.
+
+    Attributes:
+        base, novel: accuracy of images of trained and of new classes, among all.
+        auc: OpenworldAUC.
+        bias: what is subtracted from the logits of trained classes.
+    """
+
+    rule: Title
+    base: Fraction
+    novel: Fraction
+    auc: Fraction | None = None
+    ece: Fraction | None = None
+    bias: Value | None = None
+
+
+Listed = Literal["trained", "new", "mixed"]  # images and classes: trained among trained, new among new, all among all
+
+
+class ListCalibration(Part):
+    """Calibration errors on one list, before and after calibration on validation images of trained classes."""
+
+    classes: Listed
+    after: Literal["nothing", "temperature", "dac"] = Field(description="dac: temperature, and distance-aware calibration of new classes")
+    ece: Fraction
+    adaptive_ece: Fraction
+    bins: tuple[Bin, ...] = Field((), fail_fast=True)
+
+
+class Rejection(Part):
+    """How well a score among the trained classes tells their images from those of one other source."""
+
+    unknown: Title = Field(description="data set of the others; the tested one's own name for images of its new classes")
+    count: Count = Field(ge=1, description="number of these images")
+    score: Literal["mcm", "energy"]
+    auroc: Fraction
+    fpr95: Fraction
+    kept: Fraction | None = Field(None, description="share of test images of trained classes at or above the threshold")
+    rejected: Fraction | None = Field(None, description="share of the others below it")
+
+
+class Coverage(Part):
+    """Conformal prediction sets on one list: how many hold the image's class, and how many classes they have."""
+
+    classes: Listed
+    coverage: Fraction
+    size: Annotated[float, Field(ge=0, le=1e9)]
+
+
+class OpenWorldRecord(Part):
+    """Trained and new classes in one list, and what scores are worth there. Fitted values are of validation images of trained classes."""
+
+    validation: Count = Field(description="validation images of trained classes")
+    validation_new: Count = Field(description="those of new classes, which nothing is fitted on")
+    base: Fraction = Field(description="accuracy of trained classes' images among these classes, as in base-to-novel")
+    novel: Fraction = Field(description="the same of new classes")
+    shipped: Title = Field(description="the rule of the test's scores")
+    temperature: Value | None = None
+    class_temperature: Value | None = Field(None, description="of the class token alone, where a method has two classifiers")
+    rules: tuple[RuleScores, ...] = Field((), fail_fast=True, description="on test images")
+    held_out: tuple[RuleScores, ...] = Field((), fail_fast=True, description="on validation images, fitted values cross-fitted")
+    calibration: tuple[ListCalibration, ...] = Field((), fail_fast=True)
+    rejection: tuple[Rejection, ...] = Field((), fail_fast=True)
+    coverage: tuple[Coverage, ...] = Field((), fail_fast=True)
+
+
 class Metrics(Part):
     """Scores by the classes tested: base and novel halves, or all. `hm` follows from base and novel."""
 
@@ -215,9 +284,18 @@ class TestRecord(Part):
     template: Template
     scores: Scores
     zero_shot: Scores | None = Field(None, description="of zero-shot CLIP on the same images, where it was asked for")
+    open_world: OpenWorldRecord | None = None  # of an open-world test, whose `scores` are those of the shipped rule
     seconds: Seconds = Field(description="testing, reading the images included")
     environment: Environment
     warnings: tuple[str, ...] = Field((), fail_fast=True, description="such as scores below zero-shot, or images left out")
+
+    @model_serializer(mode="wrap")
+    def _only_there(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the block of open-world tests in records of others."""
+        plain: dict[str, Any] = write(self)
+        if self.open_world is None:
+            del plain["open_world"]
+        return plain
 
 
 class RunRecord(Part):

@@ -35,21 +35,32 @@ def checked(content: Any, kind: type[P], path: Path, *, what: str) -> P:
 
 
 def read_packed(folder: Path, damaged: list[str]) -> dict[str, RunRecord]:
-    """Runs of the packed files of a results folder, by key. A line that cannot be read is left out, and `damaged` gets a message."""
+    """Runs of the packed files of a results folder, by key; the tests of a run may lie in several files. A line that cannot be read is
+    left out, and `damaged` gets a message."""
     found: dict[str, RunRecord] = {}
+    for runs in packed_files(folder, damaged).values():
+        for key, run in runs.items():
+            found[key] = found[key].joined(run) if key in found else run
+    return found
+
+
+def packed_files(folder: Path, damaged: list[str]) -> dict[str, dict[str, RunRecord]]:
+    """The same by study, as they lie in each file."""
+    files: dict[str, dict[str, RunRecord]] = {}
     for path in sorted((folder / PACKED).glob("*.jsonl")):
         try:
             lines = read_regular(path, what="packed runs", most=LARGEST_PACK).splitlines()
         except MmrlError as error:
             damaged.append(str(error))
             continue
+        found = files.setdefault(path.stem, {})
         for number, line in enumerate(lines, 1):
             try:
                 record = _packed_line(line, path, f"run record in line {number} of")
                 found[record.key] = record
             except MmrlError as error:
                 damaged.append(str(error))
-    return found
+    return files
 
 
 def _packed_line(line: bytes, path: Path, what: str) -> RunRecord:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,8 +15,8 @@ from mmrl.errors import MmrlError, UsageError
 from mmrl.files import json_text, lock, parse_json, sweep, unlock, user_path, write_json, write_text
 from mmrl.reports.cost import COST_FILE, CostRow, CostTable
 from mmrl.reports.plans import FORMAT, MARKER, PACKED, Failure, Plan, Slot
-from mmrl.reports.records import Part, RunRecord, with_offset
-from mmrl.reports.results import Results, check_format, read_packed, read_part
+from mmrl.reports.records import Part, RunRecord, TestRecord, with_offset
+from mmrl.reports.results import Results, check_format, packed_files, read_packed, read_part
 from mmrl.reports.status import held_locks
 from mmrl.version import __version__
 
@@ -91,7 +91,9 @@ class ResultsFolder:
     def pack(self) -> dict[str, int]:
         """Move all runs from files of their own into one file a study, a line each; returns how many runs each file holds.
 
-        A run is in the file of the first study that asks for it. New files are written before old ones go, so a kill loses nothing.
+        A run is in the file of the first study that asks for it. What is packed already stays where it is: tests that a packed run gained
+        are in the file of the study that asks for them, so that one more study leaves the others' files as they are. New files are written
+        before old ones go, so a kill loses nothing.
 
         Raises:
             MmrlError: a run is being computed, a file is damaged, or the folder cannot be written.
@@ -99,13 +101,15 @@ class ResultsFolder:
         results = Results(self.folder)
         if held := held_locks(self.folder):
             raise MmrlError(f"{len(held)} runs of {self.folder} are being computed; pack it when they have ended.")
-        runs, studies = results.runs, {slot.run: plan.study for plan in reversed(results.plans.values()) for slot in plan.slots}
+        runs, packed = results.runs, packed_files(self.folder, [])
+        slots = [(slot, plan.study) for plan in reversed(results.plans.values()) for slot in plan.slots]
+        studies, asked = {slot.run: study for slot, study in slots}, {slot.key: study for slot, study in slots}
         if results.damaged:
             raise MmrlError(f"{self.folder} is not packed, for what is damaged would be lost: {results.damaged[0]}")
         files: dict[str, list[str]] = {}
         for key in sorted(runs):
-            plain = runs[key].model_dump(mode="json", by_alias=True)
-            files.setdefault(studies.get(key, "other"), []).append(json_text(plain, compact=True))
+            for file, run in _places(runs[key], packed, studies.get(key, "other"), asked):
+                files.setdefault(file, []).append(json_text(run.model_dump(mode="json", by_alias=True), compact=True))
         place = self.folder / PACKED
         for study, lines in files.items():
             write_text(place / f"{study}.jsonl", "".join(lines))
@@ -227,3 +231,20 @@ def _deaths(left: bytes) -> tuple[datetime, ...]:
 
 def _written(time: datetime) -> str:
     return time.isoformat(timespec="milliseconds")
+
+
+def _places(
+    run: RunRecord, packed: Mapping[str, Mapping[str, RunRecord]], first: str, asked: Mapping[str, str]
+) -> list[tuple[str, RunRecord]]:
+    """The packed files that `run` belongs into, each with the tests that are its.
+
+    Args:
+        packed: what each file has.
+        first: study of a run that is in none.
+        asked: study of each test.
+    """
+    homes = {test.key: file for file, runs in packed.items() if run.key in runs for test in runs[run.key].tests}
+    tests: dict[str, list[TestRecord]] = {}
+    for test in run.tests:
+        tests.setdefault(homes.get(test.key) or (asked.get(test.key, first) if homes else first), []).append(test)
+    return [(file, run.model_copy(update={"tests": tuple(mine)})) for file, mine in (tests or {first: []}).items()]
