@@ -41,7 +41,7 @@ def bench(
     cells, own = [], grid.own_options(chosen)
     if paper_compat:
         selecting = as_authors(chosen)
-        if not selecting and study in ("base-to-novel", "few-shot"):
+        if not selecting and study not in ("all", "cross-dataset", "domain-generalisation"):
             able = listed(list(as_authors(registry.names())))
             raise UsageError(f"--paper-compat changes nothing of these methods in {study}; it is for those that select: {able}.")
         own = {name: {**selecting.get(name, {}), **options} for name, options in own.items()}
