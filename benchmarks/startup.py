@@ -1,8 +1,9 @@
-"""Processor seconds from the shell to the end of `mmrl --help`, `import mmrl` and `mmrl predict` of one photo with an adapter on `tiny`.
+"""Seconds from the shell to the end of `mmrl --help`, `import mmrl` and `mmrl predict` of one photo with an adapter on `tiny`.
 
 python -m benchmarks.startup [--runs 9] [--method mmrlpp]
 
 Each is beside an interpreter that does nothing and one that imports torch and open_clip, all in turn, so that they meet the same machine.
+The seconds are the processor's, which other work on the machine changes little, and those on the wall.
 """
 
 from __future__ import annotations
@@ -14,24 +15,33 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.common import markdown
 
 COMMAND = "from mmrl.cli.main import run; run()"
 NOTHING = "python -c pass"
 LIBRARIES = "import torch, open_clip"
 
 
-def seconds(code: str, words: Sequence[str] = ()) -> float:
-    """User and system time of a fresh interpreter and of what it starts."""
+class Seconds(NamedTuple):
+    processor: float
+    wall: float
+
+
+def seconds(code: str, words: Sequence[str] = ()) -> Seconds:
+    """User and system time of a fresh interpreter and of what it starts, and the time until it ended."""
     measure = (
-        "import resource, subprocess, sys\n"
+        "import resource, subprocess, sys, time\n"
+        "began = time.perf_counter()\n"
         "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n"
-        "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
-        "print(used.ru_utime + used.ru_stime)"
+        "wall, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "print(used.ru_utime + used.ru_stime, wall)"
     )
     done = subprocess.run(
         [sys.executable, "-c", measure, sys.executable, "-c", code, *words], check=True, stdout=subprocess.PIPE, text=True
     )
-    return float(done.stdout)
+    return Seconds(*map(float, done.stdout.split()))
 
 
 def make(folder: Path, method: str) -> tuple[Path, Path]:
@@ -65,11 +75,13 @@ def main() -> int:
         for side in sides.values():
             seconds(*side)  # the first run compiles the byte code
         runs = [{name: seconds(*side) for name, side in sides.items()} for _ in range(options.runs)]
-    print(f"{'processor seconds':24} {'median':>8} {'fastest':>8}   / {NOTHING}   / {LIBRARIES}")
+    columns = ["", "processor, s", "fastest", "on the wall, s", "fastest", f"of `{NOTHING}`", f"of `{LIBRARIES}`"]
+    rows = []
     for name in sides:
-        ratios = [statistics.median(run[name] / run[other] for run in runs) for other in (NOTHING, LIBRARIES)]
-        times = [run[name] for run in runs]
-        print(f"{name:24} {statistics.median(times):8.3f} {min(times):8.3f}   {ratios[0]:16.1f}   {ratios[1]:24.2f}")
+        ratios = [statistics.median(run[name].processor / run[other].processor for run in runs) for other in (NOTHING, LIBRARIES)]
+        times = [found for clock in zip(*(run[name] for run in runs)) for found in (statistics.median(clock), min(clock))]
+        rows.append([name, *(f"{each:.2f}" for each in times), f"{ratios[0]:.1f}", f"{ratios[1]:.2f}"])
+    print(markdown(columns, rows))
     return 0
 
 

@@ -21,7 +21,8 @@ from mmrl.methods import Task, build
 
 ROOT = Path(__file__).parents[2]
 COMPILER = {"torch._dynamo", "torch._inductor", "sympy"}
-NOT_TO_CLASSIFY = COMPILER | {"timm", "scipy", "sklearn", "pandas", "matplotlib", "jinja2", "tensorboard", "ray"}
+NOT_TO_CLASSIFY = COMPILER | {"timm", "scipy", "sklearn", "pandas", "matplotlib", "jinja2", "tensorboard", "ray", "rich.progress"}
+NOT_TO_CLASSIFY |= {"torchvision.models", "torchvision.datasets", "open_clip.push_to_hf_hub", "huggingface_hub.hf_api"}
 TASK = Task(("badger", "red panda"), "a photo of a {}.", 4)
 
 
@@ -50,7 +51,7 @@ def test_what_is_deferred_is_there_when_it_is_called() -> None:
 import sys
 from mmrl.clip import load_clip
 load_clip("tiny")
-assert not {"timm", "torch._dynamo"} & set(sys.modules)
+assert not {"timm", "torch._dynamo", "torchvision.models", "huggingface_hub.hf_api", "open_clip.push_to_hf_hub"} & set(sys.modules)
 import open_clip, torch, torchvision
 model = open_clip.timm_model.TimmModel("resnet18", 8, image_size=64, pool="rot_attn", proj="")
 assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 8)
@@ -59,6 +60,21 @@ boxes = torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0]])
 assert torchvision.ops.roi_align(torch.ones(1, 1, 8, 8), boxes, 2).eq(1).all()
 from torchvision.ops import roi_align as _
 assert sys.modules["torchvision.ops.roi_align"].is_compile_supported("cpu") in (True, False)
+assert torchvision.models.resnet18().fc.out_features == 1000 and torchvision.datasets.FakeData(1)[0][1] in range(10)
+from torchvision.models import resnet18
+assert torchvision.models.resnet18 is resnet18
+try:
+    open_clip.pretrained.hf_hub_download("no name at all", "x")
+except ValueError as error:
+    assert "no name at all" in str(error)
+import huggingface_hub
+assert huggingface_hub.hf_hub_download.__module__ == "huggingface_hub.file_download"
+for _ in range(2):
+    try:
+        open_clip.push_to_hf_hub()
+    except TypeError as error:
+        assert "push_to_hf_hub() missing" in str(error)
+assert sys.modules["open_clip.push_to_hf_hub"].push_to_hf_hub is open_clip.push_to_hf_hub
 import timm, torch._dynamo
 assert timm.create_model.__module__.startswith("timm") and torch._dynamo.is_compiling() is False
 print("well")

@@ -1,7 +1,8 @@
 """open_clip, imported without what only some of its models need.
 
-`import open_clip` runs all of timm, for models with an image tower of timm's, and through torchvision all of torch's compiler, for one
-operation of object detection. Together they take longer than torch itself, and no vision transformer of CLIP's calls either.
+`import open_clip` runs all of timm, for models with an image tower of timm's; through torchvision all of torch's compiler, for one
+operation of object detection, and all of torchvision's own models and data sets; and the client of the model hub. Together they take longer
+than torch itself, and no vision transformer of CLIP's that is on the disk calls any.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ DEFERRED = {  # modules, and the functions and classes in them that are only eve
     "torch._dynamo.utils": ("is_compile_supported",),  # by torchvision.ops.roi_align
     "timm": ("create_model",),  # by open_clip.timm_model, as those below
     "timm.layers": ("AttentionPool2d", "Mlp", "RotAttentionPool2d", "to_2tuple"),
+    "torchvision.datasets": (),
+    "torchvision.models": (),
+    "huggingface_hub": ("hf_hub_download",),  # by open_clip.pretrained
+    "open_clip.push_to_hf_hub": ("push_pretrained_to_hf_hub", "push_to_hf_hub"),
 }
 
 
@@ -73,7 +78,12 @@ class _Deferred(ModuleType):
     def _real(self) -> ModuleType:
         here = _package(self.__name__)
         _forget({name: module for name, module in sys.modules.items() if isinstance(module, _Deferred) and _package(name) == here})
-        return import_module(self.__name__)
+        parent, _, name = self.__name__.rpartition(".")
+        namesake = callable(vars(sys.modules[parent]).get(name)) if parent in sys.modules else False  # a function that has the same name
+        module = import_module(self.__name__)
+        if namesake:  # which the module now hides
+            setattr(sys.modules[parent], name, getattr(module, name))
+        return module
 
 
 def _caller(module: _Deferred, name: str) -> Callable[..., Any]:

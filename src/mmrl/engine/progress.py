@@ -6,9 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from mmrl.engine.loop import Row
 
 TENSORBOARD_FOLDER = "tensorboard"
@@ -28,10 +25,14 @@ def training_progress(title: str, *, epochs: int, steps: int, done: int, show: b
     Args:
         steps: in all; `done` of them before.
     """
+    from rich.console import Console  # here, as are the parts of the bar: most commands show none
+
     console = Console(stderr=True)
     if not show or not console.is_terminal:
         yield lambda row: None
         return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     texts = TextColumn("{task.description}"), TextColumn("{task.fields[numbers]}")
     columns = (texts[0], BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), texts[1])
     with Progress(*columns, console=console, transient=True) as bar:

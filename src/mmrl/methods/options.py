@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 class Options(BaseModel):
     """Frozen, validated values: no unknown names, no NaN or infinity, and no true or false where a number belongs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)  # a command needs few of the methods'
 
     @field_validator("*", mode="before")
     @classmethod
