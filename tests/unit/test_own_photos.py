@@ -58,7 +58,7 @@ def test_all_photos_may_train(animals: Path) -> None:
 
 
 def test_base_classes_train_and_all_others_test(animals: Path) -> None:
-    with pytest.warns(Notice, match="8 images of 'animals' train, and the 40 that were not drawn test."):
+    with pytest.warns(Notice, match="^3 classes, 48 photos: 8 to train, 40 held out$"):
         record = train(animals, shots=4, classes="base").record
     assert not any("is left to test on" in text for text in record.warnings)
     assert record.metrics.base is not None and record.metrics.novel is not None

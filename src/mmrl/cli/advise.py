@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from mmrl.cli.options import DEVICE
+from mmrl.cli.options import BATCH_SIZE, DEVICE, EPOCHS, LR
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,6 +27,9 @@ def advise(
     seed: int = typer.Option(1, "--seed", min=0, help="Of the draw, the parts and the trainings."),
     template: list[str] = typer.Option([], "--template", help="Prompt with one {}; default: the dataset's. Several are averaged."),
     allow_fewer: bool = typer.Option(False, "--allow-fewer", help="Take all images of a class that has fewer than --shots."),
+    epochs: int = EPOCHS,
+    lr: float = LR,
+    batch_size: int = BATCH_SIZE,
     set_: list[str] = typer.Option([], "--set", help="KEY=VALUE, as for `mmrl bench`; may be repeated."),
     device: str = DEVICE,
     skip_broken: bool = typer.Option(False, "--skip-broken", help="Leave out images that are missing or broken."),
@@ -38,15 +41,16 @@ def advise(
 
     from mmrl import api
     from mmrl.cli.grid import names
-    from mmrl.cli.options import parse_settings
+    from mmrl.cli.options import training_settings
     from mmrl.cli.output import print_json, quiet_warnings
 
     images = api.Data(data, root=root, shots=shots, template=tuple(template) or None, allow_fewer=allow_fewer, skip_broken=skip_broken)
+    options = training_settings(set_, epochs=epochs, lr=lr, batch_size=batch_size)
     chosen = api.ADVISED if methods is None else names(methods) or api.ADVISED
     with quiet_warnings():
         found = api.advise(
             images, methods=chosen, folds=folds, minutes=minutes, new_classes=new_classes, backbone=backbone, seed=seed, device=device,
-            workers=workers, overrides=parse_settings(set_), source="command line", say=lambda line: typer.echo(line, err=True),
+            workers=workers, overrides=options, source="command line", say=lambda line: typer.echo(line, err=True),
         )  # fmt: skip
     if as_json:
         print_json(found.as_json())

@@ -50,6 +50,9 @@ class Grid:
     set_: list[str] = _option(
         [], "--set", help="KEY=VALUE, an option of training or of the methods that have it; METHOD.KEY=VALUE for one; may be repeated."
     )
+    epochs: int | None = _option(None, "--epochs", min=1, help="Passes over the training images; the same as --set epochs=N.")
+    lr: float | None = _option(None, "--lr", help="Learning rate; the same as --set lr=X.")
+    batch_size: int | None = _option(None, "--batch-size", min=1, help="Training images a batch; the same as --set batch_size=N.")
     precision: str | None = _option(
         None, "--precision", help="Of training: fp32, bf16, fp16 or auto; default: as the recipe says. Tests are in float32."
     )
@@ -93,11 +96,15 @@ class Grid:
         return self.backbone or ("tiny" if self.mini else BACKBONE)
 
     def own_options(self, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Options from --set for each of `methods`. Raises UsageError for those that have an option of their own here."""
-        from mmrl.cli.options import parse_settings
+        """Options from --set, --epochs, --lr and --batch-size for each of `methods`.
+
+        Raises:
+            UsageError: one has another option of its own here, or is given twice.
+        """
+        from mmrl.cli.options import training_settings
         from mmrl.engine.overrides import own_options
 
-        found = parse_settings(self.set_)
+        found = training_settings(self.set_, epochs=self.epochs, lr=self.lr, batch_size=self.batch_size)
         for key, own in (("seed", "--seeds"), ("precision", "--precision")):
             if key in found:
                 raise UsageError(f"--set {key}={found[key]}: use {own}, which holds for all runs.")

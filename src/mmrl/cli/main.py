@@ -19,6 +19,7 @@ from mmrl.cli import (
     data,
     demo,
     evaluate,
+    hints,
     importer,
     methods,
     pack,
@@ -31,13 +32,18 @@ from mmrl.errors import UsageError
 
 
 class Anywhere(TyperGroup):
-    """Takes --plugin behind the verb, too, where everybody writes it, and says so when it is interrupted, which Typer does not."""
+    """Takes --plugin behind the verb, too, where everybody writes it, and says so when it is interrupted, which Typer does not. An option
+    that is not known is answered with what there is."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             boundary.interrupted()
+        except Exception as error:
+            if not hints.is_no_such_option(error):
+                raise
+            raise hints.no_such_option(error) from error
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         own, rest, words = [], [], iter(args)

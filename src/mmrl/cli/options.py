@@ -13,6 +13,26 @@ from mmrl.files import parse_json
 DEVICE = typer.Option("auto", "--device", help="auto (a GPU where there is one), cpu, cuda, cuda:1, ...")
 
 
+EPOCHS = typer.Option(None, "--epochs", min=1, help="Passes over the training images; the same as --set epochs=N.")
+LR = typer.Option(None, "--lr", help="Learning rate; the same as --set lr=X.")
+BATCH_SIZE = typer.Option(None, "--batch-size", min=1, help="Training images a batch; the same as --set batch_size=N.")
+
+
+def training_settings(pairs: Sequence[str], *, epochs: int | None, lr: float | None, batch_size: int | None) -> dict[str, Any]:
+    """What --set gives, with the options of training that have a name of their own on the command line.
+
+    Raises:
+        UsageError: one is given both ways, or as `parse_settings`.
+    """
+    found = parse_settings(pairs)
+    own = {key: value for key, value in (("epochs", epochs), ("lr", lr), ("batch_size", batch_size)) if value is not None}
+    for key in own:
+        if key in found:
+            option = f"--{key.replace('_', '-')}"
+            raise UsageError(f"{option} {own[key]} and --set {key}={found[key]} are both given; use one of them.")
+    return found | own
+
+
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """KEY=VALUE pairs; values are read as JSON where they are JSON (numbers, true, false, null), else as text.
 

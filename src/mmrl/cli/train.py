@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from mmrl.cli.options import DEVICE
+from mmrl.cli.options import BATCH_SIZE, DEVICE, EPOCHS, LR
 
 
 def train(
@@ -24,6 +24,9 @@ def train(
     protocol: str = typer.Option(
         None, "--protocol", help="Whose published values to use; default: few-shot for all classes of a known dataset, else base-to-novel."
     ),
+    epochs: int = EPOCHS,
+    lr: float = LR,
+    batch_size: int = BATCH_SIZE,
     set_: list[str] = typer.Option([], "--set", help="KEY=VALUE, an option of the method or of training; may be repeated."),
     resume: bool = typer.Option(False, "--resume", help="Go on with the run in --out."),
     allow_fewer: bool = typer.Option(False, "--allow-fewer", help="Take all images of a class that has fewer than --shots."),
@@ -43,7 +46,7 @@ def train(
 
     from mmrl import api
     from mmrl.cli.launcher import process
-    from mmrl.cli.options import parse_settings
+    from mmrl.cli.options import training_settings
     from mmrl.cli.output import quiet_warnings, scores_table
     from mmrl.engine.parallel import leave
     from mmrl.files import user_path
@@ -55,7 +58,8 @@ def train(
         data, root=root, shots=shots, classes=classes, allow_fewer=allow_fewer, draw=draw, template=tuple(template) or None, test=test,
         test_share=test_share, skip_broken=skip_broken,
     )  # fmt: skip
-    what = api.What(method, backbone, seed, protocol, parse_settings(set_), source="command line")
+    options = training_settings(set_, epochs=epochs, lr=lr, batch_size=batch_size)
+    what = api.What(method, backbone, seed, protocol, options, source="command line")
     with quiet_warnings():
         result = api.train(images, what, api.Where(out, resume, device, workers, progress=not quiet))
     leave()

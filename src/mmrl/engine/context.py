@@ -119,9 +119,23 @@ def settings(
         method, protocol=protocol, dataset=dataset, shots=shots, overrides=overrides, allowed=allowed, override_source=source,
         recipe=cls.recipe,
     )  # fmt: skip
+    resolved = _with_shorter_warmup(resolved, overrides or {})
     methods.make_options(cls, resolved.method)
     FitConfig(**resolved.fit)
     return resolved
+
+
+def _with_shorter_warmup(resolved: recipes.Resolved, given: Mapping[str, Any]) -> recipes.Resolved:
+    """The same, with a warm-up that ends before so few epochs as the user wants do, unless the user chose the warm-up.
+
+    Warns:
+        Notice: it is shorter.
+    """
+    epochs, warmup = resolved.fit.get("epochs"), resolved.fit.get("warmup_epochs")
+    if "epochs" not in given or "warmup_epochs" in given or type(epochs) is not int or epochs < 1 or warmup is None or warmup < epochs:
+        return resolved
+    warnings.warn(f"warmup_epochs is {epochs - 1} instead of {warmup}, since epochs is {epochs}.", Notice, stacklevel=3)
+    return resolved.replaced("warmup_epochs", epochs - 1, f"{warmup} by the recipe, too many for {epochs} epochs")
 
 
 class Context:

@@ -1,15 +1,22 @@
-"""What a training shows while it runs."""
+"""What a training shows while it runs: a bar on a terminal and in a notebook, a line an epoch everywhere else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mmrl.engine.loop import Row
 
 TENSORBOARD_FOLDER = "tensorboard"
 NOT_SHOWN = ("step", "epoch", "lr")
+INTERVAL = 0.1  # seconds between two changes of a bar
+BAR = 20  # columns; a fixed number, so that numbers that grow leave bar, count and time where they are
+WIDTH = 80  # columns of a bar in text, where there is no terminal to ask
 
 
 def _numbers(row: Row) -> str:
@@ -18,30 +25,75 @@ def _numbers(row: Row) -> str:
     return "  ".join(parts)
 
 
+def in_notebook() -> bool:
+    """Whether this process answers a notebook (Jupyter, Colab, VS Code)."""
+    return "ipykernel.zmqshell" in sys.modules
+
+
 @contextmanager
 def training_progress(title: str, *, epochs: int, steps: int, done: int, show: bool) -> Iterator[Callable[[Row], None]]:
-    """A function that shows a step, on stderr; only on a terminal, so that logs stay short.
+    """A function that shows a step.
 
     Args:
         steps: in all; `done` of them before.
     """
-    from rich.console import Console  # here, as are the parts of the bar: most commands show none
-
-    console = Console(stderr=True)
-    if not show or not console.is_terminal:
+    if not show:
         yield lambda row: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    elif in_notebook() or sys.stderr.isatty():
+        with _bar(title, steps, done) as bar:
 
-    texts = TextColumn("{task.description}"), TextColumn("{task.fields[numbers]}")
-    columns = (texts[0], BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), texts[1])
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(title, total=steps, completed=done, numbers="")
+            def show_row(row: Row) -> None:
+                bar.set_description_str(f"{title}, epoch {row['epoch']:.0f}/{epochs}", refresh=False)
+                bar.set_postfix_str(_numbers(row), refresh=False)
+                bar.update(int(row["step"]) - bar.n)
 
-        def show_row(row: Row) -> None:
-            bar.update(task, completed=row["step"], description=f"{title}, epoch {row['epoch']:.0f}/{epochs}", numbers=_numbers(row))
+            yield show_row
+    else:
+        yield _Lines(title, epochs, steps, done)
 
-        yield show_row
+
+def _bar(title: str, steps: int, done: int) -> Any:
+    """tqdm's bar: widgets in a notebook that has them, text elsewhere, cut at the width of the terminal from the right."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a notebook without widgets: it gets the text
+        from tqdm.auto import tqdm
+
+    notebook, widgets = in_notebook(), tqdm.__mro__[1].__name__ == "tqdm_notebook"
+    form = f"{{desc}} {{bar{'' if widgets else f':{BAR}'}}} {{n_fmt}}/{{total_fmt}} {{remaining}}{{postfix}}"
+    size: dict[str, Any] = {} if widgets else {"ncols": WIDTH} if notebook else {"dynamic_ncols": True}
+    return tqdm(total=steps, initial=done, desc=title, bar_format=form, leave=notebook, mininterval=INTERVAL, **size)
+
+
+class _Lines:
+    """Prints a line to stderr when an epoch has ended, with means over its steps."""
+
+    def __init__(self, title: str, epochs: int, steps: int, done: int) -> None:
+        self.title, self.epochs, self.steps, self.done = title, epochs, steps, done
+        self._rows: list[Row] = []
+        self._start = time.monotonic()
+
+    def __call__(self, row: Row) -> None:
+        if self._rows and row["epoch"] > self._rows[-1]["epoch"]:
+            self._print()
+        self._rows.append(row)
+        if row["step"] == self.steps:
+            self._print()
+
+    def _print(self) -> None:
+        rows, self._rows = self._rows, []
+        last = rows[-1]
+        left = (time.monotonic() - self._start) * (self.steps - last["step"]) / max(1, last["step"] - self.done)
+        where = f"epoch {last['epoch']:.0f}/{self.epochs}  step {last['step']:.0f}/{self.steps}"
+        print(f"{self.title}: {where}  {_numbers(_means(rows))}  {_duration(left)} left", file=sys.stderr, flush=True)
+
+
+def _means(rows: Sequence[Row]) -> Row:
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[-1]}
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
 @contextmanager

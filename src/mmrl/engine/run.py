@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmrl import methods
-from mmrl.data import Dataset, Draw, Item, describe_broken
+from mmrl.data import Dataset, Draw, Item, dataset_names, describe_broken
 from mmrl.engine.batches import OnePass
 from mmrl.engine.context import Bench, Context
 from mmrl.engine.features import FeatureStore
@@ -255,7 +255,7 @@ def own_tests(training: Training, context: Context) -> tuple[list[Cell], list[st
     of all classes on all. A method with a closed vocabulary is tested on classes that it was trained on alone.
 
     Warns:
-        Notice: how many images test, where they are those that were not drawn; that the method is not tested on novel classes.
+        Notice: how many images there are, train and are held out to test; that the method is not tested on novel classes.
         UntestedWarning: of some classes none is left to.
 
     Raises:
@@ -269,14 +269,13 @@ def own_tests(training: Training, context: Context) -> tuple[list[Cell], list[st
         said = f"method '{training.method}' knows only the classes it is trained on, so it is not tested on the others."
         warnings.warn(said, Notice, stacklevel=3)
     parts = [(cell, context.tested(cell)) for cell in able]
+    warnings.warn(_counts(dataset, context.prepare(training).draw), Notice, stacklevel=3)
     if not dataset.rest_tests:
         empty = next((cell.classes for cell, part in parts if not part.test), None)
         if empty:
             raise UsageError(f"'{dataset.name}' has no test images of its {empty} classes, so the run could not be scored; add some.")
         return able, []
     held_out = dataset.held_out(drawn)
-    said = f"{len(drawn)} images of '{dataset.name}' train, and the {len(held_out.test)} that were not drawn test."
-    warnings.warn(said, Notice, stacklevel=3)
     counts = Counter(item.label for item in held_out.test)
     bare = [name for label, name in enumerate(held_out.classes) if not counts[label]]
     if not bare:
@@ -285,3 +284,13 @@ def own_tests(training: Training, context: Context) -> tuple[list[Cell], list[st
     text = f"no image of '{dataset.name}' is left to test on of {some}: fewer shots, or a folder of test images, would leave some."
     warnings.warn(text, UntestedWarning, stacklevel=3)
     return [cell for cell, part in parts if part.test], [text]
+
+
+def _counts(dataset: Dataset, draw: Draw) -> str:
+    """'7 classes, 249 photos: 199 to train, 50 held out', and what else there is of them."""
+    tested, total = len(dataset.held_out(draw.train).test), sum(map(len, (dataset.train, dataset.val, dataset.test)))
+    parts = {"to train": len(draw.train), "to validate": len(draw.val), "held out": tested}
+    parts["not used"] = total - sum(parts.values())
+    what = "images" if dataset.name in dataset_names() else "photos"
+    some = ", ".join(f"{count} {part}" for part, count in parts.items() if count or part in ("to train", "held out"))
+    return f"{len(dataset.classes)} class{'es' if len(dataset.classes) != 1 else ''}, {total} {what}: {some}"
