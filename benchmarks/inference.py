@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="bf16: both sides under autocast (default: %(default)s)")
+    parser.add_argument("--cpu-time", action="store_true", help="count the processor's seconds, on a machine that others use; --threads 1")
     common.add_common_options(parser, batch=32, repeats=7)
     return parser
 
@@ -39,13 +41,14 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("zero-shot", "mmrl", "mmrlpp"):
         method = methods.build(name, clip, seed=0)
         runs[name] = lambda method=method: method.image_features(images)  # type: ignore[misc]
-    peak = common.matrix_peak() if options.precision == "fp32" else None
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    peak = common.matrix_peak(clock=clock) if options.precision == "fp32" else None
     precision = torch.autocast("cpu", PRECISIONS[options.precision], enabled=options.precision != "fp32")
     with torch.no_grad(), precision:
         flops = {name: common.count_flops(run) / options.batch for name, run in runs.items()}
     with torch.inference_mode(), precision:
         common.interleaved(runs, 1)  # warm-up: counting takes another path through open_clip's attention
-        seconds = common.interleaved(runs, options.repeats)
+        seconds = common.interleaved(runs, options.repeats, clock)
     rate = {name: options.batch / common.median(times) for name, times in seconds.items()}
     rows: list[dict[str, Any]] = [
         {

@@ -9,6 +9,8 @@ mark cannot be set back (not Linux), it is the peak of the whole life of the pro
 from __future__ import annotations
 
 import multiprocessing
+import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
@@ -34,20 +36,20 @@ class Peak(NamedTuple):
     chunk: int | None
 
 
-def _measure(work: Work, side: str, threads: int, steps: int) -> Peak:
+def _measure(work: Work, side: str, threads: int, steps: int, clock: Callable[[], float]) -> Peak:
     torch.set_num_threads(threads)
     step = sides.make(work, side)
     before = resident()
     forget_peak()
-    seconds = common.interleaved({side: step}, steps)[side]
+    seconds = common.interleaved({side: step}, steps, clock)[side]
     return Peak(before, peak_resident(), seconds[-1], step.chunk)
 
 
-def peak_of(work: Work, side: str, *, threads: int, steps: int = 2) -> Peak | None:
+def peak_of(work: Work, side: str, *, threads: int, steps: int = 2, clock: Callable[[], float] = time.perf_counter) -> Peak | None:
     """Peak of `side`, or None if its process was killed, which is what a lack of memory does."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(_measure, work, side, threads, steps).result()
+            return pool.submit(_measure, work, side, threads, steps, clock).result()
         except BrokenProcessPool:
             return None
 

@@ -212,6 +212,14 @@ def test_text_memory_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert code == 1 and table[1]["peak"] == "killed: out of memory"
 
 
+def test_what_a_prompt_in_the_chunk_takes() -> None:
+    peaks = [memory.Peak(2**30, 2**30 + taken * 2**20, 1.0, chunk) for chunk, taken in ((10, 150), (20, 200), (40, 306))]
+    found = text_memory.line("mmrl", peaks)
+    assert found is not None and found.prompt / 2**20 == pytest.approx(5.2, abs=0.05) and 0 < found.off < 3 * 2**20
+    assert text_memory.sentence(found).startswith("mmrl: a step takes 0.09 GiB, and 5.21 MiB for each prompt")
+    assert text_memory.line("mmrl", peaks[:1]) is None
+
+
 def test_inference(tmp_path: Path) -> None:
     code, (table,), numbers = run(inference.main, [], tmp_path / "inference.md")
     assert code == 0

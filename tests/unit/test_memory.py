@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mmrl import engine, methods
 from mmrl.clip import ClassList, Clip, random_clip
@@ -93,3 +97,44 @@ def test_imagenet_21k_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     assert classes.fed.chunk is not None and IMAGENET_21K / 20 < classes.fed.chunk < IMAGENET_21K / 5
     assert len(fitted.history) == 2 and all(row["loss"] > 0 for row in fitted.history)
     assert fitted.history[1]["loss"] != fitted.history[0]["loss"]
+
+
+class Live(TorchDispatchMode):
+    """Bytes of tensors that operations made and that still live, and the most there were: the same on every machine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes, self.most, self._known = 0, 0, weakref.WeakSet[torch.UntypedStorage]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for each in tree_leaves(out):
+            if isinstance(each, torch.Tensor) and (storage := each.untyped_storage()) not in self._known:
+                self._known.add(storage)
+                self._count(storage.nbytes())
+                weakref.finalize(storage, self._count, -storage.nbytes())
+        return out
+
+    def _count(self, size: int) -> None:
+        self.bytes += size
+        self.most = max(self.most, self.bytes)
+
+
+def most_in_a_step(clip: Clip, names: int, chunk: int) -> int:
+    """Bytes at the peak of a step of MMRL, of prompts of equal length."""
+    method = methods.build("mmrl", clip, {"rep_dim": 8}, seed=0)
+    classes = method.class_list([f"thing {i:04}" for i in range(names)], "a photo of a {}.")
+    classes = replace(classes, prompts=replace(classes.fed, chunk=chunk))
+    images = torch.randn(2, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(0))
+    with Live() as live:
+        method.loss(images, torch.tensor([0, 1]), classes).total.backward()
+    return live.most
+
+
+def test_memory_is_linear_in_the_chunk_and_hardly_grows_with_the_classes() -> None:
+    clip = random_clip("ViT-B-32", **SMALL)
+    found = [most_in_a_step(clip, 160, chunk) for chunk in (20, 40, 80)]
+    a_prompt = (found[2] - found[1]) / 40
+    assert (found[1] - found[0]) / 20 == pytest.approx(a_prompt, rel=0.05) and a_prompt > 0
+    more = most_in_a_step(clip, 320, 40) - found[1]
+    assert 0 < more / 160 < 0.1 * a_prompt
