@@ -199,10 +199,10 @@ def test_refusals_and_the_first_result(tmp_path: Path):
 
 
 def test_seeds_are_pooled_by_their_counts():
-    two = diagnostics.pooled([scores(0.5), scores(0.9)])
+    two = diagnostics.pooled([scores(0.5).bins, scores(0.9).bins])
     assert [each.count for each in two] == [20 * i for i in range(15)]
     assert two[10].accuracy == pytest.approx((scores(0.5).bins[10].accuracy + scores(0.9).bins[10].accuracy) / 2)
-    assert diagnostics.pooled([]) == () == diagnostics.pooled([scores(0.5), scores(0.5).model_copy(update={"bins": ()})])
+    assert diagnostics.pooled([]) == () == diagnostics.pooled([scores(0.5).bins, ()])
 
 
 def test_confusions_are_a_matrix_or_a_list():

@@ -106,7 +106,7 @@ def _tested(scores: StudyScores) -> Iterator[tuple[str, Arm, str, list[TestRecor
 def reliability(scores: StudyScores) -> Iterator[tuple[str, Drawing]]:
     charts: dict[str, list[str]] = {}
     for dataset, _, label, tests in _tested(scores):
-        charts.setdefault(dataset, []).append(diagnostics.reliability(label, diagnostics.pooled([test.scores for test in tests])))
+        charts.setdefault(dataset, []).append(diagnostics.reliability(label, diagnostics.pooled([test.scores.bins for test in tests])))
     for dataset, drawn in charts.items():
         if any(drawn):
             yield dataset, Drawing("", tuple(filter(None, drawn)))

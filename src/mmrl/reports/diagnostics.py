@@ -17,12 +17,12 @@ WHOLE = ("loss", "total")  # of whose terms the other series are
 POINTS = 120
 
 
-def pooled(seeds: Sequence[Scores]) -> tuple[Bin, ...]:
+def pooled(seeds: Sequence[Sequence[Bin]]) -> tuple[Bin, ...]:
     """The bins of several seeds as of one set of predictions; none if a seed lacks them."""
-    if not seeds or any(len(scores.bins) != len(seeds[0].bins) for scores in seeds):
+    if not seeds or any(len(bins) != len(seeds[0]) for bins in seeds):
         return ()
     out = []
-    for bins in zip(*(scores.bins for scores in seeds)):
+    for bins in zip(*seeds):
         count = sum(each.count for each in bins)
         confidence, accuracy = (
             sum(each.count * getattr(each, name) for each in bins) / max(count, 1) for name in ("confidence", "accuracy")

@@ -22,6 +22,7 @@ FORMAT = "mmrl.results/2"
 MARKER = "results.json"
 PACKED = "packed"
 STUDIES = ("base-to-novel", "few-shot", "cross-dataset", "domain-generalisation")
+OPEN_WORLD = "open-world"  # the trainings of base-to-novel, tested on mixed lists
 ABLATIONS = ("variants", "rep-dim", "layers", "tokens", "alpha", "lambda", "regulariser")
 SWEEP = "vary-"  # begins the name of a study of the user's own options, as `mmrl.protocols.sweeps` plans it; the options follow
 COST = "cost"

@@ -20,9 +20,10 @@ from mmrl.reports.cost import COST_FILE, CostTable
 from mmrl.reports.figures import Drawing, study_drawings
 from mmrl.reports.folders import Folder, file_name, open_folders
 from mmrl.reports.measures import Measure, StudyScores
+from mmrl.reports.open_world import open_world_drawings, reliability_drawings
 from mmrl.reports.own_claims import OWN_NOTE
 from mmrl.reports.paired import Side
-from mmrl.reports.plans import ZERO_SHOT, is_ablation
+from mmrl.reports.plans import OPEN_WORLD, ZERO_SHOT, is_ablation
 from mmrl.reports.ranking import ranking_sheet, shared_targets, side_by_side, standings, time_chart
 from mmrl.reports.results import ORDER, read_part
 from mmrl.reports.sheets import Sheet, TableCell
@@ -35,13 +36,14 @@ FORMS = ((".md", sheets.markdown), (".tex", sheets.latex), (".csv", sheets.tidy_
 
 @dataclass(frozen=True)
 class Section:
-    """One study on the page. `folded`: all tables but the first are collapsed."""
+    """One study on the page. `folded`: all tables but the first are collapsed. `more`: charts that are, by name."""
 
     id: str
     title: str
     sheets: list[Sheet]
     drawings: list[Drawing]
     folded: bool
+    more: tuple[tuple[str, Drawing], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,10 @@ def _of(folder: Folder, sheet: Sheet) -> Sheet:
 
 def _section(folder: Folder, scores: StudyScores) -> Section:
     """The average first, then all methods side by side, then the data sets."""
+    if scores.study == OPEN_WORLD:
+        made, drawings = [_of(folder, sheet) for sheet in study_sheets(scores)], open_world_drawings(scores)
+        more = tuple(reliability_drawings(scores))
+        return Section(folder.file(scores.study), folder.named(title_of(scores.study)), made, drawings, False, more)
     (first, *tables), drawings, found = study_sheets(scores), study_drawings(scores), standings(folder.results, scores)
     if ranking := ranking_sheet(scores, found):
         tables.insert(0, ranking)

@@ -9,10 +9,10 @@ from typing import Any
 
 from mmrl.errors import MmrlError, UsageError
 from mmrl.files import parse_json, read_json, read_regular, user_path
-from mmrl.reports.plans import ABLATIONS, FORMAT, MARKER, PACKED, STUDIES, Failure, Plan
+from mmrl.reports.plans import ABLATIONS, FORMAT, MARKER, OPEN_WORLD, PACKED, STUDIES, Failure, Plan
 from mmrl.reports.records import LARGEST_RECORD, P, RunRecord, TestRecord, validated
 
-ORDER = (*STUDIES, *ABLATIONS)
+ORDER = (*STUDIES, OPEN_WORLD, *ABLATIONS)
 LARGEST_PACK = 2**31  # bytes
 
 

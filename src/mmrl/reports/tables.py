@@ -12,7 +12,7 @@ from mmrl.reports import paper
 from mmrl.reports.cost import CostRow, CostTable
 from mmrl.reports.measures import HM, MEAN_HM, Arm, Measure, StudyScores
 from mmrl.reports.paper import AVERAGE
-from mmrl.reports.plans import ZERO_SHOT, is_ablation, swept
+from mmrl.reports.plans import OPEN_WORLD, ZERO_SHOT, is_ablation, swept
 from mmrl.reports.sheets import Sheet, TableCell
 
 T = TypeVar("T")
@@ -29,7 +29,8 @@ AVERAGES = (
 )
 TITLES = {
     "base-to-novel": "Base-to-novel generalisation", "few-shot": "Few-shot learning", "cross-dataset": "Cross-dataset transfer",
-    "domain-generalisation": "Domain generalisation", "variants": "Ablation: parts of the method",
+    "domain-generalisation": "Domain generalisation", OPEN_WORLD: "Mixed lists, calibration and rejection",
+    "variants": "Ablation: parts of the method",
     "rep-dim": "Ablation: width of the representation space d_r", "layers": "Ablation: first layer J with representation tokens",
     "tokens": "Ablation: number of representation tokens K", "alpha": "Ablation: α, weight of the class token",
     "lambda": "Ablation: λ, weight of the regulariser", "regulariser": "Ablation: regulariser", "cost": "Cost",
@@ -134,6 +135,10 @@ def study_sheets(scores: StudyScores) -> list[Sheet]:
         return _few_shot(scores)
     if scores.study in ("cross-dataset", "domain-generalisation"):
         return [_transfer(scores)]
+    if scores.study == OPEN_WORLD:
+        from mmrl.reports.open_world import open_world_sheets  # which is made of what is here
+
+        return open_world_sheets(scores)
     return [_plain(scores)]
 
 
