@@ -22,7 +22,7 @@ EVIDENCE = (
 
 
 @dataclass(frozen=True)
-class Difference:
+class Gain:
     """A rule less the shipped one, in points of HM, with the ends of its interval."""
 
     value: float
@@ -57,12 +57,12 @@ class Family:
         parts = [columns(pairs) for name in datasets if (pairs := self.pairs(rule, name, on))]
         return one(parts) if parts else None
 
-    def difference(self, rule: str, on: On, datasets: Sequence[str]) -> Difference | None:
+    def difference(self, rule: str, on: On, datasets: Sequence[str]) -> Gain | None:
         sides = self.sides(rule, on, datasets)
         if not sides:
             return None
         mine, theirs = (one([columns(pairs[at]) for pairs in sides]) for at in (0, 1))
-        return Difference(mine - theirs, *interval(sides, HM))
+        return Gain(mine - theirs, *interval(sides, HM))
 
     def best(self, datasets: Sequence[str]) -> str | None:
         """The rule of the highest held-out HM; of equal ones the shipped, else the first."""
@@ -109,7 +109,7 @@ def _by_others(family: Family) -> str:
     sides = [(mine, theirs) for mine, theirs in parts if mine and len(mine) == len(theirs)]
     mine, theirs = (one([columns(pairs[at]) for pairs in sides]) for at in (0, 1))
     rules = "; ".join(f"{name}: {rule}" for name, rule in chosen.items())
-    difference = Difference(mine - theirs, *interval(sides, HM))
+    difference = Gain(mine - theirs, *interval(sides, HM))
     return f" Chosen for each data set by the held-out images of the others ({rules}), it is {difference.text} on test images."
 
 
