@@ -13,15 +13,17 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmrl import methods
 from mmrl.clip import Clip, load_clip
 from mmrl.clip.device import AUTO
 from mmrl.clip.outside import without_waiting
 from mmrl.data import Dataset, Draw, dataset_names, draw_shots, load_dataset, usual_workers
+from mmrl.data.given import Labelled, given_dataset, with_held_out
 from mmrl.engine import BelowZeroShotWarning, Bench, Context, Job, Place, RunResult, load_adapter, run, settings
 from mmrl.engine.adapter import read_config, write_card
 from mmrl.engine.advise import Advice, Race
@@ -30,13 +32,20 @@ from mmrl.engine.jobs import require_images
 from mmrl.engine.run import DRAW_NAME, below_zero_shot, own_tests
 from mmrl.errors import MmrlError, Notice, UsageError, first_line, unknown
 from mmrl.files import user_path
+from mmrl.fit_options import FitOptions
 from mmrl.protocols import Training
 from mmrl.protocols.plan import Trained, values
 from mmrl.reports.records import RECORD_NAME, RunRecord
+from mmrl.serve.evaluation import OF_DATA, EvaluationReport
 from mmrl.serve.predictor import Classifier
+from mmrl.serve.report import FitReport
 from mmrl.templates import DEFAULT_TEMPLATE, Template
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 T = TypeVar("T")
+USUAL_SHOTS = 16  # where neither shots nor images to hold out are named
 
 
 @dataclass(frozen=True)
@@ -44,36 +53,54 @@ class Data:
     """Which images a classifier is taught, and which test it.
 
     Attributes:
-        data: a name of `mmrl data list`, a folder with one subfolder of images a class, a file that lists images, or a Dataset.
+        data: a name of `mmrl data list`, a folder with one subfolder of images a class, a file that lists images, (images, labels),
+            {name: images}, a list of dictionaries or a DataFrame with path (or image) and label, or a Dataset of mmrl or `datasets`.
         root: folder with the downloaded datasets; default: the environment variable DATA.
-        shots: training images a class; 0 takes all.
+        shots: training images a class; 0 takes all. Default: 16, or all with `holdout`.
         classes: train on "all" classes or on the "base" half.
         allow_fewer: take all images of a class that has fewer than `shots`.
         draw: the training images: a draw made before, its `draw.json`, or CoOp's `shot_16-seed_1.pkl`; then `shots` does not matter.
         template: prompt with one `{}`, or several, whose class features are averaged; default: the dataset's.
-        test: for a folder or list without test images, a folder of such.
-        test_share: for the same, a share of each class's images to set apart to test. Without either, all images that are not drawn to
-            train are tested on.
+        holdout: of data without test images, what tests: a share of each class's images that is set apart, such as 0.2; 0 for nothing,
+            so that everything may train, and there is no score; or a folder of images, or other data, to test on. Default: all images
+            that are not drawn to train.
         skip_broken: leave out images that are missing or broken, for training and testing; the record names them.
     """
 
-    data: str | Path | Dataset
+    data: Labelled
     root: str | Path | None = None
-    shots: int = 16
+    shots: int | None = None
     classes: str = "all"
     allow_fewer: bool = False
     draw: Draw | str | Path | None = None
     template: Template | None = None
-    test: str | Path | None = None
-    test_share: float | None = None
+    holdout: float | Labelled | None = None
     skip_broken: bool = False
 
+    @property
+    def drawn_shots(self) -> int:
+        """`shots`, or what is drawn without it."""
+        if isinstance(self.draw, Draw):
+            return self.draw.shots
+        return (USUAL_SHOTS if self.holdout is None else 0) if self.shots is None else self.shots
+
+    @property
+    def untested(self) -> bool:
+        """Whether nothing shall be held out."""
+        return not isinstance(self.holdout, bool) and isinstance(self.holdout, (int, float)) and self.holdout == 0
+
     def load(self) -> Dataset:
-        if isinstance(self.data, (str, Path)):
-            return load_dataset(str(self.data), root=self.root, test=self.test, test_share=self.test_share)
-        if self.test is not None or self.test_share is not None:
-            raise UsageError("test and test_share are for folders and lists; a Dataset has its test images, or divided() sets some apart.")
-        return self.data
+        held, own = self.holdout, self.data
+        if isinstance(held, (bool, int, float)):
+            if isinstance(held, bool) or not 0 <= held < 1:
+                allowed = "0 (everything trains, and there is no score), above 0 and below 1 (a share of each class), or test images"
+                raise UsageError(f"holdout is {held}; it must be {allowed}.")
+            dataset = given_dataset(own, root=self.root)
+            return dataset.divided(held) if held else dataset
+        if isinstance(held, (str, Path)) and isinstance(own, (str, Path)):
+            return load_dataset(str(own), root=self.root, test=held)
+        dataset = given_dataset(own, root=self.root)
+        return dataset if held is None else with_held_out(dataset, given_dataset(held, root=self.root))
 
 
 @dataclass(frozen=True)
@@ -81,7 +108,9 @@ class What:
     """What is trained.
 
     Attributes:
+        method: a name of `mmrl methods`.
         backbone: a CLIP, or its name for `load_clip`; default: `tiny`, which ships with the package and is for trying.
+        seed: decides the draw, the initial values, order and augmentation.
         protocol: whose published values to use; default: few-shot for all classes of a known dataset, else base-to-novel.
         overrides: options of the method and of training, by name.
         source: of these, for the record.
@@ -114,7 +143,9 @@ class Where:
     progress: bool = True
 
 
-def train(data: str | Path | Dataset | Data, what: What | None = None, where: Where | None = None, **options: Any) -> RunResult:
+def train(
+    data: Labelled | Data, what: What | None = None, where: Where | None = None, **options: Unpack[FitOptions]
+) -> RunResult:
     """One run: draw shots, train, score on the test images beside zero-shot, write adapter and record into a folder.
 
     Args:
@@ -130,6 +161,11 @@ def train(data: str | Path | Dataset | Data, what: What | None = None, where: Wh
         UsageError: unknown names, bad values, bad data, or an `out` that holds another run.
         MmrlError: something failed; what was computed is kept in `out`.
     """
+    return _train(data, what, where, {**options})[0]
+
+
+def _train(data: Labelled | Data, what: What | None, where: Where | None, options: dict[str, Any]) -> tuple[RunResult, Dataset]:
+    """The run, and the data set that its images are of."""
     own = _taking(data if isinstance(data, Data) else Data(data), options)
     what, where = _taking(what or What(), options), _taking(where or Where(), options)
     what = replace(what, overrides={**what.overrides, **options})
@@ -140,9 +176,9 @@ def train(data: str | Path | Dataset | Data, what: What | None = None, where: Wh
     recipe = what.protocol or _recipe(own, dataset)
     methods.get(what.method)
     if what.backbone is None and dataset.name not in dataset_names():
-        warnings.warn(TINY_NOTE, Notice, stacklevel=2)
+        warnings.warn(TINY_NOTE, Notice, stacklevel=3)
     workers = usual_workers(dataset.read) if where.workers is None else where.workers
-    shots = own.draw.shots if isinstance(own.draw, Draw) else own.shots
+    shots = own.drawn_shots
     training = Training(what.method, dataset.name, part, shots, what.seed, recipe, values(what.overrides))
     name = what.backbone.name if isinstance(what.backbone, Clip) else what.backbone or "tiny"
     bench = Bench(
@@ -152,7 +188,7 @@ def train(data: str | Path | Dataset | Data, what: What | None = None, where: Wh
     settings(what.method, protocol=recipe, dataset=dataset.name, shots=shots, overrides=what.overrides)  # before a backbone is loaded
     clip = what.backbone if isinstance(what.backbone, Clip) else load_clip(name, device=where.device)
     context = Context(bench, clip, datasets={dataset.name: dataset})
-    cells, untested = own_tests(training, context)
+    cells, untested = ([], []) if own.untested else own_tests(training, context)
     key = context.training_key(training)
     job = Job(key, training, tuple((cell, context.test_key(cell, key)) for cell in cells), notes=tuple(untested))
     require_images([job], context)
@@ -166,8 +202,8 @@ def train(data: str | Path | Dataset | Data, what: What | None = None, where: Wh
     result = run(job, context, Place(where.out, where.resume, where.progress, workers, own.skip_broken), save=keep)
     for test in result.record.tests:
         if text := below_zero_shot(result.record.title, test):
-            warnings.warn(text, BelowZeroShotWarning, stacklevel=2)
-    return result
+            warnings.warn(text, BelowZeroShotWarning, stacklevel=3)
+    return result, dataset
 
 
 def _recipe(data: Data, dataset: Dataset) -> str:
@@ -187,35 +223,42 @@ TINY_NOTE = (
 )
 
 
-def fit(data: str | Path | Dataset | Data, **options: Any) -> Classifier:
-    """Teach a classifier the classes of `data`; arguments as those of `train`.
+def fit(data: Labelled | Data, **options: Unpack[FitOptions]) -> Classifier:
+    """Teach a classifier the classes of `data`; arguments as those of `train`. It keeps its score: `Classifier.report`.
 
     Example:
-        `mmrl.fit("photos/", method="mmrlpp", backbone="tiny", shots=8, epochs=20, lam=0.5)`
+        `mmrl.fit("photos/", method="mmrlpp", backbone="tiny", holdout=0.2, epochs=20, lam=0.5)`
 
     Raises:
         as `train`.
     """
-    result = train(data, **options)
-    assert result.fitted is not None
-    taught = result.fitted.data
-    return Classifier(
-        result.method, trained=taught.classes, template=taught.template, trained_on=result.record.trained.dataset, draw=result.draw
+    skip_broken = bool(options.get("skip_broken", isinstance(data, Data) and data.skip_broken))
+    result, dataset = _train(data, None, None, {**options})
+    assert result.fitted is not None and result.draw is not None
+    taught, draw = result.fitted.data, result.draw
+    part = replace(dataset.restrict(draw.classes), train=[], val=[], test=draw.train, rest_tests=False)
+    report = FitReport(
+        result.record, [EvaluationReport.of(tested) for tested in result.tested],
+        lambda: classifier.evaluate(part, OF_DATA, template=part.template, skip_broken=skip_broken),
+    )  # fmt: skip
+    classifier = Classifier(
+        result.method, trained=taught.classes, template=taught.template, trained_on=dataset.name, draw=draw, report=report
     )
+    return classifier
 
 
 ADVISED = ("gda", "tip-adapter", "lpp", "linear-probe", "mmrl")
 
 
 def advise(
-    data: str | Path | Dataset | Data,
+    data: Labelled | Data,
     *,
     methods: Sequence[str] = ADVISED,
     folds: int = 4,
     minutes: float = 10.0,
     new_classes: bool = False,
     say: Callable[[str], object] = lambda line: None,
-    **options: Any,
+    **options: Unpack[FitOptions],
 ) -> Advice:
     """Which method to take for `data`, told without test images: each is trained without a part of the training images and tested on it.
 
@@ -234,7 +277,7 @@ def advise(
     Raises:
         UsageError: unknown names, bad values or data, or no class with two images.
     """
-    given = dict(options)
+    given: dict[str, Any] = {**options}
     own = _taking(data if isinstance(data, Data) else Data(data, shots=0), given)
     what, where = _taking(What(), given), _taking(Where(), given)
     dataset = own.load()
@@ -243,7 +286,7 @@ def advise(
     workers = usual_workers(dataset.read) if where.workers is None else where.workers
     clip = what.backbone if isinstance(what.backbone, Clip) else load_clip(what.backbone or "tiny", device=where.device)
     bench = Bench(clip.name, skip_broken=own.skip_broken, workers=workers, test_share=None, template=own.template, source=what.source)
-    draw = own.draw if isinstance(own.draw, Draw) else draw_shots(dataset, own.shots, what.seed, allow_fewer=own.allow_fewer)
+    draw = own.draw if isinstance(own.draw, Draw) else draw_shots(dataset, own.drawn_shots, what.seed, allow_fewer=own.allow_fewer)
     return race_of(clip, dataset, draw, bench, race, say=say)
 
 
@@ -265,7 +308,7 @@ def from_pretrained(adapter: str | Path, *, backbone: str | Clip | None = None, 
     method, config = load_adapter(folder, clip, device=device)
     draw = folder / DRAW_NAME
     return Classifier(
-        method, trained=config.class_names, template=config.template, trained_on=config.dataset,
+        method, trained=config.class_names, template=config.template, trained_on=config.dataset, report=folder,
         draw=Draw.load(draw) if draw.is_file() else None,
     )  # fmt: skip
 
@@ -291,3 +334,27 @@ def zero_shot(backbone: str | Clip = "tiny", *, template: Template = DEFAULT_TEM
     """The frozen CLIP as a classifier: give `predict` the class names."""
     clip = backbone if isinstance(backbone, Clip) else load_clip(backbone, device=device)
     return Classifier(methods.build("zero-shot", clip), template=template)
+
+
+class _Default:
+    """Stands in a signature for a value that the recipe of the method decides."""
+
+    def __repr__(self) -> str:
+        return "<default>"
+
+
+def _named(function: Callable[..., Any]) -> None:
+    """Give `function` a signature with every option in it, which notebooks complete and `help` shows."""
+    usual = {each.name: each.default for cls in (Data, What, Where) for each in fields(cls) if each.default is not MISSING}
+    own = [each for each in signature(function).parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
+    taken = {each.name for each in own}
+    more = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=usual.get(name, _Default()), annotation=getattr(kind, "__forward_arg__", kind))
+        for name, kind in FitOptions.__annotations__.items()
+        if name not in taken
+    ]
+    function.__signature__ = signature(function).replace(parameters=[*own, *more])  # type: ignore[attr-defined]
+
+
+for _function in (fit, train, advise):
+    _named(_function)

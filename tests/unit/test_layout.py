@@ -36,8 +36,9 @@ ALLOWED = {
     "trust": BASE | {"reports"},
 }
 ALLOWED["engine"] = BASE | set(ALLOWED)
+ALLOWED["fit_options"] = {"clip", "data", "templates"}  # for type checkers alone
 ALLOWED["serve"] = ALLOWED["engine"] | {"engine"}
-ALLOWED["api"] = ALLOWED["serve"] | {"serve"}
+ALLOWED["api"] = ALLOWED["serve"] | {"serve", "fit_options"}
 ALLOWED["cli"] = ALLOWED["api"] | {"api"}
 ALLOWED |= {"errors": set(), "version": set(), "files": {"errors"}, "names": {"errors"}, "pickles": set(), "templates": {"errors", "names"}}
 ALLOWED["plugins"] = {"errors", "files"}

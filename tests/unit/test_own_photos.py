@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from mmrl import api
+from mmrl.clip import load_clip
 from mmrl.data import Dataset, Item, draw_shots, load_dataset, read_folder
 from mmrl.engine import UntestedWarning
 from mmrl.errors import Notice, UsageError
@@ -29,8 +31,11 @@ def animals(tmp_path: Path) -> Path:
     return tmp_path / "animals"
 
 
+tiny = functools.cache(load_clip)
+
+
 def train(data: Path | Dataset, **options: object) -> api.RunResult:
-    return api.train(data, backbone="tiny", device="cpu", overrides=QUICK, progress=False, **options)  # type: ignore[arg-type]
+    return api.train(data, backbone=tiny("tiny", device="cpu"), device="cpu", overrides=QUICK, progress=False, **options)  # type: ignore[arg-type]
 
 
 def test_all_images_that_are_not_drawn_test(animals: Path) -> None:
@@ -74,7 +79,7 @@ def test_a_share_is_set_apart_by_the_name_of_the_class_alone(animals: Path, tmp_
     for count, tested in ((1, 0), (2, 1), (3, 1), (10, 2)):
         photos(tmp_path / str(count) / "cat", count)
         assert len(load_dataset(tmp_path / str(count), test_share=0.25).test) == tested
-    assert train(animals, shots=2, test_share=0.25).record.metrics.all.count == 12  # type: ignore[union-attr]
+    assert train(animals, shots=2, holdout=0.25).record.metrics.all.count == 12  # type: ignore[union-attr]
 
 
 def test_a_folder_may_test(animals: Path, tmp_path: Path) -> None:
@@ -85,7 +90,7 @@ def test_a_folder_may_test(animals: Path, tmp_path: Path) -> None:
         *((f"../new/Red Fox/{i}.png", 2) for i in range(3)), *((f"../new/dog/indoors/{i}.png", 1) for i in range(2))
     ]  # fmt: skip
     assert dataset.image(dataset.test[1]).getpixel((0, 0)) == (1, 1, 1) and len(dataset.train) == 48
-    record = train(animals, shots=2, test=tmp_path / "new").record
+    record = train(animals, shots=2, holdout=tmp_path / "new").record
     assert record.metrics.all is not None and record.metrics.all.count == 5
     lines = ["path,label", *(f"animals/cat/{i}.png,cat" for i in range(4)), "animals/dog/1.png,dog"]
     (tmp_path / "animals.csv").write_text("\n".join(lines))
@@ -119,8 +124,25 @@ def test_what_does_not_go_together_is_refused(animals: Path, tmp_path: Path) -> 
     for message, (data, options) in cases.items():
         with pytest.raises(UsageError, match=message):
             load_dataset(data, **options)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="a Dataset has its test images"):
-        train(read_folder(animals), test_share=0.3)
+    for share in (1, -0.1, float("nan"), True):
+        with pytest.raises(UsageError, match=f"holdout is {share}; it must be 0 .everything trains, .* test images"):
+            train(animals, holdout=share)
+    with pytest.raises(UsageError, match="'whole' has its own test images, so no share"):
+        train(tmp_path / "whole", holdout=0.3)
+
+
+def test_nothing_may_be_held_out(animals: Path) -> None:
+    result = train(animals, holdout=0)
+    assert result.record.trained.images == 48 and result.record.trained.shots == 0 and not result.record.tests
+    assert not result.record.warnings  # it was asked for
+    assert train(animals, holdout=0, shots=4).record.trained.images == 12
+
+
+def test_with_images_held_out_all_others_train(animals: Path) -> None:
+    record = train(animals, holdout=0.25).record
+    assert record.trained.images == 36 and record.metrics.all is not None and record.metrics.all.count == 12
+    record = train(read_folder(animals), holdout=0.25, shots=3).record
+    assert record.trained.images == 9 and record.metrics.all is not None and record.metrics.all.count == 12
 
 
 def test_the_toy_backbone_is_named_as_what_it_is(animals: Path) -> None:

@@ -49,14 +49,20 @@ def train(
     from mmrl.cli.options import training_settings
     from mmrl.cli.output import quiet_warnings, scores_table
     from mmrl.engine.parallel import leave
+    from mmrl.errors import UsageError
     from mmrl.files import user_path
 
     out = user_path(out)
     if resume and not out.exists() and not process():
         typer.echo(f"note: there is no run in {out} to go on with; starting one", err=True)
+    if test is not None and test_share is not None:
+        raise UsageError("--test and --test-share are both given; use one of them.")
+    if test_share is not None and not 0 < test_share < 1:
+        raise UsageError(f"--test-share is {test_share:g}; it must be above 0 and below 1, such as 0.3.")
+    holdout = test or test_share
     images = api.Data(
-        data, root=root, shots=shots, classes=classes, allow_fewer=allow_fewer, draw=draw, template=tuple(template) or None, test=test,
-        test_share=test_share, skip_broken=skip_broken,
+        data, root=root, shots=shots, classes=classes, allow_fewer=allow_fewer, draw=draw, template=tuple(template) or None,
+        holdout=holdout, skip_broken=skip_broken,
     )  # fmt: skip
     options = training_settings(set_, epochs=epochs, lr=lr, batch_size=batch_size)
     what = api.What(method, backbone, seed, protocol, options, source="command line")

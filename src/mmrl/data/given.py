@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -19,8 +20,21 @@ from mmrl.data.records import Contents, Dataset, Item
 from mmrl.data.saved import dataset_of_tables
 from mmrl.data.splits import PARTS, class_name, undivided
 from mmrl.errors import UsageError
+from mmrl.names import listed, name_key
 from mmrl.templates import DEFAULT_TEMPLATE
 
+
+class Table(Protocol):
+    """Of pandas or of `datasets`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
+Labelled = str | Path | Dataset | tuple[Any, Any] | Mapping[str, Any] | Sequence[Mapping[str, Any]] | Table
+
+HELD_OUT = "held out/"
 NAME = "given"  # of a data set that was handed over without one
 IMAGE_COLUMNS = ("path", "image", "file", "file_name")
 LABEL_COLUMNS = ("label", "class")
@@ -30,7 +44,7 @@ KINDS = (
 )
 
 
-def given_dataset(data: Any, *, root: Path | str | None = None) -> Dataset:
+def given_dataset(data: Labelled, *, root: Path | str | None = None) -> Dataset:
     """The data set in `data`.
 
     Args:
@@ -47,6 +61,10 @@ def given_dataset(data: Any, *, root: Path | str | None = None) -> Dataset:
         return data
     if isinstance(data, (str, Path)):
         return load_dataset(str(data), root=root)
+    return _of_objects(data)
+
+
+def _of_objects(data: Any) -> Dataset:
     if _is_hf(data):
         tables = dict(data) if isinstance(data, Mapping) else {"": data}
         return dataset_of_tables(tables, NAME)
@@ -105,7 +123,7 @@ def _field(record: Mapping[str, Any], names: Sequence[str], where: str) -> Any:
     if not found:
         raise UsageError(f"{where} has {', '.join(map(str, record)) or 'nothing'}; it needs {names[0]} (or {', '.join(names[1:])}).")
     value = record[found[0]]
-    if value is None or value != value is True or (isinstance(value, str) and not value.strip()):
+    if value is None or (isinstance(value, float) and value != value) or (isinstance(value, str) and not value.strip()):  # NaN in pandas
         raise UsageError(f"{where}: '{found[0]}' is blank.")
     return value
 
@@ -192,6 +210,46 @@ def _digest(source: Any) -> str:
             to_rgb(source)  # says what an image may be
         content, about = array.tobytes(), f"{array.dtype}{array.shape}"
     return hashlib.sha256(about.encode() + content).hexdigest()[:12]
+
+
+def with_held_out(dataset: Dataset, other: Dataset) -> Dataset:
+    """`dataset`, which has no test images, with all images of `other` as its test images, whose keys begin with "held out/".
+
+    Raises:
+        UsageError: `dataset` has test images, or not all classes of `other`.
+    """
+    if not dataset.rest_tests:
+        raise UsageError(f"'{dataset.name}' has its own test images, so no others can be held out. Leave one of them out.")
+    place = {name_key(name): label for label, name in enumerate(dataset.classes)}
+    strange = [name for name in other.classes if name_key(name) not in place]
+    if strange:
+        raise UsageError(f"the images held out are of {listed(strange)}, which '{dataset.name}' does not have: {listed(dataset.classes)}.")
+    items = [*other.train, *other.val, *other.test]
+    test = [Item(f"{HELD_OUT}{item.key}", place[name_key(other.classes[item.label])]) for item in items]
+    return replace(dataset, test=test, read=_Both(dataset.read, other.read), rest_tests=False)
+
+
+class _Both:
+    """Reads the images of two data sets, by keys of which the second's begin with "held out/"."""
+
+    def __init__(self, first: Callable[[str], Image.Image], second: Callable[[str], Image.Image]) -> None:
+        self.parts = (first, second)
+        self.in_memory = all(getattr(part, "in_memory", False) for part in self.parts)
+
+    def __call__(self, key: str) -> Image.Image:
+        return self.parts[1](key.removeprefix(HELD_OUT)) if key.startswith(HELD_OUT) else self.parts[0](key)
+
+    def absent(self, keys: Iterable[str]) -> list[str]:
+        """Those of `keys` whose file is not there or empty."""
+        keys = list(keys)
+        out = []
+        for part, mark, own in (
+            (self.parts[0], "", [key for key in keys if not key.startswith(HELD_OUT)]),
+            (self.parts[1], HELD_OUT, [key.removeprefix(HELD_OUT) for key in keys if key.startswith(HELD_OUT)]),
+        ):
+            told: Callable[[list[str]], list[str]] | None = getattr(part, "absent", None)
+            out += [f"{mark}{key}" for key in told(own)] if told else []
+        return out
 
 
 class GivenImages:

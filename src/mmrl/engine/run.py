@@ -267,9 +267,9 @@ def own_tests(training: Training, context: Context) -> tuple[list[Cell], list[st
     able = [cell for cell in cells if context.applicable(cell)]
     if len(able) < len(cells):
         said = f"method '{training.method}' knows only the classes it is trained on, so it is not tested on the others."
-        warnings.warn(said, Notice, stacklevel=3)
+        warnings.warn(said, Notice, stacklevel=4)
     parts = [(cell, context.tested(cell)) for cell in able]
-    warnings.warn(_counts(dataset, context.prepare(training).draw), Notice, stacklevel=3)
+    warnings.warn(_counts(dataset, context.prepare(training).draw), Notice, stacklevel=4)
     if not dataset.rest_tests:
         empty = next((cell.classes for cell, part in parts if not part.test), None)
         if empty:
@@ -282,7 +282,7 @@ def own_tests(training: Training, context: Context) -> tuple[list[Cell], list[st
         return able, []
     some = ", ".join(bare[:5]) + (f" and {len(bare) - 5} more" if len(bare) > 5 else "")
     text = f"no image of '{dataset.name}' is left to test on of {some}: fewer shots, or a folder of test images, would leave some."
-    warnings.warn(text, UntestedWarning, stacklevel=3)
+    warnings.warn(text, UntestedWarning, stacklevel=4)
     return [cell for cell, part in parts if part.test], [text]
 
 

@@ -42,23 +42,23 @@ class Wrong(NamedTuple):
     of_true: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EvaluationReport:
     """How a classifier did on a list of images. Accuracies, probabilities and calibration errors are fractions.
 
     Attributes:
         record: of the test, as in `run.json`: scores, those of zero-shot CLIP on the same images, prompt, warnings.
         images: what the N images are called: paths, or keys of their data set.
-        answers: for each of them, in the same order.
+        answers: for each of them, in the same order; None, and no images, of a test that only its record is left of.
         skipped: images that were left out, as they are missing or broken.
         read: gives an image of `images`; None where it was not kept (after pickling).
     """
 
     record: TestRecord
-    images: tuple[str, ...]
-    answers: Answers
+    images: tuple[str, ...] = ()
+    answers: Answers | None = None
     skipped: tuple[Broken, ...] = ()
-    read: Callable[[str], Image.Image] | None = field(default=None, repr=False, compare=False)
+    read: Callable[[str], Image.Image] | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, tested: Tested) -> EvaluationReport:
@@ -116,13 +116,24 @@ class EvaluationReport:
         """Images (C, C) by true class (row) and predicted class (column)."""
         return np.asarray(self.scores.confusion, np.int64)
 
+    @property
+    def mistakes(self) -> int:
+        """Images that got another class than their own."""
+        return self.count - int(self.confusion.trace())
+
     def confused(self, limit: int = 8) -> list[tuple[str, str, int, float]]:
         """The commonest mistakes: true class, predicted class, images, and their share of the true class's images."""
         return confused(self.scores, limit)
 
     @property
     def wrong(self) -> list[Wrong]:
-        """Images that got another class than their own, those with the surest answers first."""
+        """Images that got another class than their own, those with the surest answers first.
+
+        Raises:
+            UsageError: the report is of a record, which does not say which.
+        """
+        if self.answers is None:
+            raise UsageError("which images were wrong is not in the record of a run; evaluate them again.")
         labels, predicted, confidence, of_true = self.answers
         at = np.flatnonzero(labels != predicted)
         at = at[np.argsort(-confidence[at], kind="stable")]
@@ -148,13 +159,14 @@ class EvaluationReport:
             "scores": self.scores.model_dump(mode="json"),
             "zero_shot": self.zero_shot.model_dump(mode="json") if self.zero_shot else None,
             "classifier": self.record.classifier,
-            "wrong": [each._asdict() for each in self.wrong],
+            "mistakes": self.mistakes,
+            "wrong": None if self.answers is None else [each._asdict() for each in self.wrong],
             "skipped": [each._asdict() for each in self.skipped],
             "warnings": list(self.record.warnings),
         }
 
     def __repr__(self) -> str:
-        return f"EvaluationReport({self.record.dataset}: {summary(self.scores, self.zero_shot)}, {len(self.wrong)} wrong)"
+        return f"EvaluationReport({self.record.dataset}: {summary(self.scores, self.zero_shot)}, {self.mistakes} wrong)"
 
     def _repr_html_(self) -> str:
         from mmrl.serve.html import evaluation_html

@@ -15,6 +15,8 @@ from mmrl.reports.records import Scores
 
 if TYPE_CHECKING:
     from mmrl.serve.evaluation import EvaluationReport, Wrong
+    from mmrl.serve.predictor import Classifier
+    from mmrl.serve.report import FitReport
 
 SHOWN = 12  # wrong images with a thumbnail
 SIDE = 96  # px
@@ -73,7 +75,7 @@ def confused_table(scores: Scores) -> str:
 
 
 def evaluation_html(report: EvaluationReport) -> str:
-    about = f"<b>{html.escape(report.record.dataset)}</b>: {len(report.wrong)} of {report.count} images wrong"
+    about = f"<b>{html.escape(report.record.dataset)}</b>: {report.mistakes} of {report.count} images wrong"
     notes = "".join(f"<p>{html.escape(each)}</p>" for each in report.record.warnings)
     return page(
         f"<p>{about}</p>", notes, scores_table([("this classifier", report.scores), ("zero-shot CLIP", report.zero_shot)]),
@@ -81,9 +83,29 @@ def evaluation_html(report: EvaluationReport) -> str:
     )  # fmt: skip
 
 
+def report_html(report: FitReport) -> str:
+    record, trained = report.record, report.record.trained
+    about = f"{record.title or record.method} on {record.backbone}, {trained.images} images of {trained.dataset}, {trained.seconds:.1f} s"
+    shown = [("held out", report.held_out), ("new classes", report.new_classes), ("trained on", report.train)]
+    rows = [row for name, test in shown if test for row in ((name, test.scores), (f"{name}, zero-shot", test.zero_shot))]
+    held = report.held_out
+    parts = [per_class_table(held.scores, held.zero_shot), confused_table(held.scores), charts(held.scores)] if held else []
+    curve = "".join(diagnostics.training("Training", report.curve)[0])
+    notes = "".join(f"<p>{html.escape(each)}</p>" for each in report.warnings)
+    return page(f"<p>{html.escape(about)}</p>", notes, scores_table(rows), *parts, curve, wrong_images(held) if held else "")
+
+
+def classifier_html(classifier: Classifier) -> str:
+    names = ", ".join(classifier.classes[:20]) + (f" and {len(classifier.classes) - 20} more" if len(classifier.classes) > 20 else "")
+    lines = [repr(classifier), f"classes: {names or 'none of its own'}"]
+    held = classifier.report.held_out if classifier.report else None
+    rows = [("held out", held.scores), ("zero-shot CLIP", held.zero_shot)] if held else []
+    return page(*(f"<p>{html.escape(line)}</p>" for line in lines), scores_table(rows) if rows else "")
+
+
 def wrong_images(report: EvaluationReport, most: int = SHOWN) -> str:
     """The wrong images with the surest answers, with thumbnails where they can still be read."""
-    wrong = report.wrong
+    wrong = [] if report.answers is None else report.wrong
     more = f"<p>and {len(wrong) - most} more</p>" if len(wrong) > most else ""
     return "".join(_figure(report, each) for each in wrong[:most]) + more
 

@@ -14,21 +14,23 @@ from mmrl.clip.device import checked_device
 from mmrl.data import Broken, Draw, warn_broken
 from mmrl.engine import save_adapter
 from mmrl.engine.features import preprocess_of
+from mmrl.engine.run import DRAW_NAME
 from mmrl.engine.score import trained_mask
 from mmrl.errors import MmrlError, UsageError
 from mmrl.methods import Method, TwoTower
 from mmrl.names import check_names
+from mmrl.reports.records import RECORD_NAME
 from mmrl.serve import evaluation
 from mmrl.serve.classes import class_names
+from mmrl.serve.evaluation import EvaluationReport, summary
 from mmrl.serve.inputs import Given, given_images, pixel_batches
 from mmrl.serve.packed import packed, unpacked
+from mmrl.serve.report import FitReport
 from mmrl.serve.web import Urls
 from mmrl.templates import DEFAULT_TEMPLATE, Template, check_template
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from mmrl.serve.evaluation import EvaluationReport
 
 _HEADS_KEPT = 4
 
@@ -60,17 +62,19 @@ class Classifier:
         template: prompt with one `{}`, or several, whose class features are averaged.
         trained_on: name of the data set it was trained on, if known.
         draw: the images it was trained on, if known.
+        report: how its training went, or the run's folder that has the record of it.
     """
 
     def __init__(
         self, method: Method, *, trained: Sequence[str] = (), template: Template = DEFAULT_TEMPLATE, trained_on: str | None = None,
-        draw: Draw | None = None,
+        draw: Draw | None = None, report: FitReport | Path | None = None,
     ) -> None:  # fmt: skip
         self.method = method.eval()
         self.trained = tuple(trained)
         self.template = check_template(template)
         self.trained_on = trained_on
         self.draw = draw
+        self._report = report
         self.preprocess = preprocess_of(method.clip)
         self._heads: dict[tuple[Any, ...], _Head] = {}
         self._lock = threading.RLock()
@@ -79,6 +83,18 @@ class Classifier:
     def classes(self) -> tuple[str, ...]:
         """Names among which it chooses where none are given: those that it was trained on."""
         return self.trained
+
+    @property
+    def report(self) -> FitReport | None:
+        """How its training went: scores on the images held out and trained on, beside zero-shot CLIP, curve, wrong images. None where it is
+        not known.
+
+        Raises:
+            MmrlError: it was loaded from a folder whose record is damaged.
+        """
+        if isinstance(self._report, Path):
+            self._report = FitReport.read(self._report)
+        return self._report
 
     @property
     def device(self) -> torch.device:
@@ -98,11 +114,18 @@ class Classifier:
         return self
 
     def __repr__(self) -> str:
-        return f"Classifier({self.method.name} on {self.method.clip.name}, {len(self.trained)} trained classes)"
+        held = self._report.held_out if isinstance(self._report, FitReport) else None
+        score = f", {summary(held.scores, held.zero_shot)}" if held else ""
+        return f"Classifier({self.method.name} on {self.method.clip.name}, {len(self.trained)} trained classes{score})"
+
+    def _repr_html_(self) -> str:
+        from mmrl.serve.html import classifier_html
+
+        return classifier_html(self)
 
     def about(self) -> dict[str, Any]:
         """What `Classifier` takes besides what an adapter's folder holds."""
-        return {"draw": self.draw}
+        return {"draw": self.draw, "report": self._report}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return unpacked, (packed(self),)
@@ -263,16 +286,29 @@ class Classifier:
         return self.evaluate(given, **{"beside_zero_shot": False, **options}).top1
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Save the adapter to a folder: trained tensors, configuration, class names, model card."""
-        return save_adapter(Path(folder), self.method, classes=self.trained, template=self.template, dataset=self.trained_on)
+        """Save the adapter to a folder: trained tensors, configuration, class names, model card; and where they are known the record of its
+        training and the list of the images it was trained on."""
+        place = self._save(folder)
+        if self.report:
+            self.report.record.write(place / RECORD_NAME)
+        if self.draw:
+            self.draw.save(place / DRAW_NAME)
+        return place
+
+    def _save(self, folder: str | Path) -> Path:
+        record = self.report.record if self.report else None
+        return save_adapter(
+            Path(folder), self.method, classes=self.trained, template=self.template, dataset=self.trained_on, record=record
+        )
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the adapter to the Hugging Face Hub; returns the URL. Needs a login of huggingface_hub and a network."""
+        """Upload the adapter and its model card to the Hugging Face Hub, and no name of an image; returns the URL. Needs a login of
+        huggingface_hub and a network."""
         import tempfile
 
         from huggingface_hub import HfApi
 
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
+            self._save(folder)
             HfApi().create_repo(repo_id, exist_ok=True)
             return str(HfApi().upload_folder(repo_id=repo_id, folder_path=folder, **options))
