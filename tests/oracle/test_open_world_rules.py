@@ -15,6 +15,7 @@ from mmrl.engine.rules import (
     CLASS,
     COOLED,
     FOLDS,
+    FROZEN,
     FUSED,
     MASS,
     ONE,
@@ -79,6 +80,21 @@ def test_the_others() -> None:
             assert found[name + STACKED][image, at] == found[name][image, at] - (bias if trained else 0)
 
 
+def test_frozen_mass() -> None:
+    """Frozen CLIP says how much each half has together, and the half's own classifier divides it among its classes."""
+    random = np.random.default_rng(5)
+    own, frozen = 4 * random.normal(size=(2, 6, 5))
+    halves = 4 * random.normal(size=(6, 2)), 4 * random.normal(size=(6, 3))
+    found = plain_rules(Passed(own, None, None, frozen, *halves), TRAINED)
+    assert set(found) == {ONE, FROZEN}
+    for at, row in enumerate(found[FROZEN]):
+        p = softmax(frozen[at].tolist())
+        mass = math.fsum(value for value, trained in zip(p, TRAINED, strict=True) if trained)
+        shares = [iter(softmax(half[at].tolist())) for half in halves]
+        expected = [mass * next(shares[0]) if trained else (1 - mass) * next(shares[1]) for trained in TRAINED]
+        np.testing.assert_allclose(softmax(row.tolist()), expected, rtol=0, atol=1e-12)
+
+
 def test_one_classifier_has_its_own_logits_and_a_bias() -> None:
     logits = passed(two=False)
     assert {name: value is logits.own for name, value in plain_rules(logits, TRAINED).items()} == {ONE: True}
@@ -108,7 +124,7 @@ def test_temperatures_are_of_the_trained_classes_alone() -> None:
     mine = [places[int(label)] for label in labels]
     for value, z in ((found.temperature, logits.fused), (found.class_temperature, logits.single)):
         assert value == pytest.approx(fit_temperature(z[:, TRAINED], mine, smoothing=1 / 41), rel=1e-9)
-    moved = Passed(*(z + 7.0 * ~TRAINED for z in logits))  # type: ignore[operator]  # none is None
+    moved = Passed(*(z + 7.0 * ~TRAINED for z in (logits.own, logits.fused, logits.single)))
     assert fit_on(moved, labels, TRAINED).temperature == pytest.approx(found.temperature, rel=1e-9)
 
 

@@ -22,7 +22,7 @@ from mmrl.engine import Bench, Context, bind
 from mmrl.engine.features import preprocess_of
 from mmrl.engine.grid import ResultsFolder
 from mmrl.engine.open_world import MOST_UNKNOWN, open_world_test, parts_of
-from mmrl.engine.rules import MASS, ONE, STACKED
+from mmrl.engine.rules import FROZEN, MASS, ONE, STACKED
 from mmrl.errors import UsageError
 from mmrl.protocols import MINI, Cell, base_to_novel, evaluation, open_world
 from mmrl.reports.records import OpenWorldRecord, RunRecord, TestRecord, harmonic_mean
@@ -134,8 +134,8 @@ def test_numbers(folder: Path) -> None:
 
 def test_what_applies_to_whom(folder: Path) -> None:
     two, one, none = (block(folder, method) for method in ("mmrl", "gda", "zero-shot"))
-    assert two.shipped == MASS and len(two.rules) == 10 and two.class_temperature is not None
-    assert [each.rule for each in one.rules] == [ONE, ONE + STACKED] and one.class_temperature is None
+    assert two.shipped == MASS and len(two.rules) == 12 and two.class_temperature is not None
+    assert [each.rule for each in one.rules] == [ONE, FROZEN, ONE + STACKED, FROZEN + STACKED] and one.class_temperature is None
     assert [each.rule for each in none.rules] == [ONE] and not none.held_out and none.validation_new == 0
     assert {each.rule for each in two.held_out} == {each.rule for each in two.rules} and two.validation_new == 8
     assert {each.after for each in two.calibration} == {"nothing", "temperature", "dac"}
@@ -183,7 +183,7 @@ def test_without_validation_images(clip: Clip) -> None:
     cell = next(cell for cell in cells() if cell.method == "mmrl")
     found = open_world_test(methods.build("mmrl", clip, context.options_at_test(cell)), parts_of(cell, context), context.bench).open_world
     assert found is not None and found.validation == 0 and found.temperature is None and not found.coverage and not found.held_out
-    assert len(found.rules) == 4 and {each.after for each in found.calibration} == {"nothing"}
+    assert len(found.rules) == 5 and {each.after for each in found.calibration} == {"nothing"}
     assert all(each.kept is None and each.rejected is None for each in found.rejection)
 
 

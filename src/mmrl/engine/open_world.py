@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from mmrl.engine.metrics import score
 from mmrl.engine.record import environment
 from mmrl.engine.rules import STACKED, Fitted, Floats, Mask, Passed, cross_fitted, fit_on, fitted_rules, plain_rules
 from mmrl.engine.score import evaluating
-from mmrl.methods import Method, TwoTower
+from mmrl.methods import Method, TwoTower, cosine_logits
 from mmrl.protocols import Cell
 from mmrl.reports.records import Coverage, ListCalibration, OpenWorldRecord, Rejection, RuleScores, TestRecord
 
@@ -111,30 +112,33 @@ class _Reader:
         """None for no images."""
         if not items:
             return None
-        columns: list[list[Floats]] = [[] for _ in self.asked]
+        columns: list[list[Floats]] = [[] for _ in range(len(self.asked) + 1)]
         labels: list[Labels] = []
         for logits, true in self._batches(dataset, items):
             labels.append(true.cpu().numpy())
             for column, values in zip(columns, logits, strict=True):
                 column.append(values.float().cpu().numpy().astype(np.float64))
-        own, trained, new, *two = (np.concatenate(column) for column in columns)
-        return _Logits(np.concatenate(labels), Passed(own, *two), trained, new)
+        own, trained, new, *two, frozen = (np.concatenate(column) for column in columns)
+        fused, single = two or (None, None)
+        halves = (frozen, trained, new) if self.method.state_dict() else (None, None, None)
+        return _Logits(np.concatenate(labels), Passed(own, fused, single, *halves), trained, new)
 
     def _batches(self, dataset: Dataset, items: Sequence[Item]) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """Logits of the questions asked, and last those of frozen CLIP, with labels."""
         method, bench = self.method, self.bench
-        frozen = method.frozen_images
+        frozen, zero_shot = method.frozen_images, self.classes["mixed"].zero_shot
         asked = [(self.heads[name], seen) for name, seen in self.asked]
         skipped: list[Broken] | None = [] if bench.skip_broken else None
         for images, features, labels in shown(
             method.clip, dataset, items, batch_size=bench.batch_size, workers=bench.workers, skipped=skipped, images=not frozen,
-            features=frozen, store=self.store,
+            features=True, store=self.store,
         ):  # fmt: skip
-            if frozen:
-                assert features is not None
-                yield [method.logits_of_features(features, head, seen) for head, seen in asked], labels
+            assert features is not None
+            if images is None:
+                found = [method.logits_of_features(features, head, seen) for head, seen in asked]
             else:
-                assert images is not None
-                yield method.logits_each(images, asked), labels
+                found = method.logits_each(images, asked)
+            yield [*found, cosine_logits(F.normalize(features, dim=-1), zero_shot, method.clip.logit_scale)], labels
         warn_broken(skipped or (), len(items), of=dataset.name)
         self.skipped += skipped or ()
 

@@ -1,7 +1,7 @@
 """Rules that put the scores of trained and of new classes into one list, and what is fitted for them on held-out images.
 
 Arrays alone: `fused` (N, C) are the logits of the classifier for trained classes, here of all C; `single` (N, C) those of the class token
-alone. A method with one classifier has its own logits as both.
+alone. A method with one classifier has its own logits in place of both.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 ONE = "one classifier"
+FROZEN = "frozen CLIP's mass"  # frozen CLIP tells trained from new, and each half's own classifier the classes of the half
 MASS, FUSED, CLASS, BESIDE = "class-token mass", "fused everywhere", "class token everywhere", "fused beside class token"
 COOLED = ", own temperatures"  # each classifier's logits divided by a temperature of its own
 STACKED = ", bias"  # calibrated stacking (Chao et al., ECCV 2016): a number is subtracted from the logits of trained classes
@@ -26,11 +27,21 @@ FOLDS = 4  # of held-out images, where what is fitted on them is judged by them
 
 
 class Passed(NamedTuple):
-    """Logits of the same images over all classes: as the method ships them, and of its two classifiers; None where it has one."""
+    """Logits of the same images.
+
+    Attributes:
+        own: over all classes (N, C), as the method ships them.
+        fused, single: those of its two classifiers; None where it has one.
+        frozen: those of frozen CLIP, and
+        trained, new: of the method among the trained classes alone, and among the new ones; None for frozen CLIP itself.
+    """
 
     own: Floats
     fused: Floats | None = None
     single: Floats | None = None
+    frozen: Floats | None = None
+    trained: Floats | None = None
+    new: Floats | None = None
 
     def at(self, places: NDArray[np.intp] | Mask) -> Passed:
         """Of some of the images."""
@@ -58,13 +69,25 @@ def by_mass(fused: Floats, single: Floats, trained: Mask) -> Floats:
     return out
 
 
+def by_frozen_mass(frozen: Floats, of_trained: Floats, of_new: Floats, trained: Mask) -> Floats:
+    """Logits (N, C) whose halves have, together, the probability that `frozen` (N, C) gives them, divided as the halves' own logits say."""
+    out = np.empty_like(frozen)
+    for half, logits in ((trained, of_trained), (~trained, of_new)):
+        out[:, half] = logits + log_mass(frozen[:, half]) - log_mass(logits)
+    return out
+
+
 def plain_rules(passed: Passed, trained: Mask) -> dict[str, Floats]:
     """Logits (N, C) of every rule without a fitted value, by its name."""
     fused, single = passed.fused, passed.single
     if fused is None or single is None:
-        return {ONE: passed.own}
-    beside = np.where(trained, fused, single)
-    return {MASS: by_mass(fused, single, trained), FUSED: fused, CLASS: single, BESIDE: beside}
+        out = {ONE: passed.own}
+    else:
+        beside = np.where(trained, fused, single)
+        out = {MASS: by_mass(fused, single, trained), FUSED: fused, CLASS: single, BESIDE: beside}
+    if passed.frozen is not None and passed.trained is not None and passed.new is not None:
+        out[FROZEN] = by_frozen_mass(passed.frozen, passed.trained, passed.new, trained)
+    return out
 
 
 def fitted_rules(passed: Passed, trained: Mask, fitted: Fitted) -> dict[str, Floats]:

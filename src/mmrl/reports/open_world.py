@@ -25,7 +25,8 @@ ACCURACIES = (
 )
 RULES = (
     "class-token mass: fused scores divide among the trained classes what the class token gives them together; fused beside class token: "
-    "both as they are; own temperatures: each classifier's logits divided by a temperature; bias: a number is subtracted from the logits "
+    "both as they are; frozen CLIP's mass: zero-shot CLIP says how much trained and new classes get together, and the classifier of each "
+    "half divides it; own temperatures: each classifier's logits divided by a temperature; bias: a number is subtracted from the logits "
     "of trained classes, the largest at which 95 % of validation images of trained classes are expected to stay with these. Temperatures "
     "and biases are fitted on validation images of trained classes alone."
 )
@@ -206,9 +207,9 @@ def open_world_drawings(scores: StudyScores) -> list[Drawing]:
     study = Study(scores)
     arms, drawings = Arms(scores), []
     for family in families(study):
-        if len(family.rules) < 3:
-            continue
         rules = [rule for rule in family.rules if not rule.endswith(", bias")]
+        if len(rules) < 3:  # a method with one classifier
+            continue
         rows = [
             (f"{arms.name(arm)}, {dataset}", [study.measure(arm, dataset, "HM", _mixed(rule)[2][1], rule) for rule in rules])
             for dataset in (*([AVERAGE] if len(scores.datasets) > 1 else []), *scores.datasets)

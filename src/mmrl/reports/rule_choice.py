@@ -75,13 +75,14 @@ class Family:
 
 
 def families(study: Study) -> Iterator[Family]:
-    """Methods with two classifiers, and those with one; zero-shot CLIP, which has one rule, is in none."""
-    groups: dict[tuple[tuple[str, ...], str], list[Arm]] = {}
+    """Methods with two classifiers, which put them together alike, in one; each other method in its own. Zero-shot CLIP has no choice."""
+    groups: dict[tuple[tuple[str, ...], str, str], list[Arm]] = {}
     for arm in study.scores.arms:
         blocks = [block for dataset in study.scores.datasets for block in study.found[arm, dataset].values() if block.held_out]
         if blocks:
-            groups.setdefault((tuple(names_of_rules(blocks)), blocks[0].shipped), []).append(arm)
-    for (rules, shipped), arms in groups.items():
+            alone = "" if blocks[0].class_temperature is not None else arm.method
+            groups.setdefault((tuple(names_of_rules(blocks)), blocks[0].shipped, alone), []).append(arm)
+    for (rules, shipped, _), arms in groups.items():
         yield Family(study, tuple(arms), rules, shipped)
 
 
