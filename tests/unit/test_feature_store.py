@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from mmrl import engine
+from mmrl import rows as rows_module
 from mmrl.clip import Clip
 from mmrl.data import read_folder
-from mmrl.engine import rows as rows_module
 from mmrl.engine.features import FeatureStore, shown
-from mmrl.engine.rows import SPARE, RowsFolder, table_of
 from mmrl.errors import Notice, UsageError
+from mmrl.rows import SPARE, RowsFolder, table_of
 from tests.unit.colours import clip_on_one_thread, fresh, smallest_clip
 from tests.unit.grids import photos
 from tests.unit.test_feature_cache import BATCH, PER_CLASS, data_of, evaluate, make

@@ -25,7 +25,7 @@ PYTHON = sorted(path for folder in ("src", "tests", "tools", "benchmarks") for p
 SOURCES = sorted(SRC.rglob("*.py"))
 LONGEST = 400
 
-BASE = {"errors", "files", "names", "pickles", "plugins", "templates", "version"}
+BASE = {"errors", "files", "names", "pickles", "plugins", "rows", "templates", "version"}
 ALLOWED = {
     "clip": BASE,
     "data": BASE,
@@ -41,7 +41,7 @@ ALLOWED["serve"] = ALLOWED["engine"] | {"engine"}
 ALLOWED["api"] = ALLOWED["serve"] | {"serve", "fit_options"}
 ALLOWED["cli"] = ALLOWED["api"] | {"api"}
 ALLOWED |= {"errors": set(), "version": set(), "files": {"errors"}, "names": {"errors"}, "pickles": set(), "templates": {"errors", "names"}}
-ALLOWED["plugins"] = {"errors", "files"}
+ALLOWED["plugins"] = ALLOWED["rows"] = {"errors", "files"}
 ALLOWED |= {"__init__": ALLOWED["cli"], "__main__": {"cli"}}
 
 WITHOUT_TORCH = ("recipes", "reports", "protocols", "trust")

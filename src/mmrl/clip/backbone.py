@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmrl.clip.halves import weights_in
 from mmrl.clip.images import AnyImages, Images
+from mmrl.clip.kept_text import kept_features
 from mmrl.clip.layers import NO_EDITS, Edits, Layer, check_edits
 from mmrl.clip.packing import packing_of
 from mmrl.clip.text import TextHidden, TextTower, rows_of
@@ -68,6 +69,16 @@ class ClassList:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def prompts_in(self, kind: torch.dtype) -> ClassList:
+        """The same list, whose prompts' states are held in `kind`, such as half precision, which takes half of the memory.
+
+        They are the largest part of a long list, many times its features. What is computed with them is in the type of the weights.
+        """
+        if self.prompts is None:
+            return self
+        hidden = self.prompts.hidden
+        return replace(self, prompts=replace(self.prompts, hidden=hidden._replace(body=hidden.body.to(kind))))
 
     @property
     def fed(self) -> Prompts:
@@ -233,16 +244,20 @@ class Clip:
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str], *, normalise: bool = True) -> Tensor:
-        """Zero-shot text features (N, embed_dim) of prompts."""
-        if self.not_staged is None:
-            return self.encode_prompts(self.prompts(texts), normalise=normalise)
-        features = self.model.encode_text(self.tokenize(texts)[0])
-        return F.normalize(features, dim=-1) if normalise else features
+        """Zero-shot text features (N, embed_dim) of prompts. Those of long lists are kept in the user's cache folder."""
+
+        def make() -> Tensor:
+            if self.not_staged is None:
+                return self.encode_prompts(self.prompts(texts), normalise=normalise)
+            features: Tensor = self.model.encode_text(self.tokenize(texts)[0])
+            return F.normalize(features, dim=-1) if normalise else features
+
+        return kept_features(self, texts, len(texts), make, normalise=normalise)
 
     def class_list(
         self, names: Sequence[str], template: str | Sequence[str], *, start: int = 0, memory_gib: float | None = None
     ) -> ClassList:
-        """Names, their prompts run up to layer `start`, and their zero-shot features.
+        """Names, their prompts run up to layer `start`, and their zero-shot features, which long lists have from the user's cache folder.
 
         Args:
             template: one, or several, whose features are averaged.
@@ -258,7 +273,8 @@ class Clip:
             return ClassList(checked, averaged(self.encode_text(texts), len(checked)))
         prompts = self.prompts(texts, len(checked), start=start, memory_gib=memory_gib)
         with torch.no_grad():
-            return ClassList(checked, self.encode_prompts(prompts), prompts)
+            zero_shot = kept_features(self, texts, len(checked), lambda: self.encode_prompts(prompts))
+        return ClassList(checked, zero_shot, prompts)
 
     @torch.no_grad()
     def prompts(
@@ -336,6 +352,7 @@ class Clip:
         count, length, _ = body.shape
 
         def part(body: Tensor, at: slice) -> Tensor:
+            body = body.to(hidden.prefix.dtype)  # where it is held in half precision
             packing = packing_of(lengths[at], length, body.device) if share else None  # what an edit draws depends on shapes
             features = self.text.finish_body(body, end[at], packing, prompts.start, rows_of(shared, at, count), edits)
             return F.normalize(features, dim=-1) if normalise else features

@@ -36,6 +36,14 @@ def checked_device(name: str | torch.device = AUTO) -> torch.device:
     return device
 
 
+def arithmetic(device: torch.device) -> tuple[object, ...]:
+    """What rounding depends on besides the numbers."""
+    where: tuple[object, ...] = (torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
+    if device.type == "cuda":
+        where = (torch.cuda.get_device_name(device), torch.backends.cudnn.allow_tf32)
+    return device.type, *where, torch.get_float32_matmul_precision(), torch.backends.mha.get_fastpath_enabled(), torch.__version__
+
+
 def _own_gpu(device: torch.device) -> torch.device:
     """'cuda' in one of several processes that a launcher started is a GPU of its own, by its local rank."""
     if device.type != "cuda" or device.index is not None or "LOCAL_RANK" not in os.environ:

@@ -16,13 +16,15 @@ from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from mmrl.clip.backbone import Clip
 from mmrl.errors import MmrlError, UsageError
 from mmrl.files import read_regular, write_text
+
+if TYPE_CHECKING:
+    from mmrl.clip.backbone import Clip
 
 PLACE = "MMRL_CACHE"  # the environment variable that names another folder
 KEPT = 200  # identities
@@ -57,18 +59,18 @@ def recall(clip: Clip, sources: Sequence[Path], before: Stamp | None) -> None:
         sources: files and folders that decide the weights.
         before: their stamp from before they were read.
     """
-    code = _code()
-    if before is None or code is None or stamp_of(sources) != before:
+    known = code()
+    if before is None or known is None or stamp_of(sources) != before:
         return
-    name = _hash(code, _releases(), before, clip.outline(), _sample(clip))
+    name = hash_of(known, releases(), before, clip.outline(), _sample(clip))
     file = folder() / name
     identity = _kept(file)
     if identity is None:
-        if time.time_ns() - max(max(times) for _, _, *times, _ in before) < YOUNG * 1e9 or not _writable(file.parent):
+        if time.time_ns() - max(max(times) for _, _, *times, _ in before) < YOUNG * 1e9 or not writable(file.parent):
             return
         identity = clip.identity
         with suppress(MmrlError, UsageError, OSError):
-            write_text(file, f"{identity} {_hash(name, identity)}\n")
+            write_text(file, f"{identity} {hash_of(name, identity)}\n")
             _clear(file.parent)
     clip.__dict__["identity"] = identity
 
@@ -83,12 +85,13 @@ def _kept(file: Path) -> str | None:
     """The identity in `file`; None where there is none, or it is not as it was written."""
     with suppress(UsageError, UnicodeError):
         found = re.fullmatch(r"([0-9a-f]{16}) ([0-9a-f]{64})\n", read_regular(file, what="identity", most=100).decode())
-        if found and found[2] == _hash(file.name, found[1]):
+        if found and found[2] == hash_of(file.name, found[1]):
             return found[1]
     return None
 
 
-def _writable(place: Path) -> bool:
+def writable(place: Path) -> bool:
+    """Whether files can be put into the folder, which is made."""
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -118,16 +121,17 @@ def _some(value: Tensor) -> Tensor:
 
 
 @cache
-def _code() -> str | None:
+def code() -> str | None:
     """A hash of this folder's code; None where it cannot be read."""
     try:
-        return _hash(*(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))) if Path(__file__).is_file() else None
+        return hash_of(*(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))) if Path(__file__).is_file() else None
     except OSError:
         return None
 
 
 @cache
-def _releases() -> tuple[str, ...]:
+def releases() -> tuple[str, ...]:
+    """Of the packages that read weights and compute features."""
     found = []
     for name in _RELEASES:
         with suppress(PackageNotFoundError):
@@ -135,5 +139,6 @@ def _releases() -> tuple[str, ...]:
     return tuple(found)
 
 
-def _hash(*decides: object) -> str:
+def hash_of(*decides: object) -> str:
+    """64 hex digits of a SHA-256."""
     return hashlib.sha256(repr(decides).encode("utf-8", "surrogateescape")).hexdigest()

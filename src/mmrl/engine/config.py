@@ -51,6 +51,10 @@ class FitConfig(Options):
         description="of the frozen CLIP's arithmetic in training; trained tensors, and tests, are float32. fp16 needs a CUDA device; "
         "auto is bf16 where the device computes in it natively, else fp32",
     )
+    text_precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="of the states of class prompts between steps; half precision takes half of the memory, for long lists of classes",
+    )
     accumulate: int = Field(1, ge=1, le=1_000_000, description="batches whose gradients are averaged before each step")
     seed: int = Field(1, ge=0, lt=2**63, description="decides initial values, order and augmentation")
     checkpoint_every: int | None = Field(None, ge=1, le=10**12, description="steps between checkpoints, besides the one after every epoch")
@@ -90,7 +94,7 @@ class FitConfig(Options):
     def identity(self) -> dict[str, Any]:
         """The options that decide what comes out of a run. As many views as epochs are a new one in each, which is not mentioned."""
         new = self.views is None or (self.iterations is None and self.views >= self.epochs)
-        left_out = (*WITHOUT_EFFECT, *(["views"] if new else []))
+        left_out = (*WITHOUT_EFFECT, *(["views"] if new else []), *(["text_precision"] if self.text_precision == "fp32" else []))
         return {key: value for key, value in self.model_dump().items() if key not in left_out}
 
 

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from mmrl.clip import Clip, Images
+from mmrl.clip.device import arithmetic
 from mmrl.data import Broken, Dataset, Item, Preprocess, test_batches
 from mmrl.data.preprocess import Planes
-from mmrl.engine.rows import SPARE, NewRows, RowsFolder, Table, row_type, table_of, written
 from mmrl.errors import UsageError
+from mmrl.rows import SPARE, NewRows, RowsFolder, Table, row_type, table_of, written
 
 FORMAT = 1  # a new one whenever equal keys would hold other numbers
 DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.float16: np.dtype("<f2"), torch.float32: np.dtype("<f4"), torch.float64: np.dtype("<f8")}
@@ -123,7 +124,7 @@ class FeatureStore:
             return None
         key = _hash(
             "features", stamp, preprocess_of(clip).decides, clip.mean, clip.std, clip.identity, str(dtype), batch_size, views, varied,
-            _arithmetic(clip.device),
+            arithmetic(clip.device),
         )  # fmt: skip
         return FeatureFile(self.folder, f"features-{key}", max(1, views) * len(items), row_type(DTYPES[dtype], (clip.embed_dim,)))
 
@@ -223,14 +224,6 @@ def _pixels(store: FeatureStore | None, clip: Clip, dataset: Dataset, items: Seq
         return
     with store.pixels(clip, dataset, items) as kept:
         yield kept
-
-
-def _arithmetic(device: torch.device) -> tuple[object, ...]:
-    """What rounding depends on besides the numbers."""
-    where: tuple[object, ...] = (torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
-    if device.type == "cuda":
-        where = (torch.cuda.get_device_name(device), torch.backends.cudnn.allow_tf32)
-    return device.type, *where, torch.get_float32_matmul_precision(), torch.backends.mha.get_fastpath_enabled(), torch.__version__
 
 
 def _hash(*decides: object) -> str:

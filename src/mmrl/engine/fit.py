@@ -25,7 +25,7 @@ from mmrl.engine.loop import NonFiniteError, Row, State, Trainer, length_of
 from mmrl.engine.memory import text_memory
 from mmrl.engine.parallel import Peers, joined
 from mmrl.engine.pool import shown_in_turn
-from mmrl.engine.precision import check_surroundings, compute_type, resolved_precision
+from mmrl.engine.precision import check_surroundings, check_text_precision, compute_type, resolved_precision
 from mmrl.engine.progress import training_log, training_progress
 from mmrl.engine.randomness import seeded
 from mmrl.engine.score import BATCH
@@ -251,6 +251,7 @@ def fitting(
     folder = None if place.out is None else user_path(place.out)
     task = Task(data.classes, data.template, data.images, data.validation, data.test, config.seed, data.features)
     check_surroundings(config, device, folder)
+    check_text_precision(config, method)
     if not method.state_dict() and type(method).setup is Method.setup:
         raise UsageError(f"method '{method.name}' has nothing to train; evaluate it, or train another method.")
     with ExitStack() as stack:
@@ -322,6 +323,8 @@ def _trainer(
             stack.enter_context(method.clip.weights_in(compute_type(config.precision)))
         limit = config.memory_gib or text_memory(method.clip.device, place.processes)
         classes = method.class_list(data.classes, data.template, memory_gib=limit)
+        if config.text_precision != "fp32":
+            classes = classes.prompts_in(compute_type(config.text_precision))
         shared, folder = _share(method, data.batches, peers), held.path if held else None
         batches = stack.enter_context(shown_in_turn(shared, config, method.clip, folder))
         trainer = Trainer(method, batches, classes, config, peers=peers, save=save if held else None, watch=watch)

@@ -10,6 +10,7 @@ import torch
 
 from mmrl.engine.config import FitConfig
 from mmrl.errors import UsageError
+from mmrl.methods import Method
 
 
 def chosen_precision(device: torch.device) -> tuple[str, str]:
@@ -42,6 +43,15 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise UsageError(f"precision is 'fp16', which needs a CUDA device; on '{device.type}' use 'bf16' or 'fp32'.")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UsageError(f"precision is 'bf16', which {torch.cuda.get_device_name(device)} does not support; use 'fp16' or 'fp32'.")
+
+
+def check_text_precision(config: FitConfig, method: Method) -> None:
+    """Raises UsageError if `config` asks for class prompts in half precision, and `method` keeps none."""
+    if config.text_precision != "fp32" and not (method.edits_layers and "L" in method.modality):
+        raise UsageError(
+            f"text_precision is '{config.text_precision}', which has no effect on method '{method.name}': no step of it reads class "
+            "prompts. Leave it out."
+        )
 
 
 def compute_type(precision: str) -> torch.dtype:

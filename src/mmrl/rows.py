@@ -168,7 +168,7 @@ class RowsFolder:
     def _not_kept(self, error: Exception) -> None:
         if not self._warned and not isinstance(error, NoRoomError):
             self._warned = True
-            warnings.warn(f"what images give is not kept, and is computed again next time: {error}", Notice, stacklevel=4)
+            warnings.warn(f"what was computed is not kept, and is computed again next time: {error}", Notice, stacklevel=4)
 
 
 class NewRows:
