@@ -24,6 +24,12 @@ class Answers(NamedTuple):
     confidence: NDArray[np.float64]
     of_true: NDArray[np.float64]
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Answers) and all(np.array_equal(mine, theirs) for mine, theirs in zip(self, other))
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
 
 class Tally:
     """Collects batches of logits; keeps a few numbers an image, not the logits.
