@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mmrl import methods
 from mmrl.clip import Clip, load_clip
 from mmrl.clip.device import AUTO
-from mmrl.clip.outside import without_waiting
+from mmrl.clip.outside import why_not_fetched, without_waiting
 from mmrl.data import Dataset, Draw, dataset_names, draw_shots, load_dataset, usual_workers
 from mmrl.data.given import Labelled, given_dataset, with_held_out
 from mmrl.engine import BelowZeroShotWarning, Bench, Context, Job, Place, RunResult, load_adapter, run, settings
@@ -30,8 +30,8 @@ from mmrl.engine.advise import Advice, Race
 from mmrl.engine.advise import advise as race_of
 from mmrl.engine.jobs import require_images
 from mmrl.engine.run import DRAW_NAME, below_zero_shot, own_tests
-from mmrl.errors import MmrlError, Notice, UsageError, first_line, unknown
-from mmrl.files import user_path
+from mmrl.errors import MmrlError, Notice, UsageError, unknown
+from mmrl.files import near_path, user_path
 from mmrl.fit_options import FitOptions
 from mmrl.protocols import Training
 from mmrl.protocols.plan import Trained, values
@@ -319,15 +319,16 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 def _from_hub(name: str) -> Path:
     """Download an adapter; only its three files, none of which is code."""
     if not HUB_NAME.fullmatch(name) or Path(name).parent.is_dir():  # what lies in a folder that is here is no name on a hub
-        raise UsageError(f"no adapter in '{name}': it is neither a folder that exists nor a hub name ORG/NAME.")
+        raise UsageError(f"no adapter in '{name}': it is neither a folder that exists nor a hub name ORG/NAME.{near_path(user_path(name))}")
     from huggingface_hub import snapshot_download
 
+    asked = True
     try:
-        with without_waiting():
+        with without_waiting() as asked:
             return Path(snapshot_download(name, allow_patterns=["adapter_model.safetensors", "adapter_config.json", "README.md"]))
     except Exception as error:
-        why = first_line(error).partition(". ")[0].rstrip(".")
-        raise MmrlError(f"'{name}' is no folder here, and cannot be fetched from the model hub: {why}.") from error
+        why = f"{why_not_fetched(error, asked=asked)}.{near_path(user_path(name))}"
+        raise MmrlError(f"'{name}' is no folder here, and cannot be fetched from the model hub: {why}") from error
 
 
 def zero_shot(backbone: str | Clip = "tiny", *, template: Template = DEFAULT_TEMPLATE, device: str = AUTO) -> Classifier:

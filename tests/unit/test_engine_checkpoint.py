@@ -105,7 +105,7 @@ def test_configuration_that_is_no_json(folder: Path, clip: Clip) -> None:
 
 def test_backbone_that_is_gone(folder: Path) -> None:
     edit(folder, backbone="/nowhere/clip.pt")
-    with pytest.raises(UsageError, match="backbone of .* cannot be loaded"):
+    with pytest.raises(UsageError, match="The adapter in .* needs it."):
         engine.load_adapter(folder)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 import warnings
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,10 @@ from mmrl.clip.device import best_device, checked_device
 from mmrl.clip.outside import heeded, without_waiting
 from mmrl.errors import MmrlError, Notice, UsageError
 
+OFFLINE = (
+    "^cannot load the backbone 'ViT-B-16-quickgelu/openai': it was not downloaded before, and https://huggingface.co does not answer. "
+    "Weights are downloaded once and then cached; without a network, give a local file or local-dir:FOLDER.$"
+)
 SMALL = {
     "embed_dim": 8,
     "vision_cfg": {"layers": 1, "width": 16, "patch_size": 8, "image_size": 16, "head_width": 16},
@@ -105,6 +111,7 @@ def test_the_embedded_model_warns_of_nothing() -> None:
 def test_without_a_network_nobody_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The hub's library would try six times with growing pauses; asked for its cache alone it ends at once."""
     tried: list[str] = []
+    monkeypatch.setattr(constants, "ENDPOINT", "https://huggingface.co")
 
     def no_such_host(host: str, *_: Any, **__: Any) -> Any:
         tried.append(host)
@@ -118,16 +125,43 @@ def test_without_a_network_nobody_waits(monkeypatch: pytest.MonkeyPatch, tmp_pat
         assert constants.HF_HUB_OFFLINE
     assert not constants.HF_HUB_OFFLINE
     tried.clear()
-    with pytest.raises(MmrlError, match="cannot load the backbone 'ViT-B-16-quickgelu/openai': .*without a network, give a local file"):
+    with pytest.raises(MmrlError, match=OFFLINE):
         load_clip("ViT-B-16-quickgelu/openai", device="cpu")
     assert len(tried) == 1
 
 
-def test_behind_a_proxy_the_network_is_taken_for_granted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("urllib.request.getproxies", lambda: {"https": "proxy:3128"})
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: pytest.fail("the proxy resolves names"))
-    with without_waiting():
+@pytest.mark.parametrize(("status", "behind"), [(200, False), (404, False), (200, True), (403, True)])
+def test_whoever_answers_is_asked(monkeypatch: pytest.MonkeyPatch, status: int, behind: bool) -> None:
+    """The hub, or the proxy in front of it, be it with an error."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        here = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", "http://hub.invalid" if behind else here)
+        monkeypatch.setattr("urllib.request.getproxies", lambda: {"http": here} if behind else {})
+        with without_waiting() as asked:
+            assert asked and not constants.HF_HUB_OFFLINE
+
+
+def test_a_hub_that_refuses_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    for endpoint, places in ((address, {}), ("http://hub.invalid", {"http": address})):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr("urllib.request.getproxies", lambda places=places: places)
+        with without_waiting() as asked:
+            assert not asked and constants.HF_HUB_OFFLINE
         assert not constants.HF_HUB_OFFLINE
 
 

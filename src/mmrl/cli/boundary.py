@@ -18,6 +18,7 @@ from mmrl.cli import launcher
 from mmrl.errors import MmrlError, Notice, first_line, shortened
 
 DEBUG = "MMRL_DEBUG"
+LONGEST_OF_TORCH = 400  # letters; a message of it may list every device there could be
 _NO_SUCH_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 
 
@@ -36,7 +37,7 @@ def told(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, RecursionError):
         return "a file is nested too deeply to be read.", 1
     if isinstance(error, RuntimeError):  # torch's, of memory, devices and shapes that no check foresaw
-        return first_line(error), 1
+        return shortened(first_line(error), LONGEST_OF_TORCH), 1
     return None
 
 

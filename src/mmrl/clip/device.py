@@ -6,8 +6,9 @@ import os
 
 import torch
 
-from mmrl.errors import UsageError, first_line
+from mmrl.errors import UsageError, first_line, shortened
 
+LONGEST_WHY = 200  # letters of what torch says
 AUTO = "auto"
 
 
@@ -24,15 +25,20 @@ def checked_device(name: str | torch.device = AUTO) -> torch.device:
     """
     if name == AUTO:
         return _own_gpu(best_device())
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    here = f"Available: {', '.join([AUTO, *(kind for kind, found in there.items() if found)])}."
     try:
-        device = _own_gpu(torch.device(name))
+        wanted = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device '{name}' is not known. {here}") from error
+    try:
+        device = _own_gpu(wanted)
         if device.type == "meta":
             raise RuntimeError("it holds no numbers.")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        here = ", ".join([AUTO, *(kind for kind, found in there.items() if found)])
-        raise UsageError(f"device '{name}' cannot be used here: {first_line(error)} Available: {here}.") from error
+        why = first_line(error).partition(". ")[0].rstrip(".")  # torch goes on to list all there could be
+        raise UsageError(f"device '{name}' cannot be used here: {shortened(why, LONGEST_WHY)}. {here}") from error
     return device
 
 

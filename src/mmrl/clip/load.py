@@ -16,7 +16,7 @@ from mmrl.clip.backbone import Clip
 from mmrl.clip.deferred import open_clip
 from mmrl.clip.device import AUTO, checked_device
 from mmrl.clip.identities import recall, stamp_of
-from mmrl.clip.outside import heeded, hub_folder, without_waiting
+from mmrl.clip.outside import heeded, hub_folder, why_not_fetched, without_waiting
 from mmrl.errors import MmrlError, Notice, UsageError, first_line, unknown
 from mmrl.files import user_path
 from mmrl.pickles import Call
@@ -146,13 +146,15 @@ def _from_schema(name: str) -> Clip:
         raise UsageError(
             f"'{rest}' is no open_clip folder: it has no open_clip_config.json. A local-dir: is a folder as open_clip saves it."
         )
+    asked = True
     try:
-        with heeded(name), without_waiting():
+        with heeded(name), without_waiting() as asked:
             where = f"local-dir:{user_path(rest)}" if schema == "local-dir" else name
             model = open_clip().create_model(where, device="cpu")
             tokenizer = open_clip().get_tokenizer(where)
     except Exception as error:
-        raise MmrlError(f"cannot load the backbone '{name}': {first_line(error)}{_offline_hint(schema)}") from error
+        why = first_line(error) if schema == "local-dir" else why_not_fetched(error, asked=asked)
+        raise MmrlError(f"cannot load the backbone '{name}': {why}{_offline_hint(schema)}") from error
     return _finish(name, model, tokenizer)
 
 
@@ -172,14 +174,16 @@ def _from_open_clip(name: str) -> Clip:
     if fit != arch:
         text = f"'{name}' was trained with QuickGELU, which '{fit}' computes and '{arch}' does not: '{fit}/{tag}' is used."
         warnings.warn(text, Notice, stacklevel=3)
+    asked = True
     try:
         if is_file and user_path(tag).suffix in _PICKLED:
             _read_torch(user_path(tag))  # open_clip has torch read it, which a crafted one can crash
-        with heeded(name), without_waiting():
+        with heeded(name), without_waiting() as asked:
             model = open_clip().create_model(fit, pretrained=str(user_path(tag)) if is_file else tag, device="cpu")
             tokenizer = open_clip().get_tokenizer(fit)
     except Exception as error:
-        raise MmrlError(f"cannot load the backbone '{name}': {first_line(error)}{'' if is_file else _offline_hint('hub')}") from error
+        why = first_line(error) if is_file else why_not_fetched(error, asked=asked) + _offline_hint("hub")
+        raise MmrlError(f"cannot load the backbone '{name}': {why}") from error
     return _finish(f"{fit}/{tag}", model, tokenizer)
 
 
@@ -195,7 +199,7 @@ def _computing(arch: str, tag: str) -> str:
 def _offline_hint(schema: str) -> str:
     if schema == "local-dir":
         return ""
-    return " (the weights are downloaded once and then cached; without a network, give a local file or local-dir:FOLDER)"
+    return ". Weights are downloaded once and then cached; without a network, give a local file or local-dir:FOLDER."
 
 
 def read_openai_weights(path: Path) -> dict[str, Tensor]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-import socket
+import ssl
+import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from mmrl.errors import Notice
+from mmrl.errors import Notice, first_line
 
+PATIENCE = 5.0  # seconds that the hub may take to be connected to, and to answer
 FOR_PROGRAMMERS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 
 
@@ -48,16 +50,30 @@ def heeded(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def without_waiting() -> Iterator[None]:
-    """Where the hub's name cannot be resolved, only its cache is asked: else the library tries again and again, most of a minute."""
+def without_waiting() -> Iterator[bool]:
+    """Where the hub does not answer, only its cache is asked: else the library tries again and again, a minute or two.
+
+    Yields:
+        whether the hub is asked.
+    """
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not _resolves(constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = before or not _answers(constants.ENDPOINT)
     try:
-        yield
+        yield not constants.HF_HUB_OFFLINE
     finally:
         constants.HF_HUB_OFFLINE = before
+
+
+def why_not_fetched(error: Exception, *, asked: bool) -> str:
+    """Why something could not be had from the hub: what its library says, or that the hub was not asked."""
+    if asked:
+        return first_line(error).partition(". ")[0].rstrip(".")
+    from huggingface_hub import constants
+
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
+    return f"it was not downloaded before, and {why}"
 
 
 def hub_folder(name: str) -> Path:
@@ -67,13 +83,12 @@ def hub_folder(name: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
 
 
-def _resolves(address: str) -> bool:
-    """Whether the host of `address` has a network address; taken for granted behind a proxy, which resolves names itself."""
-    if urllib.request.getproxies():
-        return True
-    host = urlsplit(address).hostname or ""
+def _answers(address: str) -> bool:
+    """Whether something answers at `address`, be it with an error, within seconds; a proxy of the environment is used."""
     try:
-        socket.getaddrinfo(host, None)
-    except OSError:
-        return False
+        urllib.request.build_opener().open(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, HTTPException) as error:  # a certificate that Python does not know, the library may
+        return isinstance(getattr(error, "reason", None), ssl.SSLError)
     return True

@@ -171,7 +171,7 @@ def load_adapter(folder: Path | str, clip: Clip | None = None, *, device: str | 
         try:
             clip = load_clip(config.backbone, device=device)
         except MmrlError as error:
-            raise type(error)(f"the backbone of {folder} cannot be loaded: {error}") from error
+            raise type(error)(f"{error} The adapter in {folder} needs it.") from error
     if clip.identity != config.backbone_hash:
         raise UsageError(
             f"the adapter in {folder} was made for the backbone '{config.backbone}' (hash {config.backbone_hash}); '{clip.name}' is "

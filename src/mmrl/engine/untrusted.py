@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from mmrl.clip.archive import Archive, View, view_of
-from mmrl.errors import MmrlError
+from mmrl.errors import MmrlError, first_line
 
 DEEPEST = 4  # levels of dicts in which named tensors are looked for
 
@@ -45,7 +45,7 @@ class TensorFile(Mapping[str, Tensor]):
         except OSError as error:
             raise MmrlError(f"cannot read {path}: {error.strerror or error}") from error
         except Exception as error:  # whatever a damaged file makes the readers stumble on
-            raise MmrlError(f"{path} is damaged, or no file of torch.save: {type(error).__name__} {error}") from error
+            raise MmrlError(f"{path} is damaged, or no file of torch.save: {type(error).__name__} {first_line(error)}") from error
         if not self._views:
             raise MmrlError(f"{path} holds no named tensors.")
 
@@ -63,7 +63,7 @@ class TensorFile(Mapping[str, Tensor]):
         try:
             return self._archive.read(view)
         except Exception as error:
-            raise MmrlError(f"tensor '{name}' of {self.path} is damaged: {error}") from error
+            raise MmrlError(f"tensor '{name}' of {self.path} is damaged: {first_line(error)}") from error
 
 
 def _named_views(content: object) -> dict[str, View]:

@@ -24,7 +24,7 @@ from mmrl.engine.jobs import Job
 from mmrl.engine.record import environment
 from mmrl.engine.run import Save, Shared, running
 from mmrl.engine.turns import Turns
-from mmrl.errors import DamagedError, MmrlError
+from mmrl.errors import DamagedError, MmrlError, first_line
 from mmrl.reports.plans import Failure
 from mmrl.reports.records import RunRecord
 
@@ -104,7 +104,7 @@ def failure_of(job: Job, error: BaseException, device: torch.device) -> Failure:
         run=job.key,
         kind="cancelled" if stopped else "failed",
         what=job.label,
-        error="stopped by the user" if stopped else str(error) or type(error).__name__,
+        error="stopped by the user" if stopped else str(error) if clear else first_line(error),
         traceback="" if clear else "".join(traceback.format_exception(error)),
         environment=environment(device, datetime.now(timezone.utc)),
     )
