@@ -39,7 +39,7 @@ def test_zero_shot_needs_no_run(cli: Cli, photos: Path) -> None:
     assert code == 0 and "red" in printed
     code, printed, _ = cli("eval", "zero-shot", "--data", photos)
     assert code == 0 and "classifier" not in printed
-    assert printed.count("zero-shot") == 1
+    assert printed.count("zero-shot") == 2  # of the scores, and the head of a column of the classes
 
 
 def test_broken_photos_are_skipped_when_asked(cli: Cli, photos: Path, tmp_path: Path) -> None:
@@ -57,11 +57,11 @@ def test_broken_photos_are_skipped_when_asked(cli: Cli, photos: Path, tmp_path: 
     assert code == 0 and "warning: " in err and "left out" in err
     assert kept["training"]["template"] == ["a {}.", "a photo of a {}."]
     assert any("left out, missing or broken" in text for text in kept["training"]["warnings"])
-    code, _, err = cli("eval", out, "--data", root)
-    assert code == 2 and "every image of 'photos' was drawn to train this adapter" in err
+    code, printed, err = cli("eval", out, root, "--skip-broken")
+    assert code == 0 and "all 10 images trained it, so this is what it remembers, not how good it is" in printed, err
     (out / "draw.json").unlink()
     code, _, err = cli("eval", out, "--data", root)
-    assert code == 2 and "red_thing" in err and "the adapter does not say which it was trained on" in err
+    assert code == 2 and "red_thing" in err
     code, printed, err = cli("eval", out, "--data", root, "--skip-broken", "--json", "--workers", 2)
     (said,) = [text for text in json.loads(printed)["tests"][0]["warnings"] if "left out" in text]
     assert code == 0 and said in err and "red_thing" in said
@@ -164,7 +164,7 @@ BAD = [
     (("eval", "nowhere"), "no adapter in 'nowhere'"),
     (("eval", "{tmp}/nowhere", "--data", "{photos}"), "neither a folder that exists nor a hub name"),
     (("predict", "{run}", "{photo}", "--backbone", "local-dir:{tmp}"), "no open_clip_config.json"),
-    (("eval", "{run}"), "give its folder with --data"),
+    (("eval", "{run}"), "which is no dataset known by name; give its folder"),
     (("eval", "zero-shot", "--data", "dtd", "--root", "{tmp}/none"), "none does not exist"),
     (("train", "--data", "dtd", "--root", "{tmp}", "--out", "{tmp}/o"), "'dtd' is not in"),
     (("train", "--data", "dtd", "--out", "{tmp}/o"), "Pass it with --root"),
@@ -173,7 +173,7 @@ BAD = [
     (("config", "show", "--protocol", "base"), "unknown protocol"),
     (("demo", "--seeds", "1,x", "--out", "{tmp}/demo"), "--seeds is '1,x'"),
     (("demo", "--data", "mini:digit", "--out", "{tmp}/demo"), "mini:digits"),
-    (("train", "--nonsense",), "No such option"),
+    (("train", "--nonsense",), "no such option: --nonsense"),
     (("train", "--data", "{photos}", "--out", "{tmp}/o", "--shots", "-1"), "--shots"),
     (("train", "--data", "{photos}", "--out", "{tmp}/o", "--shots", "2", "--device", "foo"), "device 'foo' cannot be used here"),
     (("predict", "{run}", "{photo}", "--device", "cuda:99"), "device 'cuda:99' cannot be used here"),

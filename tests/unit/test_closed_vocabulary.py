@@ -138,7 +138,7 @@ def test_known_names_in_any_order_are_classified(probe: Path, cli: Cli, root: Pa
         ("predict", "{probe}", "{root}/red/0.png", "--classes", "blue,red"),
         ("predict", "{probe}", "{root}/red/0.png", "--classes", "red,purple,blue", "--json"),
         ("eval", "{probe}", "--data", "{root}", "--classes", "novel"),
-        ("eval", "{probe}", "--data", "{root}", "--json"),
+        ("eval", "{probe}", "{root}", "--among", "data", "--json"),
     ],
     ids=" ".join,
 )

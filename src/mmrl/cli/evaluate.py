@@ -1,8 +1,7 @@
-"""`mmrl eval`: score an adapter on a dataset, beside zero-shot CLIP."""
+"""`mmrl eval`: score an adapter on one's own photos or a dataset, beside zero-shot CLIP."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,16 +11,23 @@ from mmrl.cli.options import DEVICE
 
 if TYPE_CHECKING:
     from mmrl.data import Dataset
+    from mmrl.reports.records import RunRecord
+    from mmrl.serve.apart import Apart
+    from mmrl.serve.predictor import Classifier
 
 
 def evaluate(
     adapter: str = typer.Argument(..., help="Folder of a run or an adapter, or 'zero-shot'."),
-    data: str = typer.Option(None, "--data", help="Dataset to test on; default: the one the run was trained on."),
+    photos: str = typer.Argument(None, metavar="[DATA]", help="Folder with a subfolder of images a class, a list of them, or a dataset."),
+    data: str = typer.Option(None, "--data", help="The same, as an option; default: the dataset that the run was trained on."),
+    among: str = typer.Option(
+        None, "--among", help="Which classes compete: trained (default for own photos), data (those of DATA), 'a,b,c', or a file of names."
+    ),
     root: Path = typer.Option(None, "--root", envvar="DATA", help="Folder with the downloaded datasets."),
     classes: str = typer.Option("all", "--classes", help="Test among 'all', the 'base' or the 'novel' classes."),
     split: str = typer.Option("test", "--split", help="train, val or test."),
     template: list[str] = typer.Option(
-        [], "--template", help="Prompt with one {}; several are averaged. Default: the run's, or that of the dataset given by --data."
+        [], "--template", help="Prompt with one {}; several are averaged. Default: the run's, or that of a dataset given by its name."
     ),
     backbone: str = typer.Option(None, "--backbone", help="Backbone, if not the one the adapter names."),
     classifier: str = typer.Option(
@@ -35,85 +41,109 @@ def evaluate(
     workers: int = typer.Option(None, "--workers", min=0, help="Threads that prepare images; default: one a core, at most 8."),
     skip_broken: bool = typer.Option(False, "--skip-broken", help="Leave out images that are missing or broken, and say how many."),
     out: Path = typer.Option(None, "--out", help="Also write the scores to this JSON file."),
+    html: Path = typer.Option(None, "--html", help="Also write a page with thumbnails of the wrong images to this file."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """Score an adapter: top-1, top-5, per class, macro, calibration, confusion, beside zero-shot CLIP.
+    """Score an adapter: top-1, top-5, per class, macro, calibration, confusions, wrong images, beside zero-shot CLIP.
 
-    A folder or list that does not say which images test is tested on those that the adapter was not trained on.
+    Of a folder or list that does not say which images test, every image counts; those that the adapter was trained on are told apart.
     """
+    import warnings
+
     from rich.console import Console
 
-    from mmrl import api
-    from mmrl.cli.output import print_json, quiet_warnings, scores_table
-    from mmrl.data import dataset_names, load_dataset, usual_workers
-    from mmrl.engine import Bench, seen_classes
-    from mmrl.engine.run import test as test_of
-    from mmrl.errors import UsageError, unknown
-    from mmrl.files import user_path
-    from mmrl.reports.records import RECORD_NAME, SCHEMA, RunRecord, read_record
-    from mmrl.templates import check_template, template_list
+    from mmrl.cli.evaluated import print_report
+    from mmrl.cli.output import print_json
+    from mmrl.errors import UsageError
+    from mmrl.files import user_path, write_text
+    from mmrl.serve.apart import evaluate_apart
 
-    if adapter == "zero-shot":
-        model = api.zero_shot(backbone or "tiny", device=device)
-    else:
-        model = api.from_pretrained(adapter, backbone=backbone, device=device)
-    home = user_path(adapter)
-    if data is None:
-        template = template or list(template_list(model.template))
-        if not (home / RECORD_NAME).is_file():
-            raise UsageError(f"'{adapter}' has no run record that names a dataset; give --data.")
-        data = read_record(home).trained.dataset
-        if data not in dataset_names():
-            raise UsageError(f"'{adapter}' was trained on '{data}', which is no dataset known by name; give its folder with --data.")
-    if split not in ("train", "val", "test"):
-        raise unknown("split", split, ("train", "val", "test"))
-    dataset = _undrawn(load_dataset(data, root=root, test=test), home, bool(model.trained)).restrict(classes)
-    dataset = replace(dataset, template=check_template(template)) if template else dataset
-    named = data if data in dataset_names() else None
-    seen, rule = seen_classes(
-        dataset.classes, model.trained, dataset=named, trained_on=model.trained_on, classifier=classifier, two=model.method.two_classifiers
-    )
-    threads = usual_workers(dataset.read) if workers is None else workers
-    bench = Bench(model.method.clip.name, skip_broken=skip_broken, workers=threads, batch_size=batch_size, beside_zero_shot=True)
-    with quiet_warnings():
-        tested = test_of(model.method, dataset, bench, seen=seen, classes=classes, split=split, rule=rule)  # type: ignore[arg-type]  # checked above
-    for warning in tested.warnings:
+    if photos is not None and data is not None:
+        raise UsageError(f"data is given twice, as '{photos}' and with --data '{data}'; give it once.")
+    model, described = _loaded(adapter, backbone, device)
+    given, prompt = _data(model, described, adapter, data or photos, tuple(template))
+    chosen = _among(model, given, classes, among)
+    images = given if test is None else _tested(given, root, test)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is to be known stands in the report
+        found = evaluate_apart(
+            model, images, split=split, root=root, among=chosen, classes=classes, classifier_rule=classifier, template=prompt,
+            skip_broken=skip_broken, beside_zero_shot=True, batch_size=batch_size, workers=workers,
+        )  # fmt: skip
+    report = found.all
+    for warning in report.record.warnings:
         typer.echo(f"warning: {warning}", err=True)
-    described = read_record(home) if (home / RECORD_NAME).is_file() else None
-    clip, method = model.method.clip, model.method
-    record = RunRecord(
-        schema=SCHEMA, key=described.key if described else "", method=method.name, title=method.title, backbone=clip.name,
-        backbone_hash=clip.identity, training=described.training if described else None, tests=(tested,),
-    )  # fmt: skip
+    record = _record(model, described, found)
     if out is not None:
         record.write(out)
+    if html is not None:
+        from mmrl.serve.page import document
+
+        write_text(user_path(html), document(found))
     if as_json:
-        print_json(record.model_dump(mode="json", by_alias=True))
+        trained = found.trained.scores.model_dump(mode="json") if found.new and found.trained else None
+        wrong = [{**each._asdict(), "trained_on": found.taught(each.image)} for each in report.wrong]
+        print_json({**record.model_dump(mode="json", by_alias=True), "on_trained_images": trained, "wrong": wrong})
         return
-    Console().print(scores_table([(f"{dataset.name}, {classes}", tested.scores, tested.zero_shot)], method.name))
-    if rule:
-        typer.echo(f"classifier: {rule}")
+    print_report(Console(highlight=False), found, f"{report.record.dataset}, {classes}", model.method.name)
+    if html is not None:
+        typer.echo(f"page written to {html}")
 
 
-def _undrawn(dataset: Dataset, adapter: Path, trained: bool) -> Dataset:
-    """`dataset`; where it does not say which images test, with those that the adapter in the folder `adapter` was not trained on."""
-    from mmrl.data import Draw
+def _loaded(adapter: str, backbone: str | None, device: str) -> tuple[Classifier, RunRecord | None]:
+    """The classifier, and the record of its run where there is one."""
+    from mmrl import api
+    from mmrl.files import user_path
+    from mmrl.reports.records import RECORD_NAME, read_record
+
+    if adapter == "zero-shot":
+        return api.zero_shot(backbone or "tiny", device=device), None
+    model, home = api.from_pretrained(adapter, backbone=backbone, device=device), user_path(adapter)
+    return model, read_record(home) if (home / RECORD_NAME).is_file() else None
+
+
+def _data(
+    model: Classifier, described: RunRecord | None, adapter: str, data: str | None, template: tuple[str, ...]
+) -> tuple[str, tuple[str, ...] | None]:
+    """What to test on, and the prompt to do it with; None for the usual one."""
+    from mmrl.data import dataset_names
+    from mmrl.errors import UsageError
+    from mmrl.templates import template_list
+
+    if data is not None:
+        return data, template or None
+    if described is None or described.training is None:
+        raise UsageError(f"'{adapter}' has no run record that names a dataset; give a folder, a list of images or the name of one.")
+    data = described.trained.dataset
+    if data not in dataset_names():
+        raise UsageError(f"'{adapter}' was trained on '{data}', which is no dataset known by name; give its folder.")
+    return data, template or template_list(model.template)
+
+
+def _tested(data: str, root: Path | None, test: Path) -> Dataset:
+    from mmrl.data import load_dataset
+
+    return load_dataset(data, root=root, test=test)
+
+
+def _among(model: Classifier, data: str, classes: str, among: str | None) -> str:
+    """The classes that compete: those that were asked for; of a published set its own, as in the paper; else the trained ones."""
+    from mmrl.data import dataset_names
     from mmrl.errors import UsageError
 
-    if not dataset.rest_tests:
-        return dataset
-    record = adapter / "draw.json"
-    draw = Draw.load(record) if trained and record.is_file() else None
-    known = draw is not None and draw.dataset == dataset.name and {item.key for item in draw.train} <= {item.key for item in dataset.train}
-    if known and draw is not None:
-        if len(draw.train) == len(dataset.train):
-            raise UsageError(
-                f"every image of '{dataset.name}' was drawn to train this adapter, so none is left to test it on. Give other images with "
-                "--data, or a folder of them with --test."
-            )
-        dataset, why = dataset.held_out(draw.train), f"the {len(draw.train)} that it was trained on are left out"
-    else:
-        dataset = dataset.held_out(())
-        why = "all there are: the adapter does not say which it was trained on" if trained else "all there are"
-    typer.echo(f"note: {len(dataset.test)} images of '{dataset.name}' test ({why})", err=True)
-    return dataset
+    if among is not None and classes != "all":
+        raise UsageError(f"--classes {classes} says which classes compete, so --among '{among}' cannot hold as well; leave one out.")
+    if among is not None:
+        return among
+    return "data" if data in dataset_names() or classes != "all" or not model.trained else "trained"
+
+
+def _record(model: Classifier, described: RunRecord | None, found: Apart) -> RunRecord:
+    """As `run.json`; its test is that on images which the adapter was not trained on, where there are any."""
+    from mmrl.reports.records import SCHEMA, RunRecord
+
+    clip, method = model.method.clip, model.method
+    return RunRecord(
+        schema=SCHEMA, key=described.key if described else "", method=method.name, title=method.title, backbone=clip.name,
+        backbone_hash=clip.identity, training=described.training if described else None, tests=(found.counted.record,),
+    )  # fmt: skip

@@ -19,6 +19,7 @@ from mmrl.engine.metrics import Answers
 from mmrl.engine.run import Tested, examine
 from mmrl.errors import Notice, UsageError, unknown
 from mmrl.names import check_names, listed, name_key
+from mmrl.protocols.plan import Classes
 from mmrl.reports.diagnostics import confused
 from mmrl.reports.records import Scores, TestRecord
 from mmrl.serve.classes import class_names
@@ -198,11 +199,12 @@ def evaluate(
     beside_zero_shot: bool,
     batch_size: int,
     workers: int | None,
+    classes: Classes = "all",
 ) -> EvaluationReport:
-    """What `Classifier.evaluate` does."""
+    """What `Classifier.evaluate` does; of the `classes` of the data, "all", the "base" or the "novel" half."""
     dataset = given_dataset(data, root=root)
     named = dataset.name if not isinstance(data, Dataset) and dataset.name in dataset_names() else None
-    dataset = _tested_part(classifier, dataset, split, include_trained)
+    dataset = _tested_part(classifier, dataset, split, include_trained).restrict(classes)
     dataset = _competing(dataset, _names(classifier, dataset, among))
     own = template or (dataset.template if named else classifier.template)
     dataset = replace(dataset, template=check_template(own))
@@ -214,7 +216,7 @@ def evaluate(
     bench = Bench(
         classifier.method.clip.name, skip_broken=skip_broken, workers=threads, batch_size=batch_size, beside_zero_shot=beside_zero_shot
     )
-    return EvaluationReport.of(examine(classifier.method, dataset, bench, seen=seen, classes="all", rule=rule))
+    return EvaluationReport.of(examine(classifier.method, dataset, bench, seen=seen, classes=classes, rule=rule))
 
 
 def _names(classifier: Classifier, dataset: Dataset, among: str | Sequence[str]) -> tuple[str, ...]:
@@ -230,7 +232,7 @@ def _names(classifier: Classifier, dataset: Dataset, among: str | Sequence[str])
         which = "the classes that this classifier was trained on" if among == TRAINED else "the names in among"
         raise UsageError(
             f"images of '{dataset.name}' are of {listed(missing)}, which {'is' if len(missing) == 1 else 'are'} not among {which}, so they "
-            f"could not be right. Let the data's own classes compete (among='data'), or give a list of names that has them."
+            f"could not be right. Let the data's own classes compete (among='data', --among data), or give a list of names that has them."
         )
     return tuple(names)
 
