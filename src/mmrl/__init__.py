@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mmrl.data import load_dataset
     from mmrl.reports.frames import load_results, mean_results
     from mmrl.serve.predictor import Classifier
+    from mmrl.sklearn import MMRLClassifier
 
 _HOME = {
     "advise": "mmrl.api",
@@ -25,10 +26,12 @@ _HOME = {
     "load_results": "mmrl.reports.frames",
     "mean_results": "mmrl.reports.frames",
     "Classifier": "mmrl.serve.predictor",
+    "MMRLClassifier": "mmrl.sklearn",
 }
 
 __all__ = [
     "Classifier",
+    "MMRLClassifier",
     "MmrlError",
     "UsageError",
     "__version__",

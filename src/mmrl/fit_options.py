@@ -103,6 +103,8 @@ class FitOptions(TypedDict, total=False):
     precision: Literal["fp32", "bf16", "fp16", "auto"]
     """of the frozen CLIP's arithmetic in training; trained tensors, and tests, are float32. fp16 needs a CUDA device; auto is bf16
     where the device computes in it natively, else fp32."""
+    text_precision: Literal["fp32", "bf16", "fp16"]
+    """of the states of class prompts between steps; half precision takes half of the memory, for long lists of classes."""
     accumulate: int
     """batches whose gradients are averaged before each step."""
     checkpoint_every: int | None

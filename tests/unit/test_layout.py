@@ -39,10 +39,10 @@ ALLOWED["engine"] = BASE | set(ALLOWED)
 ALLOWED["fit_options"] = {"clip", "data", "templates"}  # for type checkers alone
 ALLOWED["serve"] = ALLOWED["engine"] | {"engine"}
 ALLOWED["api"] = ALLOWED["serve"] | {"serve", "fit_options"}
-ALLOWED["cli"] = ALLOWED["api"] | {"api"}
+ALLOWED["cli"] = ALLOWED["sklearn"] = ALLOWED["api"] | {"api"}
 ALLOWED |= {"errors": set(), "version": set(), "files": {"errors"}, "names": {"errors"}, "pickles": set(), "templates": {"errors", "names"}}
 ALLOWED["plugins"] = ALLOWED["rows"] = {"errors", "files"}
-ALLOWED |= {"__init__": ALLOWED["cli"], "__main__": {"cli"}}
+ALLOWED |= {"__init__": ALLOWED["cli"] | {"sklearn"}, "__main__": {"cli"}}
 
 WITHOUT_TORCH = ("recipes", "reports", "protocols", "trust")
 TORCH = {"torch", "torchvision", "open_clip", "timm", "safetensors"}
