@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmrl import methods
-from mmrl.clip import Clip, load_clip
+from mmrl.clip import Clip, load_clip, naming
 from mmrl.clip.device import AUTO
 from mmrl.clip.outside import why_not_fetched, without_waiting
 from mmrl.data import Dataset, Draw, dataset_names, draw_shots, load_dataset, usual_workers
@@ -199,7 +199,8 @@ def _train(data: Labelled | Data, what: What | None, where: Where | None, option
             record.write(folder / RECORD_NAME)
             write_card(folder, read_config(folder), record)
 
-    result = run(job, context, Place(where.out, where.resume, where.progress, workers, own.skip_broken), save=keep)
+    with naming(dataset.restrict(own.classes).classes, own.template or dataset.template):
+        result = run(job, context, Place(where.out, where.resume, where.progress, workers, own.skip_broken), save=keep)
     for test in result.record.tests:
         if text := below_zero_shot(result.record.title, test):
             warnings.warn(text, BelowZeroShotWarning, stacklevel=3)

@@ -4,5 +4,20 @@ from mmrl.clip.backbone import ClassList, Clip, Prompts
 from mmrl.clip.images import AnyImages, Images
 from mmrl.clip.layers import NO_EDITS, Edit, Edits
 from mmrl.clip.load import load_clip, outline, random_clip
+from mmrl.clip.too_long import TooLongError, naming
 
-__all__ = ["NO_EDITS", "AnyImages", "ClassList", "Clip", "Edit", "Edits", "Images", "Prompts", "load_clip", "outline", "random_clip"]
+__all__ = [
+    "NO_EDITS",
+    "AnyImages",
+    "ClassList",
+    "Clip",
+    "Edit",
+    "Edits",
+    "Images",
+    "Prompts",
+    "TooLongError",
+    "load_clip",
+    "naming",
+    "outline",
+    "random_clip",
+]

@@ -19,6 +19,7 @@ from mmrl.clip.kept_text import kept_features
 from mmrl.clip.layers import NO_EDITS, Edits, Layer, check_edits
 from mmrl.clip.packing import packing_of
 from mmrl.clip.text import TextHidden, TextTower, rows_of
+from mmrl.clip.too_long import TooLongError
 from mmrl.clip.vision import ImageHidden, VisionTower
 from mmrl.errors import UsageError
 from mmrl.names import check_names
@@ -221,21 +222,24 @@ class Clip:
         """Token ids (C, context) and the position of each EOT (C,).
 
         Raises:
-            UsageError: a prompt is longer than the context.
+            TooLongError: a prompt is longer than the context.
         """
         limit = self.context_length
-        with torch.device("cpu"):  # also where a method is built without values: its shapes may follow from how long a text is
-            tokens = self.tokenizer(list(prompts), context_length=4 * limit)
-        end = (tokens == self._eos_id).int().argmax(-1) if self._eos_pool else tokens.argmax(-1)
+        tokens, end = self._tokens(prompts)
         if int(end.max()) >= limit:
             worst = int(end.argmax())
-            length = int(end[worst]) + 1
-            more = "at least " if length >= 4 * limit else ""
-            raise UsageError(
-                f"the prompt '{prompts[worst]}' has {more}{length} tokens; '{self.name}' reads {limit}. "
-                "Shorten the class name or the template."
-            )
+            raise TooLongError(self, prompts[worst], worst, int(end[worst]) + 1)
         return tokens[:, :limit].to(self.device), end.to(self.device)
+
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        """How many tokens each has, up to four times the context."""
+        return [position + 1 for position in self._tokens(prompts)[1].tolist()]
+
+    def _tokens(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids (C, 4 * context) and the position of each EOT (C,), on the CPU."""
+        with torch.device("cpu"):  # also where a method is built without values: its shapes may follow from how long a text is
+            tokens = self.tokenizer(list(prompts), context_length=4 * self.context_length)
+        return tokens, (tokens == self._eos_id).int().argmax(-1) if self._eos_pool else tokens.argmax(-1)
 
     def encode_image(self, images: AnyImages, *, normalise: bool = True) -> Tensor:
         """Zero-shot image features (B, embed_dim), without gradient, of images (B, 3, H, W)."""

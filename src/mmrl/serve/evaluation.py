@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mmrl.clip import naming
 from mmrl.data import Broken, Dataset, Draw, Item, dataset_names, usual_workers
 from mmrl.data.folder import ImagesBelow
 from mmrl.data.given import given_dataset
@@ -216,7 +217,8 @@ def evaluate(
     bench = Bench(
         classifier.method.clip.name, skip_broken=skip_broken, workers=threads, batch_size=batch_size, beside_zero_shot=beside_zero_shot
     )
-    return EvaluationReport.of(examine(classifier.method, dataset, bench, seen=seen, classes=classes, rule=rule))
+    with naming(dataset.classes, dataset.template):
+        return EvaluationReport.of(examine(classifier.method, dataset, bench, seen=seen, classes=classes, rule=rule))
 
 
 def _names(classifier: Classifier, dataset: Dataset, among: str | Sequence[str]) -> tuple[str, ...]:

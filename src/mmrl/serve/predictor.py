@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmrl.clip import naming
 from mmrl.clip.device import checked_device
 from mmrl.data import Broken, Draw, warn_broken
 from mmrl.engine import save_adapter
@@ -140,7 +141,7 @@ class Classifier:
             versions = tuple(tensor._version for tensor in (*self.method.parameters(), *self.method.buffers()))
             key = (names, template, versions)
             if key not in self._heads:
-                with torch.no_grad():
+                with torch.no_grad(), naming(names, template):
                     head = self.method.head(self.method.class_list(names, template))
                 seen = trained_mask(names, self.trained).to(self.device)
                 while len(self._heads) >= _HEADS_KEPT:
