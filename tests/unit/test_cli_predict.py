@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mmrl.data import formats
+from mmrl.errors import UsageError
 from tests.unit.conftest import Cli
 
 
@@ -94,3 +95,24 @@ def test_heic_photos_of_a_folder_are_counted(cli: Cli, trained: Path, mixed: Pat
         (mixed / f"{i}.HEIC").write_bytes(b"\0")
     code, printed, err = cli("predict", trained, mixed, "--json", "--skip-broken")
     assert code == 0 and "HEIC" not in printed and f"note: skipped 2 .HEIC files in {mixed}: pip install 'mmrl[heic]'" in err
+
+
+def test_urls_are_fetched_if_asked(cli: Cli, trained: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo, asked = photos / "red_thing" / "0.jpg", []
+
+    def fetched(url: str, limits: object) -> bytes:
+        asked.append(url)
+        if url.endswith("gone.jpg"):
+            raise UsageError(f"{url} cannot be fetched: 404.")
+        return photo.read_bytes() if url.endswith("red.jpg") else b"<html>"
+
+    monkeypatch.setattr("mmrl.serve.web.fetched", fetched)
+    urls = [f"https://photos.example/{name}" for name in ("red.jpg", "gone.jpg", "page.html")]
+    code, printed, err = cli("predict", trained, photo, *urls, "--json", "--allow-urls")
+    lines = list(map(json.loads, printed.splitlines()))
+    assert code == 1 and [line["image"] for line in lines] == [str(photo), *urls] and asked == urls
+    assert [[each["name"] for each in line["predictions"]] for line in lines[:2]] == [[each["name"] for each in lines[0]["predictions"]]] * 2
+    assert "404" in lines[2]["error"] and f"{urls[2]}: image of 6 bytes" in lines[3]["error"]
+    asked.clear()
+    code, printed, err = cli("predict", trained, photo, urls[0], "--json")
+    assert code == 1 and not asked and f"error: '{urls[0]}' is a URL, and fetching is off: give --allow-urls" in err

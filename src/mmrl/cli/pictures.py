@@ -16,10 +16,16 @@ class Picture:
 
     name: str
     problem: str = ""
+    content: bytes | None = None  # of what was fetched
+
+    @property
+    def source(self) -> str | bytes:
+        return self.name if self.content is None else self.content
 
 
-def pictures(given: Sequence[str]) -> list[Picture]:
+def pictures(given: Sequence[str], *, allow_urls: bool = False) -> list[Picture]:
     """Files as they are, folders and patterns (`photos/*.jpg`) as the images in them, sorted; what systems leave beside photos is skipped.
+    URLs are fetched, if they may be.
 
     What is missing is in the list, too, with its problem, as long as one of all can be found.
 
@@ -29,10 +35,24 @@ def pictures(given: Sequence[str]) -> list[Picture]:
     Raises:
         UsageError: none of them is there.
     """
-    found = [picture for name in given for picture in _those_of(name)]
+    from mmrl.serve.web import is_url
+
+    found = [picture for name in given for picture in ([_fetched(name, allow_urls)] if is_url(name) else _those_of(name))]
     if all(each.problem for each in found):
         raise UsageError(found[0].problem if found else "none of the files given is an image.")
     return found
+
+
+def _fetched(url: str, allowed: bool) -> Picture:
+    from mmrl.data.images import REMEDY
+    from mmrl.serve.web import Urls, fetched
+
+    if not allowed:
+        return Picture(url, f"'{url}' is a URL, and fetching is off: give --allow-urls, or download it and give the file.")
+    try:
+        return Picture(url, content=fetched(url, Urls()))
+    except UsageError as error:
+        return Picture(url, str(error).removesuffix(REMEDY).rstrip())
 
 
 def _those_of(name: str) -> Iterator[Picture]:

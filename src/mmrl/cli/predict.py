@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def predict(
     adapter: str = typer.Argument(..., help="Folder of a run or an adapter, a hub name, or 'zero-shot'."),
-    images: list[str] = typer.Argument(..., help="Image files, folders of them, or patterns such as 'photos/*.jpg'."),
+    images: list[str] = typer.Argument(..., help="Image files, folders of them, patterns such as 'photos/*.jpg', or URLs."),
     classes: str = typer.Option(
         None, "--classes", help="Names to choose from: 'a,b,c' or a file; trained or not. Default: the trained ones."
     ),
@@ -27,6 +27,7 @@ def predict(
     top: int = typer.Option(3, "--top", help="How many classes to show."),
     device: str = DEVICE,
     skip_broken: bool = typer.Option(False, "--skip-broken", help="End with exit code 0 although some images could not be read."),
+    allow_urls: bool = typer.Option(False, "--allow-urls", help="Fetch images that are given as URLs, of up to 20 MB and 10 s each."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object per image."),
     as_csv: bool = typer.Option(False, "--csv", help="Print CSV: a line for each image and class that is shown."),
     out: Path = typer.Option(None, "--out", help="Write the results to this file instead: .csv or .jsonl."),
@@ -49,14 +50,14 @@ def predict(
     if out is not None:
         out = user_path(out)
         predictions.file_format(out)
-    found = pictures(images)
+    found = pictures(images, allow_urls=allow_urls)
     if adapter == "zero-shot":
         classifier = zero_shot(backbone or "tiny", device=device)
     else:
         classifier = from_pretrained(adapter, backbone=backbone, device=device)
     with quiet_warnings():
         ranked = classifier.rank(
-            [each.name for each in found if not each.problem], classes, top=top, template=tuple(template) or None, skip_broken=True
+            [each.source for each in found if not each.problem], classes, top=top, template=tuple(template) or None, skip_broken=True
         )
     answers = list(_answers(found, ranked))
     for each in (each for each in answers if each.error):
@@ -79,17 +80,18 @@ def _answers(found: Sequence[Picture], ranked: Sequence[Sequence[Prediction]]) -
     rows = iter(ranked)
     for each in found:
         predictions = [] if each.problem else next(rows)
-        yield Answer(each.name, predictions, each.problem or ("" if predictions else _problem(each.name)))
+        yield Answer(each.name, predictions, each.problem or ("" if predictions else _problem(each)))
 
 
-def _problem(file: str) -> str:
+def _problem(picture: Picture) -> str:
     """Why an image that was left out cannot be read."""
     from mmrl.data import to_rgb
     from mmrl.data.images import REMEDY
     from mmrl.errors import UsageError
 
     try:
-        to_rgb(file)
+        to_rgb(picture.source)
     except UsageError as error:
-        return str(error).removesuffix(REMEDY).rstrip()
-    return f"{file} could not be read, and now can: run the command again."
+        said = str(error).removesuffix(REMEDY).rstrip()
+        return said if picture.content is None else f"{picture.name}: {said}"
+    return f"{picture.name} could not be read, and now can: run the command again."
