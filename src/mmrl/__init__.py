@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mmrl.reports.frames import load_results, mean_results
     from mmrl.serve.predictor import Classifier
     from mmrl.sklearn import MMRLClassifier
+    from mmrl.trust.state import UNKNOWN
 
 _HOME = {
     "advise": "mmrl.api",
@@ -27,9 +28,11 @@ _HOME = {
     "mean_results": "mmrl.reports.frames",
     "Classifier": "mmrl.serve.predictor",
     "MMRLClassifier": "mmrl.sklearn",
+    "UNKNOWN": "mmrl.trust.state",
 }
 
 __all__ = [
+    "UNKNOWN",
     "Classifier",
     "MMRLClassifier",
     "MmrlError",

@@ -65,6 +65,9 @@ class Data:
             so that everything may train, and there is no score; or a folder of images, or other data, to test on. Default: all images
             that are not drawn to train.
         skip_broken: leave out images that are missing or broken, for training and testing; the record names them.
+        calibrate: fit probabilities, thresholds and prediction sets to held-out images, where there are at least 10: validation images,
+            else training images that were not drawn, else, of photos without a test part of their own, up to 4 a class (at most half) of
+            those that would test.
     """
 
     data: Labelled
@@ -76,6 +79,7 @@ class Data:
     template: Template | None = None
     holdout: float | Labelled | None = None
     skip_broken: bool = False
+    calibrate: bool = True
 
     @property
     def drawn_shots(self) -> int:
@@ -83,6 +87,11 @@ class Data:
         if isinstance(self.draw, Draw):
             return self.draw.shots
         return (USUAL_SHOTS if self.holdout is None else 0) if self.shots is None else self.shots
+
+    @property
+    def shares(self) -> bool:
+        """Whether a share of the images is held out."""
+        return not isinstance(self.holdout, bool) and isinstance(self.holdout, (int, float)) and self.holdout > 0
 
     @property
     def untested(self) -> bool:
@@ -184,6 +193,7 @@ def _train(data: Labelled | Data, what: What | None, where: Where | None, option
     bench = Bench(
         name, skip_broken=own.skip_broken, workers=workers, draw=own.draw, test_share=None,
         allow_fewer=own.allow_fewer, template=own.template, beside_zero_shot=True, source=what.source,
+        calibrate=own.calibrate, set_apart=dataset.rest_tests or own.shares,
     )  # fmt: skip
     settings(what.method, protocol=recipe, dataset=dataset.name, shots=shots, overrides=what.overrides)  # before a backbone is loaded
     clip = what.backbone if isinstance(what.backbone, Clip) else load_clip(name, device=where.device)
@@ -243,8 +253,9 @@ def fit(data: Labelled | Data, **options: Unpack[FitOptions]) -> Classifier:
         lambda: classifier.evaluate(part, OF_DATA, template=part.template, skip_broken=skip_broken),
     )  # fmt: skip
     classifier = Classifier(
-        result.method, trained=taught.classes, template=taught.template, trained_on=dataset.name, draw=draw, report=report
-    )
+        result.method, trained=taught.classes, template=taught.template, trained_on=dataset.name, draw=draw, report=report,
+        trust=result.trust,
+    )  # fmt: skip
     return classifier
 
 
@@ -310,7 +321,7 @@ def from_pretrained(adapter: str | Path, *, backbone: str | Clip | None = None, 
     draw = folder / DRAW_NAME
     return Classifier(
         method, trained=config.class_names, template=config.template, trained_on=config.dataset, report=folder,
-        draw=Draw.load(draw) if draw.is_file() else None,
+        draw=Draw.load(draw) if draw.is_file() else None, trust=config.trust,
     )  # fmt: skip
 
 

@@ -40,6 +40,7 @@ class FitOptions(TypedDict, total=False):
     everything may train, and there is no score; or a folder of images, or other data, to test on. Default: all images that are not
     drawn to train."""
     skip_broken: bool
+    calibrate: bool
     """leave out images that are missing or broken, for training and testing; the record names them."""
     method: str
     """a name of `mmrl methods`."""

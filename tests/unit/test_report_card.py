@@ -116,7 +116,7 @@ def test_whatever_a_user_named_is_text_in_the_card(name: str):
         assert ["data", f"{name}, classes: base"] in rows and ["prompt, averaged", f"{name} {{}}"] in rows
         assert ["prompt, averaged", "{} | `x`"] in rows and ["commit", name[:12].strip()] in rows
         headings = [shown(inline) for opened, inline in itertools.pairwise(tokens) if opened.type == "heading_open"]
-        assert headings == [title or f"{name} for {name} on {name}", "Use", "Training", "Scores", "Limits", "Trained classes"]
+        assert headings == [title or f"{name} for {name} on {name}", "Use", "Training", "Scores", "Trust", "Limits", "Trained classes"]
 
 
 def test_a_method_of_any_name_is_one_tag():

@@ -11,7 +11,7 @@ from mmrl.cli import grid
 
 if TYPE_CHECKING:
     from mmrl.data import Dataset
-    from mmrl.serve.predictor import Prediction
+    from mmrl.serve.judging import Prediction
 
 STUDY, BACKBONE = "base-to-novel", "tiny"
 DATASETS = ("mini:digits", "mini:textures", "mini:glyphs")  # zero-shot can be improved on these; hardly on mini:objects

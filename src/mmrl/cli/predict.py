@@ -13,7 +13,7 @@ from mmrl.cli.options import DEVICE
 if TYPE_CHECKING:
     from mmrl.cli.pictures import Picture
     from mmrl.cli.predictions import Answer
-    from mmrl.serve.predictor import Prediction
+    from mmrl.serve.judging import Prediction
 
 
 def predict(

@@ -14,7 +14,7 @@ from mmrl.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mmrl.serve.predictor import Prediction
+    from mmrl.serve.judging import Prediction
 
 COLUMNS = ("image", "rank", "class", "probability", "trained", "error")
 FILES = (".csv", ".jsonl")

@@ -28,6 +28,7 @@ from mmrl.names import check_names
 from mmrl.plugins import VARIABLE, file_of
 from mmrl.reports.records import RunRecord
 from mmrl.templates import Template, check_template
+from mmrl.trust.state import Trust
 from mmrl.version import __version__
 
 FORMAT = 3
@@ -56,6 +57,7 @@ class AdapterConfig(BaseModel):
     template: Template = Field(description="prompt, with one {} for the class name; several are averaged")
     version: str = Field(description="of mmrl that wrote it")
     sha256: str = Field(description=f"of {TENSORS}, hex")
+    trust: Trust | None = Field(None, description="calibration on held-out images, where there were some")
 
 
 def save_adapter(
@@ -66,6 +68,7 @@ def save_adapter(
     template: Template,
     dataset: str | None = None,
     record: RunRecord | None = None,
+    trust: Trust | None = None,
 ) -> Path:
     """Write the adapter into `folder`, over an adapter that is there.
 
@@ -73,6 +76,7 @@ def save_adapter(
         classes: names of the classes trained on; may be empty for zero-shot.
         dataset: name of the data set trained on, where it is known: on others, the class token alone is scored.
         record: the run that trained it, for the card.
+        trust: its calibration.
 
     Returns:
         the folder.
@@ -108,11 +112,28 @@ def save_adapter(
         template=template,
         version=__version__,
         sha256=hashlib.sha256(content).hexdigest(),
+        trust=trust,
     )
     plain = config.model_dump(mode="json")
     files = {TENSORS: content, CARD: encoded(model_card(plain, record)), CONFIG: encoded(json_text(plain))}
     write_together({folder / name: each for name, each in files.items()})  # the configuration last: it vouches for the tensors
     return folder
+
+
+def write_trust(folder: Path | str, trust: Trust, record: RunRecord | None = None) -> None:
+    """Put a calibration into the adapter in `folder`, in place of one that it has.
+
+    Args:
+        record: the run that trained it, for the card.
+
+    Raises:
+        as `read_config`; MmrlError: it cannot be written.
+    """
+    from mmrl.reports.card import model_card
+
+    folder = user_path(folder)
+    plain = read_config(folder).model_copy(update={"trust": trust}).model_dump(mode="json")
+    write_together({folder / CARD: encoded(model_card(plain, record)), folder / CONFIG: encoded(json_text(plain))})
 
 
 def write_card(folder: Path, config: AdapterConfig, record: RunRecord | None = None) -> None:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from mmrl import methods, recipes
 from mmrl.clip import Clip
-from mmrl.data import Dataset, Draw, GivenDraws, draw_shots, load_dataset, read_draw, readable
+from mmrl.data import Dataset, Draw, GivenDraws, Item, draw_shots, load_dataset, read_draw, readable
+from mmrl.engine.calibrate import LEAST, held_out_images, without
 from mmrl.engine.config import FitConfig
 from mmrl.engine.features import FeatureStore
 from mmrl.engine.fit import items_hash
@@ -24,6 +25,7 @@ from mmrl.errors import Notice, UsageError
 from mmrl.methods import Method
 from mmrl.protocols import Cell, Training
 from mmrl.templates import Template, check_template
+from mmrl.trust.state import Source
 
 TOGETHER = 16  # trainings in one pass: each has its parameters and its optimiser in memory
 DECIDE_IMAGES = {"batch_size", "drop_last", "crop_scale", "precision", "accumulate", "seed"}  # of the training options
@@ -52,6 +54,8 @@ class Bench:
         beside_zero_shot: whether zero-shot CLIP is scored with every test, on the same images.
         processes: how many compute on the same machine at the same time, and share its memory.
         source: of the values that the user gave, for records.
+        calibrate: whether a training is followed by a calibration on held-out images.
+        set_apart: whether, where no others are left, some of those that would test are set apart for it: they are no published test.
         together: trainings that take their images in one pass, at most; 1 trains each alone, to the same numbers.
     """
 
@@ -72,7 +76,17 @@ class Bench:
     beside_zero_shot: bool = False
     processes: int = 1
     source: str = "plan"
+    calibrate: bool = False
+    set_apart: bool = False
     together: int = TOGETHER
+
+
+class HeldOut(NamedTuple):
+    """Images to calibrate on, of a data set with the trained classes alone, and which of its images they are."""
+
+    dataset: Dataset
+    items: list[Item]
+    source: Source
 
 
 class Fewer(NamedTuple):
@@ -180,8 +194,18 @@ class Context:
         """The data set with the images and classes that `cell` is tested on; images that its training drew are not among them."""
         dataset = self.dataset(cell.dataset)
         if cell.training and cell.training.dataset == cell.dataset:
+            held_out = self.calibration(cell.training)
             dataset = dataset.held_out(self.prepare(cell.training).draw.train)
+            dataset = without(dataset, held_out.items) if held_out.source == "held out" else dataset
         return dataset.restrict(cell.classes)
+
+    def calibration(self, training: Training) -> HeldOut:
+        """The images that a training is to be calibrated on; none where the bench asks for no calibration, or there are too few."""
+        dataset = self.dataset(training.dataset).restrict(training.classes)
+        if not self.bench.calibrate:
+            return HeldOut(dataset, [], "validation")
+        items, source = held_out_images(dataset, self.prepare(training).draw, apart=self.bench.set_apart)
+        return HeldOut(dataset, items if len(items) >= LEAST else [], source)
 
     def applicable(self, cell: Cell) -> bool:
         """Whether the cell can be scored: a method with a closed vocabulary knows no classes but those it was trained on."""
@@ -298,6 +322,7 @@ class Context:
             seen=cell.seen,
             skip_broken=self.bench.skip_broken,
             **({} if cell.others is None else {"open_world": self._open_world(cell.others)}),
+            **({"calibrated": True} if self.bench.calibrate and self.bench.set_apart else {}),
         )
 
     def _open_world(self, others: tuple[str, ...]) -> dict[str, Any]:

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from mmrl import trust
 from mmrl.data import Broken, Dataset, Item, describe_broken, draw_shots, warn_broken
+from mmrl.engine.calibrate import class_factors
 from mmrl.engine.context import Bench, Context
 from mmrl.engine.features import FeatureStore, shown
 from mmrl.engine.metrics import score
 from mmrl.engine.record import environment
 from mmrl.engine.rules import STACKED, Fitted, Floats, Mask, Passed, cross_fitted, fit_on, fitted_rules, plain_rules
 from mmrl.engine.score import evaluating
-from mmrl.methods import Method, TwoTower, cosine_logits
+from mmrl.methods import Method, cosine_logits
 from mmrl.protocols import Cell
 from mmrl.reports.records import Coverage, ListCalibration, OpenWorldRecord, Rejection, RuleScores, TestRecord
 
@@ -144,16 +145,8 @@ class _Reader:
 
     def factors(self, of: Literal["mixed", "new"]) -> Floats | None:
         """DAC's factors of the classes of a list (C,); None for a method without one text feature a class."""
-        if not isinstance(self.method, TwoTower) or not all(isinstance(head, Tensor) and head.ndim == 2 for head in self.heads.values()):
-            return None
-        zero_shot, tuned = self.classes, self.heads
-        return trust.distance_factors(
-            *(_plain(each) for each in (zero_shot["trained"].zero_shot, tuned["trained"], zero_shot[of].zero_shot, tuned[of]))
-        )
-
-
-def _plain(features: Tensor) -> Floats:
-    return features.detach().float().cpu().numpy().astype(np.float64)
+        classes, heads = self.classes, self.heads
+        return class_factors(self.method, (classes["trained"], heads["trained"]), (classes[of], heads[of]))
 
 
 def open_world_test(method: Method, parts: Parts, bench: Bench, *, store: FeatureStore | None = None) -> TestRecord:

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from mmrl import methods
 from mmrl.data import Dataset, Draw, Item, dataset_names, describe_broken
+from mmrl.engine.adapter import read_config, write_trust
 from mmrl.engine.batches import OnePass
+from mmrl.engine.calibrate import calibrate, without
 from mmrl.engine.context import Bench, Context
 from mmrl.engine.features import FeatureStore
 from mmrl.engine.fit import FitResult, Place, TrainingData, fitting
@@ -30,6 +32,7 @@ from mmrl.methods import Method
 from mmrl.protocols import Cell, Training
 from mmrl.protocols.plan import ZERO_SHOT, Classes
 from mmrl.reports.records import SCHEMA, Option, RunRecord, TestRecord, TrainingRecord
+from mmrl.trust.state import Trust
 
 Save = Callable[[RunRecord], None]
 Shared = dict[str, TrainingData]  # by `Context.images_key`
@@ -60,13 +63,15 @@ class Tested:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run; `fitted` and `draw` are None for zero-shot CLIP. `tested` are the tests computed now, in the process that tests."""
+    """A finished run; `fitted` and `draw` are None for zero-shot CLIP. `tested` are the tests computed now, in the process that tests;
+    `trust` is its calibration, if it has one."""
 
     method: Method
     fitted: FitResult | None
     record: RunRecord
     tested: tuple[Tested, ...] = ()
     draw: Draw | None = None
+    trust: Trust | None = None
 
 
 def run(job: Job, context: Context, place: Place, *, before: RunRecord | None = None, save: Save | None = None) -> RunResult:
@@ -101,9 +106,31 @@ def running(
         if training:
             data = _data(training, context, place, shared if peers.count == 1 else None)
             fitted = yield from fitting(method, data, context.prepare(training).config, place, peers=peers)
+        trust = peers.on_main(lambda: _calibrated(training, context, method, fitted))
         tested: list[Tested] = []
         record = peers.on_main(lambda: _test(job, context, method, _begun(job, context, fitted, started, before), save, tested))
-    return RunResult(method, fitted, record, tuple(tested), context.prepare(training).draw if training else None)
+    return RunResult(method, fitted, record, tuple(tested), context.prepare(training).draw if training else None, trust)
+
+
+def _calibrated(training: Training | None, context: Context, method: Method, fitted: FitResult | None) -> Trust | None:
+    """The calibration of a training, in its folder too if it has one; None where the bench asks for none, or too few images are left."""
+    if training is None or fitted is None or not context.bench.calibrate:
+        return None
+    if fitted.loaded and fitted.folder and (kept := read_config(fitted.folder).trust):
+        return kept
+    dataset, items, source = context.calibration(training)
+    if not items:
+        return None
+    try:
+        trust = calibrate(
+            method, dataset, items, seen=True, source=source, workers=context.bench.workers, skip_broken=True, store=context.features
+        )
+    except UsageError as error:  # none of them can be read: no reason to lose the training
+        warnings.warn(f"{training.method} is not calibrated: {error}", Notice, stacklevel=2)
+        return None
+    if fitted.folder:
+        write_trust(fitted.folder, trust)
+    return trust
 
 
 def _data(training: Training, context: Context, place: Place, shared: Shared | None) -> TrainingData:
@@ -269,13 +296,14 @@ def own_tests(training: Training, context: Context) -> tuple[list[Cell], list[st
         said = f"method '{training.method}' knows only the classes it is trained on, so it is not tested on the others."
         warnings.warn(said, Notice, stacklevel=4)
     parts = [(cell, context.tested(cell)) for cell in able]
-    warnings.warn(_counts(dataset, context.prepare(training).draw), Notice, stacklevel=4)
+    apart = context.calibration(training).items  # of which those that are no test images are not there to be taken away
+    warnings.warn(_counts(dataset, context.prepare(training).draw, apart), Notice, stacklevel=4)
     if not dataset.rest_tests:
         empty = next((cell.classes for cell, part in parts if not part.test), None)
         if empty:
             raise UsageError(f"'{dataset.name}' has no test images of its {empty} classes, so the run could not be scored; add some.")
         return able, []
-    held_out = dataset.held_out(drawn)
+    held_out = without(dataset.held_out(drawn), apart)
     counts = Counter(item.label for item in held_out.test)
     bare = [name for label, name in enumerate(held_out.classes) if not counts[label]]
     if not bare:
@@ -286,10 +314,10 @@ def own_tests(training: Training, context: Context) -> tuple[list[Cell], list[st
     return [cell for cell, part in parts if part.test], [text]
 
 
-def _counts(dataset: Dataset, draw: Draw) -> str:
-    """'7 classes, 249 photos: 199 to train, 50 held out', and what else there is of them."""
-    tested, total = len(dataset.held_out(draw.train).test), sum(map(len, (dataset.train, dataset.val, dataset.test)))
-    parts = {"to train": len(draw.train), "to validate": len(draw.val), "held out": tested}
+def _counts(dataset: Dataset, draw: Draw, apart: Sequence[Item]) -> str:
+    """'7 classes, 249 photos: 199 to train, 28 to calibrate, 22 held out', and what else there is of them."""
+    tested, total = len(without(dataset.held_out(draw.train), apart).test), sum(map(len, (dataset.train, dataset.val, dataset.test)))
+    parts = {"to train": len(draw.train), "to validate": len(draw.val), "to calibrate": len({*apart} - {*draw.val}), "held out": tested}
     parts["not used"] = total - sum(parts.values())
     what = "images" if dataset.name in dataset_names() else "photos"
     some = ", ".join(f"{count} {part}" for part, count in parts.items() if count or part in ("to train", "held out"))

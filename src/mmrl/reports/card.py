@@ -16,6 +16,12 @@ from mmrl.templates import template_list
 
 NEEDED = ("method", "backbone", "class_names", "template", "version")
 NEW = "a class of yours"
+SOURCES = {  # of the images of a calibration
+    "validation": "of the validation part",
+    "not drawn": "not drawn to train",
+    "held out": "held out from the test",
+    "given": "given later",
+}
 
 
 def _value(value: object) -> str:
@@ -51,7 +57,8 @@ def model_card(config: Mapping[str, Any], record: RunRecord | None = None, *, ti
 
     Args:
         config: content of adapter_config.json: method, backbone, class_names, template, version; title (of the method) and options if
-            there are any; open_vocabulary: false for a method that classifies among the classes it was trained on alone.
+            there are any; open_vocabulary: false for a method that classifies among the classes it was trained on alone; trust: its
+            calibration, if it has one.
         record: the run that trained it; without one the card has no scores.
 
     Raises:
@@ -70,6 +77,7 @@ def model_card(config: Mapping[str, Any], record: RunRecord | None = None, *, ti
     loader = PackageLoader("mmrl.reports", "")
     environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     environment.filters |= {"md": _value, "code": code}
+    environment.globals["SOURCES"] = SOURCES
     card = environment.get_template("card.md.j2")
     return card.render(
         title=title or f"{method} for {config['backbone']}{data}",
@@ -79,6 +87,7 @@ def model_card(config: Mapping[str, Any], record: RunRecord | None = None, *, ti
         templates=template_list(config["template"]),
         version=config["version"],
         options=config.get("options") or {},
+        trust=config.get("trust"),
         classes=names,
         others=bool(new),
         written=repr([*names[:2], *new]),

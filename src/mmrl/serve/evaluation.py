@@ -266,9 +266,12 @@ def _tested_part(classifier: Classifier, dataset: Dataset, split: str, include_t
             f"every image of '{dataset.name}' was drawn to train this classifier, so none is left to evaluate on. Give other images, or "
             "include_trained=True, which measures what it remembers."
         )
-    left = f"the {len(drawn)} that it was trained on are left out"
-    warnings.warn(f"{len(dataset.train) - len(drawn)} images of '{dataset.name}' test ({left})", Notice, stacklevel=4)
-    return dataset.held_out(drawn)
+    kept = {*classifier.trust.keys} if classifier.trust else set()
+    calibrated = [item for item in dataset.train if item.key in kept]
+    dataset = dataset.held_out([*drawn, *calibrated])
+    left = f"the {len(drawn)} that it was trained on {f'and the {len(calibrated)} that calibrated it ' if calibrated else ''}are left out"
+    warnings.warn(f"{len(dataset.test)} images of '{dataset.name}' test ({left})", Notice, stacklevel=4)
+    return dataset
 
 
 def trained_images(dataset: Dataset, draw: Draw | None) -> list[Item]:

@@ -29,7 +29,9 @@ def packed(classifier: Classifier) -> dict[str, Any]:
     """What `unpacked` makes the classifier of."""
     method, clip = classifier.method, classifier.method.clip
     with tempfile.TemporaryDirectory() as folder:
-        save_adapter(folder, method, classes=classifier.trained, template=classifier.template, dataset=classifier.trained_on)
+        save_adapter(
+            folder, method, classes=classifier.trained, template=classifier.template, dataset=classifier.trained_on, trust=classifier.trust
+        )
         files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     with _LOCK:
         _LIVING[clip.identity, str(clip.device)] = clip
@@ -58,7 +60,9 @@ def unpacked(content: dict[str, Any]) -> Classifier:
         for name, file in content["files"].items():
             (Path(folder) / name).write_bytes(file)
         method, config = load_adapter(folder, clip, device=device)
-    return Classifier(method, trained=config.class_names, template=config.template, trained_on=config.dataset, **content["more"])
+    return Classifier(
+        method, trained=config.class_names, template=config.template, trained_on=config.dataset, trust=config.trust, **content["more"]
+    )
 
 
 def _backbone(known: dict[str, Any], device: str) -> Clip:

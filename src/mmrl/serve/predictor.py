@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,10 +14,11 @@ from mmrl.clip import naming
 from mmrl.clip.device import checked_device
 from mmrl.data import Broken, Draw, warn_broken
 from mmrl.engine import save_adapter
+from mmrl.engine.calibrate import class_factors
 from mmrl.engine.features import preprocess_of
 from mmrl.engine.run import DRAW_NAME
 from mmrl.engine.score import trained_mask
-from mmrl.errors import MmrlError, UsageError
+from mmrl.errors import MmrlError, UsageError, unknown
 from mmrl.methods import Method, TwoTower
 from mmrl.names import check_names
 from mmrl.reports.records import RECORD_NAME
@@ -25,10 +26,13 @@ from mmrl.serve import evaluation
 from mmrl.serve.classes import class_names
 from mmrl.serve.evaluation import EvaluationReport, summary
 from mmrl.serve.inputs import Given, given_images, pixel_batches
+from mmrl.serve.judging import DAC, SCORE, Calibrated, Head, Prediction, Trusting, probabilities, rejection
 from mmrl.serve.packed import packed, unpacked
 from mmrl.serve.report import FitReport
 from mmrl.serve.web import Urls
 from mmrl.templates import DEFAULT_TEMPLATE, Template, check_template
+from mmrl.trust.arrays import Floats
+from mmrl.trust.state import UNKNOWN, Trust
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,21 +40,7 @@ if TYPE_CHECKING:
 _HEADS_KEPT = 4
 
 
-class Prediction(NamedTuple):
-    """One class with its probability in [0, 1]; `trained` is whether the classifier was trained on it."""
-
-    name: str
-    probability: float
-    trained: bool
-
-
-class _Head(NamedTuple):
-    names: tuple[str, ...]
-    head: Any  # of the method, such as class features (C, embed_dim)
-    seen: Tensor  # (C,)
-
-
-class Classifier:
+class Classifier(Trusting):
     """A method with the class names it was trained on.
 
     Class lists may be changed at every call, and may mix trained and new classes. A method with two classifiers scores trained ones with
@@ -64,11 +54,12 @@ class Classifier:
         trained_on: name of the data set it was trained on, if known.
         draw: the images it was trained on, if known.
         report: how its training went, or the run's folder that has the record of it.
+        trust: its calibration on held-out images, if it has one.
     """
 
     def __init__(
         self, method: Method, *, trained: Sequence[str] = (), template: Template = DEFAULT_TEMPLATE, trained_on: str | None = None,
-        draw: Draw | None = None, report: FitReport | Path | None = None,
+        draw: Draw | None = None, report: FitReport | Path | None = None, trust: Trust | None = None,
     ) -> None:  # fmt: skip
         self.method = method.eval()
         self.trained = tuple(trained)
@@ -76,8 +67,9 @@ class Classifier:
         self.trained_on = trained_on
         self.draw = draw
         self._report = report
+        self.trust = trust
         self.preprocess = preprocess_of(method.clip)
-        self._heads: dict[tuple[Any, ...], _Head] = {}
+        self._heads: dict[tuple[Any, ...], Head] = {}
         self._lock = threading.RLock()
 
     @property
@@ -131,7 +123,7 @@ class Classifier:
     def __reduce__(self) -> tuple[Any, ...]:
         return unpacked, (packed(self),)
 
-    def _head(self, classes: str | Sequence[str] | None, template: Template | None) -> _Head:
+    def _head(self, classes: str | Sequence[str] | None, template: Template | None) -> Head:
         """Class features of a list of names, cached for the last few lists until a parameter changes."""
         names = self.trained if classes is None else check_names(class_names(classes))
         if not names:
@@ -141,13 +133,21 @@ class Classifier:
             versions = tuple(tensor._version for tensor in (*self.method.parameters(), *self.method.buffers()))
             key = (names, template, versions)
             if key not in self._heads:
+                seen = trained_mask(names, self.trained).to(self.device)
                 with torch.no_grad(), naming(names, template):
                     head = self.method.head(self.method.class_list(names, template))
-                seen = trained_mask(names, self.trained).to(self.device)
                 while len(self._heads) >= _HEADS_KEPT:
                     self._heads.pop(next(iter(self._heads)))
-                self._heads[key] = _Head(names, head, seen)
+                self._heads[key] = Head(names, head, seen, template)
             return self._heads[key]
+
+    def _factors(self, head: Head) -> Floats | None:
+        """DAC's confidence (C,) of each class; None where it is 1, or the method has no text feature a class."""
+        if not self.trained or bool(head.seen.all()) or not isinstance(self.method, TwoTower):
+            return None
+        with self._lock, torch.no_grad():
+            base, current = (self.method.class_list(names, head.template) for names in (self.trained, head.names))
+            return class_factors(self.method, (base, self.method.head(base)), (current, head.head))
 
     def _rows(
         self, given: Given, function: Callable[[Tensor], Tensor], width: int, *, skip_broken: bool, allow_urls: bool | Urls
@@ -167,20 +167,27 @@ class Classifier:
         warn_broken(skipped or (), len(out))
         return out, gone
 
-    def _probabilities(
-        self, given: Given, head: _Head, *, skip_broken: bool = False, allow_urls: bool | Urls = False
-    ) -> tuple[Tensor, set[int]]:
+    def _logits(self, given: Given, head: Head, *, skip_broken: bool = False, allow_urls: bool | Urls = False) -> tuple[Tensor, set[int]]:
         """(B, C) on the CPU, with NaN for images left out, and their positions."""
 
         def logits(pixels: Tensor) -> Tensor:
             return self.method.logits(pixels, head.head, head.seen)
 
-        found, gone = self._rows(given, logits, len(head.names), skip_broken=skip_broken, allow_urls=allow_urls)
-        return found.softmax(-1), gone
+        return self._rows(given, logits, len(head.names), skip_broken=skip_broken, allow_urls=allow_urls)
+
+    def _probabilities(self, logits: Tensor, head: Head, *, calibrated: Calibrated) -> Tensor:
+        """(B, C) of logits; those of a classifier without a calibration are as they are."""
+        if isinstance(calibrated, str) and calibrated != DAC:
+            raise unknown("calibration", calibrated, (DAC,))
+        if self.trust is None or not calibrated:
+            return logits.softmax(-1)
+        factors = self._factors(head) if calibrated == DAC else None
+        return torch.from_numpy(probabilities(logits.numpy(), self.trust, factors)).float()
 
     def predict(
         self, images: Any, classes: str | Sequence[str] | None = None, *, template: Template | None = None, skip_broken: bool = False,
-        allow_urls: bool | Urls = False,
+        allow_urls: bool | Urls = False, reject: bool = False, recall: float | None = None, threshold: float | None = None,
+        score: str = SCORE,
     ) -> Any:  # fmt: skip
         """The most probable class name of each image: a list for several images, one string for a single image.
 
@@ -191,37 +198,57 @@ class Classifier:
             classes: names to choose from, trained or not, also as 'a,b,c' or a file of them; default: the trained ones.
             skip_broken: None for an image that cannot be read, instead of raising an error.
             allow_urls: whether http:// and https:// texts are fetched: True, or `mmrl.serve.web.Urls` with limits.
+            reject: answer `mmrl.UNKNOWN`, "unknown", for an image that looks like none of the classes: its score is below the threshold
+                that keeps `recall` (default 0.95) of the held-out images, or below `threshold`. Either of these rejects, too.
+            score: "energy" or "mcm" (`known_scores`).
 
         Warns:
             BrokenImageWarning: images were left out.
+            Notice: the recall is known for another list of classes alone.
 
         Raises:
-            UsageError: an image cannot be read (with `skip_broken`: none can), or the class list is bad.
+            UsageError: an image cannot be read (with `skip_broken`: none can), the class list is bad or has a class "unknown" itself, or
+                the classifier has no calibration to take a threshold from.
             MmrlError: a score is not finite.
         """
         head, given = self._head(classes, template), given_images(images, allow_urls)
-        probabilities, gone = self._probabilities(given, head, skip_broken=skip_broken, allow_urls=allow_urls)
-        best = [None if at in gone else head.names[i] for at, i in enumerate(probabilities.argmax(-1).tolist())]
-        return best[0] if given.single else best
+        rule = rejection(self.trust, head, reject=reject, recall=recall, threshold=threshold, score=score)
+        logits, gone = self._logits(given, head, skip_broken=skip_broken, allow_urls=allow_urls)
+        names = head.names if rule is None else (*head.names, UNKNOWN)
+        best = logits.argmax(-1).tolist() if rule is None else rule.best(logits.numpy(), self.method.logit_scale)
+        answers = [None if at in gone else names[i] for at, i in enumerate(best)]
+        return answers[0] if given.single else answers
 
     def predict_proba(
         self, images: Any, classes: str | Sequence[str] | None = None, *, template: Template | None = None, skip_broken: bool = False,
-        allow_urls: bool | Urls = False,
+        allow_urls: bool | Urls = False, calibrated: Calibrated = True,
     ) -> np.ndarray:  # fmt: skip
-        """Probabilities (B, C), in the order of `classes`; NaN for images that `skip_broken` leaves out. Otherwise as `predict`."""
+        """Probabilities (B, C), in the order of `classes`; NaN for images that `skip_broken` leaves out. Otherwise as `predict`.
+
+        Args:
+            calibrated: divide logits by the temperature fitted on held-out images of trained classes, if there is one; "dac" also changes
+                the confidence of new classes by how near tuning brought their names to trained ones; False for softmax(logits). The order
+                of an image's classes is always the same.
+        """
         head, given = self._head(classes, template), given_images(images, allow_urls)
-        return self._probabilities(given, head, skip_broken=skip_broken, allow_urls=allow_urls)[0].numpy()
+        logits, _ = self._logits(given, head, skip_broken=skip_broken, allow_urls=allow_urls)
+        return self._probabilities(logits, head, calibrated=calibrated).numpy()
 
     def rank(
         self, images: Any, classes: str | Sequence[str] | None = None, *, top: int = 5, template: Template | None = None,
-        skip_broken: bool = False, allow_urls: bool | Urls = False,
+        skip_broken: bool = False, allow_urls: bool | Urls = False, calibrated: Calibrated = True,
     ) -> list[list[Prediction]]:  # fmt: skip
-        """The `top` classes of each image, most probable first; empty for one that `skip_broken` leaves out. Otherwise as `predict`."""
+        """The `top` classes of each image, most probable first; empty for one that `skip_broken` leaves out. Otherwise as
+        `predict_proba`."""
+        head, given = self._head(classes, template), given_images(images, allow_urls)
+        logits, gone = self._logits(given, head, skip_broken=skip_broken, allow_urls=allow_urls)
+        return self._ranked(logits, gone, head, top, calibrated)
+
+    def _ranked(self, logits: Tensor, gone: set[int], head: Head, top: int, calibrated: Calibrated) -> list[list[Prediction]]:
         if top < 1:
             raise UsageError(f"top is {top}; it must be at least 1.")
-        head, given = self._head(classes, template), given_images(images, allow_urls)
-        probabilities, gone = self._probabilities(given, head, skip_broken=skip_broken, allow_urls=allow_urls)
-        values, order = probabilities.topk(min(top, len(head.names)), dim=-1)
+        order = logits.topk(min(top, len(head.names)), dim=-1).indices
+        values = self._probabilities(logits, head, calibrated=calibrated).gather(-1, order)
         names, seen = head.names, head.seen.tolist()
         rows = enumerate(zip(values.tolist(), order.tolist()))
         return [[] if at in gone else [Prediction(names[i], p, seen[i]) for p, i in zip(some, ids)] for at, (some, ids) in rows]
@@ -287,8 +314,8 @@ class Classifier:
         return self.evaluate(given, **{"beside_zero_shot": False, **options}).top1
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Save the adapter to a folder: trained tensors, configuration, class names, model card; and where they are known the record of its
-        training and the list of the images it was trained on."""
+        """Save the adapter to a folder: trained tensors, configuration with class names and calibration, model card; and where they are
+        known the record of its training and the list of the images it was trained on."""
         place = self._save(folder)
         if self.report:
             self.report.record.write(place / RECORD_NAME)
@@ -299,7 +326,8 @@ class Classifier:
     def _save(self, folder: str | Path) -> Path:
         record = self.report.record if self.report else None
         return save_adapter(
-            Path(folder), self.method, classes=self.trained, template=self.template, dataset=self.trained_on, record=record
+            Path(folder), self.method, classes=self.trained, template=self.template, dataset=self.trained_on, record=record,
+            trust=self.trust,
         )
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:

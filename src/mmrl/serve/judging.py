@@ -1,0 +1,306 @@
+"""What a classifier's answers are worth: calibrated probabilities, images of none of the classes, sets of classes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from mmrl.data import Dataset, Draw, Item, usual_workers
+from mmrl.data.given import given_dataset
+from mmrl.engine.calibrate import calibrate
+from mmrl.engine.score import trained_mask
+from mmrl.errors import Notice, UsageError, unknown
+from mmrl.methods import Method
+from mmrl.names import check_names, listed, name_key
+from mmrl.serve.classes import class_names
+from mmrl.serve.inputs import given_images
+from mmrl.serve.web import Urls
+from mmrl.templates import Template, check_template
+from mmrl.trust.arrays import Floats
+from mmrl.trust.calibration import calibrated_probabilities
+from mmrl.trust.conformal import prediction_sets
+from mmrl.trust.state import FEW, UNKNOWN, Trust, checked_score, known_scores
+
+RECALL = 0.95
+SCORE = "energy"  # it tells images of other data sets apart better than "mcm" on the mini sets (docs/trust.md)
+DAC = "dac"
+Calibrated = bool | Literal["dac"]
+PARTS = ("train", "val", "test")
+REMEDY = (
+    "Calibrate it on labelled images that it was not trained on, and that it will not be measured on: clf.calibrate(DATA) in Python, "
+    "`mmrl calibrate ADAPTER DATA` on the command line."
+)
+
+
+class Prediction(NamedTuple):
+    """One class with its probability in [0, 1]; `trained` is whether the classifier was trained on it."""
+
+    name: str
+    probability: float
+    trained: bool
+
+
+class Judged(NamedTuple):
+    """What is answered for one image.
+
+    Attributes:
+        ranked: classes, likeliest first; empty for an image that was left out.
+        score: how known it looks, higher is more; NaN for an image that was left out.
+        unknown: whether it is rejected, as its score is below the threshold.
+    """
+
+    ranked: list[Prediction]
+    score: float
+    unknown: bool
+
+
+class Head(NamedTuple):
+    """What a classifier keeps for a list of classes.
+
+    Attributes:
+        head: of the method, such as class features (C, embed_dim).
+        seen: (C,), which classes were trained on.
+        template: prompt, or several, of the names.
+    """
+
+    names: tuple[str, ...]
+    head: Any
+    seen: Tensor
+    template: Template
+
+
+class Rejecting(NamedTuple):
+    """Images whose `score` is below `threshold` are rejected."""
+
+    score: str
+    threshold: float
+
+    def best(self, logits: Floats, scale: float) -> list[int]:
+        """Position of the likeliest class of each image, of logits (B, C); C for one that is rejected."""
+        rejected = scored(logits, self.score, scale) < self.threshold
+        return np.where(rejected, logits.shape[1], logits.argmax(1)).tolist()
+
+
+def rejection(
+    trust: Trust | None, head: Head, *, reject: bool, recall: float | None, threshold: float | None, score: str
+) -> Rejecting | None:
+    """The rule that a call asks for; None where it asks for none.
+
+    Warns:
+        Notice: the recall is known for another list of classes alone.
+
+    Raises:
+        UsageError: no calibration to take a threshold from, an unknown score, recall and threshold together, or a class that has the name
+            of the answer itself.
+    """
+    checked_score(score)
+    if not reject and recall is None and threshold is None:
+        return None
+    if own := [name for name in head.names if name_key(name) == UNKNOWN]:
+        said = f"'{own[0]}' is one of the classes, and also the answer for an image of none of them"
+        raise UsageError(f"{said}. Rename the class, such as '{own[0]} thing', or take scores of your own: known_scores.")
+    if threshold is not None:
+        if recall is not None:
+            raise UsageError(f"recall is {recall} and threshold is {threshold}; give one: a recall stands for the threshold that has it.")
+        if not np.isfinite(threshold):
+            raise UsageError(f"threshold is {threshold}; it must be a number, of the size of the scores that known_scores gives.")
+        return Rejecting(score, float(threshold))
+    if trust is None:
+        raise UsageError(f"there is no threshold to reject by, as this classifier is not calibrated. {REMEDY} Or give a threshold.")
+    if not trust.holds_for(head.names, head.template):
+        said = f"the threshold was fitted among {len(trust.classes)} classes that are not these {len(head.names)}, or with another prompt"
+        fix = "Calibrate with this list of classes, or give a threshold"
+        warnings.warn(f"{said}, so how many images of these classes it keeps is not known. {fix}.", Notice, stacklevel=3)
+    return Rejecting(score, trust.threshold(score, RECALL if recall is None else recall))
+
+
+def probabilities(logits: Floats, trust: Trust, factors: Floats | None) -> Floats:
+    """Calibrated (B, C) of logits (B, C); NaN for an image that has NaN."""
+    out, there = np.full(logits.shape, np.nan), np.isfinite(logits).all(1)
+    if there.any():
+        out[there] = calibrated_probabilities(logits[there], temperature=trust.temperature, factors=factors)
+    return out
+
+
+def scored(logits: Floats, score: str, scale: float) -> Floats:
+    """How known each image looks (B,), of logits (B, C); NaN for an image that has NaN."""
+    out, there = np.full(len(logits), np.nan), np.isfinite(logits).all(1)
+    if there.any():
+        out[there] = known_scores(logits[there], checked_score(score), scale)
+    return out
+
+
+def sets(logits: Floats, trust: Trust | None, head: Head, coverage: float, method: str) -> list[list[str]]:
+    """Prediction sets of images with logits (B, C), likeliest class first; empty for an image that has NaN.
+
+    Raises:
+        UsageError: no calibration, or one among other classes or with another prompt, as coverage is known for its own alone.
+    """
+    if trust is None:
+        raise UsageError(f"there is no coverage to state, as this classifier is not calibrated. {REMEDY}")
+    if not trust.holds_for(head.names, head.template):
+        raise UsageError(
+            f"coverage is known among the {len(trust.classes)} classes that were calibrated ({listed(trust.classes)}), with their prompt, "
+            f"and not among these {len(head.names)}. Leave the list out, or calibrate with labelled images of these classes."
+        )
+    quantile, there = trust.quantile(method, coverage), np.isfinite(logits).all(1)
+    inside = np.zeros(logits.shape, bool)
+    if there.any():
+        inside[there] = prediction_sets(calibrated_probabilities(logits[there]), quantile, method)
+    order = np.argsort(-logits, axis=1, kind="stable")
+    return [[head.names[at] for at in places if own[at]] for places, own in zip(order, inside)]
+
+
+class Trusting:
+    """What a classifier says of its own answers: the part of `Classifier` that needs, or makes, a calibration."""
+
+    method: Method
+    trained: tuple[str, ...]
+    template: Template
+    draw: Draw | None
+    trust: Trust | None
+    _heads: dict[tuple[Any, ...], Head]
+    _lock: Any
+    _head: Callable[..., Head]
+    _logits: Callable[..., tuple[Tensor, set[int]]]
+    _ranked: Callable[..., list[list[Prediction]]]
+
+    def calibrate(
+        self, data: Any, classes: str | Sequence[str] | None = None, *, split: str | None = None, template: Template | None = None,
+        root: str | Path | None = None, skip_broken: bool = False, workers: int | None = None,
+    ) -> Trust:  # fmt: skip
+        """Fit probabilities, thresholds and prediction sets to labelled images, and keep that; `save_pretrained` saves it.
+
+        They must be images that it was not trained on and will not be measured on: what is fitted to test images looks better on them than
+        it is. Images of its training are left out where they are known.
+
+        Args:
+            data: all that `mmrl.fit` takes. Of data with parts the validation images count, or else the training images that it was not
+                trained on; of others every image.
+            classes: names that compete; default: those that it was trained on, or those of the data for zero-shot CLIP. Recall and coverage
+                are known for this list alone.
+            split: another part: "train", "val" or "test".
+            template: prompt, or several; default: the classifier's.
+            root: folder with the downloaded data sets.
+            skip_broken: leave out images that are missing or broken.
+            workers: threads that prepare images; default: one a core, at most 8.
+
+        Returns:
+            what was fitted.
+
+        Warns:
+            Notice: there are few images.
+            BrokenImageWarning: images were left out.
+
+        Raises:
+            UsageError: bad data, only test images, images of a class that does not compete, or one that cannot be read.
+        """
+        found = fit_trust(
+            self, data, classes, split=split, template=template, root=root, skip_broken=skip_broken, workers=workers
+        )
+        with self._lock:
+            self.trust = found
+            self._heads.clear()
+        return found
+
+    def known_scores(
+        self, images: Any, classes: str | Sequence[str] | None = None, *, score: str = SCORE, template: Template | None = None,
+        skip_broken: bool = False, allow_urls: bool | Urls = False,
+    ) -> Floats:  # fmt: skip
+        """How much each image looks like one of the classes, (B,): higher is more. NaN for images left out; otherwise as `predict`.
+
+        Args:
+            score: "energy", the soft maximum of the logits, in their unit; or "mcm", maximum concept matching, the largest softmax
+                probability of the cosines, from 1 / C.
+        """
+        checked_score(score)
+        head, given = self._head(classes, template), given_images(images, allow_urls)
+        logits, _ = self._logits(given, head, skip_broken=skip_broken, allow_urls=allow_urls)
+        return scored(logits.numpy(), score, self.method.logit_scale)
+
+    def judge(
+        self, images: Any, classes: str | Sequence[str] | None = None, *, top: int = 5, recall: float | None = None,
+        threshold: float | None = None, score: str = SCORE, template: Template | None = None, skip_broken: bool = False,
+        allow_urls: bool | Urls = False, calibrated: Calibrated = True,
+    ) -> list[Judged]:  # fmt: skip
+        """The `top` classes of each image, how known it looks, and whether it is rejected. Arguments as in `predict` and `rank`."""
+        head, given = self._head(classes, template), given_images(images, allow_urls)
+        rule = rejection(self.trust, head, reject=True, recall=recall, threshold=threshold, score=score)
+        assert rule is not None
+        logits, gone = self._logits(given, head, skip_broken=skip_broken, allow_urls=allow_urls)
+        scores = scored(logits.numpy(), score, self.method.logit_scale)
+        ranked = self._ranked(logits, gone, head, top, calibrated)
+        return [Judged(each, float(found), bool(found < rule.threshold)) for each, found in zip(ranked, scores, strict=True)]
+
+    def predict_sets(
+        self, images: Any, classes: str | Sequence[str] | None = None, *, coverage: float = 0.9, method: str = "lac",
+        template: Template | None = None, skip_broken: bool = False, allow_urls: bool | Urls = False,
+    ) -> Any:  # fmt: skip
+        """For each image the classes, likeliest first, that hold the right one with probability `coverage`; one list for a single image.
+
+        The probability is over new images like those of the calibration, all classes together. A set is never empty; from too few held-out
+        images for the coverage (8 for 0.9) every class is in it. Other arguments as in `predict`.
+
+        Args:
+            coverage: above 0 and below 1.
+            method: "lac", the smallest sets on average, or "aps", larger ones for harder images.
+
+        Raises:
+            UsageError: it is not calibrated, or among other classes, or as `predict`.
+        """
+        own = self.trust.classes if classes is None and self.trust and not self.trained else classes
+        head, given = self._head(own, template), given_images(images, allow_urls)
+        logits, _ = self._logits(given, head, skip_broken=skip_broken, allow_urls=allow_urls)
+        found = sets(logits.numpy(), self.trust, head, coverage, method)
+        return found[0] if given.single else found
+
+
+def fit_trust(
+    classifier: Trusting, data: Any, classes: str | Sequence[str] | None, *, split: str | None, template: Template | None, root: Any,
+    skip_broken: bool, workers: int | None,
+) -> Trust:  # fmt: skip
+    """What `Classifier.calibrate` does."""
+    dataset = _calibrating(classifier, given_dataset(data, root=root), split)
+    names = check_names(class_names(classes)) if classes is not None else classifier.trained or dataset.classes
+    place = {name_key(name): at for at, name in enumerate(names)}
+    used = {item.label for item in dataset.test}
+    missing = [name for label, name in enumerate(dataset.classes) if label in used and name_key(name) not in place]
+    if missing:
+        raise UsageError(
+            f"images of '{dataset.name}' are of {listed(missing)}, which {'is' if len(missing) == 1 else 'are'} not among the "
+            f"{len(names)} classes to calibrate. Give the list of all classes that compete, or leave these images out."
+        )
+    items = [Item(item.key, place[name_key(dataset.classes[item.label])]) for item in dataset.test]
+    own = check_template(template or classifier.template)
+    dataset = replace(dataset, classes=tuple(names), template=own, train=[], val=[], test=items, rest_tests=False)
+    found = calibrate(
+        classifier.method, dataset, items, seen=trained_mask(names, classifier.trained) if classifier.trained else False,
+        workers=usual_workers(dataset.read) if workers is None else workers, skip_broken=skip_broken,
+    )  # fmt: skip
+    if found.images < FEW:
+        warnings.warn(f"calibrated on {found.images} images: from fewer than {FEW}, thresholds and sets are rough.", Notice, stacklevel=3)
+    return found
+
+
+def _calibrating(classifier: Trusting, dataset: Dataset, split: str | None) -> Dataset:
+    """`dataset` with the images to calibrate on as its test images; never the test part, unless it is asked for by name."""
+    if split is not None and split not in PARTS:
+        raise unknown("split", split, PARTS)
+    drawn = classifier.draw if classifier.draw is not None and classifier.draw.dataset == dataset.name else None
+    taken = {item.key for item in drawn.train} if drawn else set()
+    part = split or ("train" if dataset.rest_tests else "val" if dataset.val else "train" if drawn else None)
+    if part is None:
+        raise UsageError(
+            f"'{dataset.name}' has no validation images, and it is not known which of its training images were trained on. Calibrating on "
+            "test images makes what is measured on them too good. Give other images, or say which part: split='train', 'val' or 'test'."
+        )
+    items = [item for item in getattr(dataset, part) if item.key not in taken]
+    if not items:
+        raise UsageError(f"'{dataset.name}' has no {part} images that this classifier was not trained on. Give other images.")
+    return replace(dataset, test=items, rest_tests=False)
