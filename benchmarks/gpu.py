@@ -2,10 +2,12 @@
 
     python -m benchmarks.gpu --out benchmarks/results/gpu.md
 
-Both sides are those of `benchmarks.train_step`, with weights, images and optimiser on the device. A row is one method, batch, number of
-classes and precision; times are medians of single steps, each waited for. Rows whose plain side does not fit say so and time the fast side
-alone; with `--plain-limit` it is left out above that many classes. Where the whole step does not fit, prompts are encoded in parts, as in a
-training (`memory_gib`). `--device cpu --layers 2 --backbone ViT-B-32` is a quick look on a processor.
+Both sides are those of `benchmarks.train_step`, with weights, images and optimiser on the device; *compiled* is the fast side's step as a
+training takes it with `compile=auto`: recorded once as a CUDA graph and replayed, its batch copied to where the graph reads it. A row is
+one method, batch, number of classes and precision; times are medians of single steps, each waited for. Rows whose plain side does not fit
+say so and time the fast side alone; with `--plain-limit` it is left out above that many classes. Where the whole step does not fit, prompts
+are encoded in parts, as in a training (`memory_gib`). `--device cpu --layers 2 --backbone ViT-B-32` is a quick look on a processor, where
+compiled is the same path without a graph.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -21,16 +24,22 @@ from typing import Any
 import torch
 
 from benchmarks import common
-from benchmarks.common import gib
+from benchmarks.common import class_names, gib
 from benchmarks.sides import PLAIN, Step, Work, fast_step, make_batch, make_method, plain_step
 from benchmarks.train_step import compare_gradients
 from mmrl.clip import Clip
+from mmrl.engine.config import FitConfig
 from mmrl.engine.memory import forget_peak, peak_resident, resident, text_memory
+from mmrl.engine.optimizers import make_optimizer
+from mmrl.engine.parallel import Peers
 from mmrl.engine.precision import autocast
+from mmrl.engine.replay import WARM_UP, CudaGraphs, Direct, Recorder, Replay, why_eager
+from mmrl.engine.step import Stepper
+from mmrl.errors import Notice
 
 TRAINING = [
-    "method", "batch", "classes", "precision", "plain ms", "fast ms", "ratio", "images/s", "fast, of matrix peak", "plain peak",
-    "fast peak", "largest gradient difference",
+    "method", "batch", "classes", "precision", "plain ms", "fast ms", "compiled ms", "ratio", "compiled ratio", "images/s",
+    "compiled images/s", "fast, of matrix peak", "plain peak", "fast peak", "compiled peak", "largest gradient difference",
 ]  # fmt: skip
 INFERENCE = ["image tower", "precision", "images/s", "of bare"]
 BARE = "open_clip encode_image"
@@ -119,6 +128,9 @@ def measure(work: Work, clip: Clip, options: argparse.Namespace, peak: float) ->
     if len(steps) == 2:
         row["gradients"] = compare_gradients(steps["fast"], steps["plain"], work.method)
     timed = {side: common.waited(step, device) for side, step in sorted(steps.items(), reverse=True)}
+    replayed = compiled(work, clip, row)
+    if replayed:
+        timed["compiled"] = common.waited(replayed, device)
     row["seconds"] = common.interleaved(timed, options.repeats)
     row["median"] = {side: common.median(times) for side, times in row["seconds"].items()}
     if "fast" in steps:
@@ -126,19 +138,56 @@ def measure(work: Work, clip: Clip, options: argparse.Namespace, peak: float) ->
         row["of_peak"] = row["flops"] / row["median"]["fast"] / peak
     steps.clear()
     timed.clear()
+    del replayed
     _free(device)
     return row
+
+
+def compiled(work: Work, clip: Clip, row: dict[str, Any]) -> Callable[[], object] | None:
+    """A training's step that is recorded already; None, with the reason in `row`, where it cannot be."""
+    device = torch.device(work.device)
+    recorder: Recorder = CudaGraphs(device) if device.type == "cuda" else Direct()
+    _mark(device)
+    try:
+        method = make_method(work, clip)
+        if why_eager(method) or work.precision == "fp16":
+            row["left_out"]["compiled"] = "not replayed"
+            return None
+        config = FitConfig(lr=1e-3, weight_decay=5e-4, precision=work.precision)
+        classes = method.class_list(class_names(work.classes), work.template, memory_gib=work.text_memory)
+        optimizer = make_optimizer(list(method.parameters()), config, static=recorder.static)
+        scaler = torch.amp.GradScaler(device.type, enabled=False)
+        replay, batch = Replay(Stepper(method, classes, config, Peers(), optimizer, scaler), recorder, 1), make_batch(work, clip)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Notice)  # of a recording that failed
+            for _ in range(WARM_UP + 2):
+                replay.step([batch])
+    except (torch.OutOfMemoryError, Notice) as error:
+        row["left_out"]["compiled"] = OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else str(error)
+        _free(device)
+        return None
+    row["peaks"]["compiled"] = _peak(device)
+    return lambda: replay.step([batch])
 
 
 def peak_of(make: Callable[[], Step], device: torch.device) -> int:
     """Bytes of the device's memory (of the process's, on a processor) at most in two steps, weights included, the side's own making not."""
     step = make()
+    _mark(device)
+    step()
+    step.backward()
+    return _peak(device)
+
+
+def _mark(device: torch.device) -> None:
+    """From here on the peak of memory counts."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
         forget_peak()
-    step()
-    step.backward()
+
+
+def _peak(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else max(peak_resident(), resident())
 
 
@@ -166,16 +215,15 @@ def _free(device: torch.device) -> None:
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    plain, fast = (
-        f"{1e3 * row['median'][side]:.3g}" if side in row["median"] else row["left_out"].get(side, "-") for side in ("plain", "fast")
-    )
-    both = len(row["median"]) == 2
-    ratio = f"{row['median']['plain'] / row['median']['fast']:.2f}" if both else "-"
-    rate = f"{row['batch'] / row['median']['fast']:.1f}" if "fast" in row["median"] else "-"
+    median, sides, ours = row["median"], ("plain", "fast", "compiled"), ("fast", "compiled")
+    times = (f"{1e3 * median[side]:.3g}" if side in median else row["left_out"].get(side, "-") for side in sides)
+    ratios = (f"{median['plain'] / median[side]:.2f}" if {"plain", side} <= median.keys() else "-" for side in ours)
+    rates = (f"{row['batch'] / median[side]:.1f}" if side in median else "-" for side in ours)
     share = f"{row['of_peak']:.0%}" if row["flops"] else "-"
     difference = f"{row['gradients']['relative']:.1e}" if row["gradients"] else "-"
-    memory = (gib(row["peaks"].get(side)) for side in ("plain", "fast"))
-    return [row["method"], str(row["batch"]), str(row["classes"]), row["precision"], plain, fast, ratio, rate, share, *memory, difference]
+    memory = (gib(row["peaks"].get(side)) for side in sides)
+    shape = [row["method"], str(row["batch"]), str(row["classes"]), row["precision"]]
+    return [*shape, *times, *ratios, *rates, share, *memory, difference]
 
 
 def tower_cells(row: dict[str, Any]) -> list[str]:

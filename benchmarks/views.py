@@ -93,7 +93,7 @@ def ticks_of(method: Any, data: TrainingData, config: FitConfig) -> list[float]:
     ticks: list[float] = []
     with shown_in_turn(data.batches, config, method.clip, None) as batches:
         classes = method.class_list(data.classes, data.template)
-        Trainer(method, batches, classes, config, watch=lambda row: ticks.append(time.process_time())).run()
+        Trainer(method, batches, classes, config, watch=lambda row: ticks.append(time.process_time()), read_every=1).run()
     return ticks
 
 

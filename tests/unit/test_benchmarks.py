@@ -310,6 +310,7 @@ def test_gpu_on_a_processor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert [(row["batch"], row["classes"], row["precision"]) for row in steps] == rows
     for row, shown in zip(numbers["rows"], steps, strict=True):
         assert float(shown["fast ms"]) > 0 and float(shown["images/s"]) > 0
+        assert float(shown["compiled ms"]) > 0 and (shown["compiled ratio"] == "-") == (row["classes"] == 7)
         assert (shown["plain ms"] == "left out") == (row["classes"] == 7) == (row["gradients"] is None)
     assert numbers["rows"][0]["gradients"]["relative"] < 1e-4 < numbers["rows"][2]["gradients"]["relative"] < 0.5
     assert [(row["image tower"], row["precision"]) for row in towers] == [(t, p) for p in ("fp32", "bf16") for t in (gpu.BARE, "mmrl")]

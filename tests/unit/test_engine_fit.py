@@ -18,7 +18,8 @@ from torch import Tensor
 from mmrl import engine, methods
 from mmrl.clip import Clip, Images
 from mmrl.engine.checkpoint import read_state
-from mmrl.engine.loop import NonFiniteError, Trainer
+from mmrl.engine.guard import NonFiniteError
+from mmrl.engine.loop import Trainer
 from mmrl.errors import MmrlError, UsageError
 from mmrl.methods import Loss, Method
 from tests.oracle.pair import relative_error

@@ -119,7 +119,7 @@ def test_more_steps_after_that_of_a_batch(clip: Clip) -> None:
         gradients = steps.gradients(total)
         assert all(gradient is not None and torch.allclose(gradient, p) for gradient, p in zip(gradients, parameters, strict=True))
         assert steps.gradients(parameters[0].sum())[1] is None
-        assert (steps.gradients(parameters[0].sum() * 1e38 * 1e38) == [None] * len(parameters)) == trainer.scaler.is_enabled()
+        assert (steps.gradients(parameters[0].sum() * 1e38 * 1e38) == [None] * len(parameters)) == trainer.stepper.scaler.is_enabled()
         before = [parameter.detach().clone() for parameter in parameters]
         steps.update([None if i else gradient for i, gradient in enumerate(gradients)])
         assert [torch.equal(*pair) for pair in zip(before, parameters, strict=True)] == [False] + [True] * (len(parameters) - 1)
@@ -131,7 +131,7 @@ def test_more_steps_after_that_of_a_batch(clip: Clip) -> None:
     config = engine.FitConfig(**plain, epochs=2, warmup_epochs=1, warmup_lr=0.01, lr=0.1, accumulate=2)
     for scaled in (False, True):
         trainer = Trainer(method, Same(batches), method.class_list(NAMES, PROMPT), config)
-        trainer.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+        trainer.stepper.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
         trainer.run()
     labels = [labels.tolist() for _, labels in batches]
     rates = [rate for rate in engine.learning_rates(2, 0.1, warmup=1, warmup_lr=0.01) for _ in range(2)]

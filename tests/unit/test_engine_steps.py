@@ -14,7 +14,7 @@ from mmrl import engine
 from mmrl.clip import Clip
 from mmrl.data import Preprocess, TrainBatches
 from mmrl.engine.features import preprocess_of
-from mmrl.engine.loop import length_of, rates_of
+from mmrl.engine.schedule import length_of, rates_of
 from mmrl.errors import UsageError
 from mmrl.methods import Method
 from tests.unit.colours import NAMES, PROMPT, Batch, Shuffled, base_draw, clip_on_one_thread, colours, fresh, noise, train, train_on

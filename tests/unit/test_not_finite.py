@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from mmrl import engine, methods
 from mmrl.clip import Clip
 from mmrl.engine.checkpoint import read_state
-from mmrl.engine.loop import NonFiniteError
+from mmrl.engine.guard import NonFiniteError
 from mmrl.errors import MmrlError
 from mmrl.serve.predictor import Classifier
 from tests.unit.colours import NAMES, OPTIONS, PROMPT, Same, clip_on_one_thread, colours, fresh, items, noise, read, train, train_on

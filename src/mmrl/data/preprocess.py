@@ -60,6 +60,7 @@ class Preprocess:
         self.crop_scale = crop_scale
         self._mode = RESAMPLING[interpolation]
         self._full, self._mean, self._std = (torch.tensor(values).view(-1, 1, 1) for values in ([255.0], mean, std))
+        self._on: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
     @property
     def decides(self) -> tuple[int, str]:
@@ -97,9 +98,19 @@ class Preprocess:
 
     def batch(self, planes: Sequence[Planes], device: torch.device | str = "cpu") -> Tensor:
         """A normalised float32 batch (B, 3, size, size) of uint8 images; the same numbers on every device."""
-        pixels = torch.from_numpy(np.stack(planes)).to(device).float()  # uint8 until then: a quarter of the bytes to copy
-        full, mean, std = (values.to(device) for values in (self._full, self._mean, self._std))
+        pixels, device = torch.from_numpy(np.stack(planes)), torch.device(device)
+        if device.type == "cuda":
+            pixels = pixels.pin_memory().to(device, non_blocking=True)  # the GPU computes on meanwhile
+        pixels = pixels.to(device).float()  # uint8 until then: a quarter of the bytes to copy
+        full, mean, std = self._constants(device)
         return pixels.div_(full).sub_(mean).div_(std)  # 255 as a tensor: a GPU divides by a Python number by multiplying with its inverse
+
+    def _constants(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """255, mean and std on `device`, copied there once: a copy from memory that is not pinned waits for all that is computed."""
+        if device not in self._on:
+            full, mean, std = (values.to(device) for values in (self._full, self._mean, self._std))
+            self._on[device] = full, mean, std
+        return self._on[device]
 
     def _resized(self, image: Image.Image, width: int, height: int) -> Image.Image:
         return image if image.size == (width, height) else image.resize((width, height), self._mode)

@@ -4,9 +4,9 @@ from mmrl.engine.adapter import AdapterConfig, load_adapter, read_config, save_a
 from mmrl.engine.config import FitConfig, make_config
 from mmrl.engine.context import Bench, Context, settings
 from mmrl.engine.fit import FitResult, Place, TrainingData, fit
+from mmrl.engine.guard import NonFiniteError
 from mmrl.engine.importer import import_authors
 from mmrl.engine.jobs import Job, bind
-from mmrl.engine.loop import NonFiniteError
 from mmrl.engine.metrics import Scores, harmonic_mean, score
 from mmrl.engine.run import BelowZeroShotWarning, RunResult, UntestedWarning, run
 from mmrl.engine.schedule import learning_rates

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol, runtime_checkable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,6 +28,81 @@ class Batches(Protocol):
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]: ...
 
 
+class Way(Protocol):
+    """How batches come to a device while it computes."""
+
+    def sending(self) -> AbstractContextManager[object]:
+        """Where batches are made and sent."""
+        ...
+
+    def send(self, batch: Batch) -> Any:
+        """`batch`, on its way."""
+        ...
+
+    def received(self, sent: Any) -> Batch:
+        """What was sent, for the computation to use."""
+        ...
+
+
+class Pinned:
+    """To a GPU, from memory that it reads by itself, on a stream beside the computation's."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, torch.cuda.Stream(device)
+
+    def sending(self) -> AbstractContextManager[object]:
+        return torch.cuda.stream(self._stream)
+
+    def send(self, batch: Batch) -> tuple[Batch, torch.cuda.Event]:
+        images, labels = batch
+        sent = self._sent(images) if isinstance(images, Tensor) else images, self._sent(labels)
+        return sent, self._stream.record_event()
+
+    def _sent(self, values: Tensor) -> Tensor:
+        return values if values.is_cuda else values.pin_memory().to(self._device, non_blocking=True)
+
+    def received(self, sent: tuple[Batch, torch.cuda.Event]) -> Batch:
+        """The computation waits for this batch alone, and not for the next one, which is on its way by then."""
+        (batch, arrived), now = sent, torch.cuda.current_stream(self._device)
+        now.wait_event(arrived)
+        for values in batch:
+            if isinstance(values, Tensor):
+                values.record_stream(now)  # its memory is given to no later batch before the computation is done with it
+        return batch
+
+
+def one_ahead(batches: Iterator[Batch], way: Way) -> Iterator[Batch]:
+    """`batches`, each made and sent before the one ahead of it is given. What making one raises comes in its place."""
+    before: Any = None
+    while True:
+        error: Exception | None = None
+        sent: Any = None
+        try:
+            with way.sending():
+                made = next(batches, None)
+                sent = None if made is None else way.send(made)
+        except Exception as found:
+            error = found
+        if before is not None:
+            yield way.received(before)
+        if error is not None:
+            raise error
+        if sent is None:
+            return
+        before = sent
+
+
+def on_the_way(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """`batches` on a GPU, one ahead; for a processor as they are."""
+    return one_ahead(batches, Pinned(device)) if device.type == "cuda" else batches
+
+
+def arriving(batches: Batches, number: int, start: int, device: torch.device) -> Iterator[Batch]:
+    """Epoch `number` of `batches` from position `start`, on its way to `device`; those that are made there, as they are."""
+    epoch = batches.epoch(number, start)
+    return epoch if getattr(batches, "placed", False) else on_the_way(epoch, device)
+
+
 @runtime_checkable
 class Shareable(Batches, Protocol):
     """Batches that several processes can train on together."""
@@ -44,6 +120,8 @@ class OnePass:
     Args:
         keep: batches that are kept, from the latest on: as many as a training takes in one turn.
     """
+
+    placed = True  # on the device
 
     def __init__(self, source: Batches, device: torch.device, keep: int = 1) -> None:
         self._source, self._device, self._keep = source, device, keep
@@ -65,7 +143,7 @@ class OnePass:
             while len(self._kept) >= self._keep:
                 before, _ = self._kept.pop(next(iter(self._kept)))
                 self._expected = before.asked  # the same trainings ask the next batch
-            coming = self._coming if self._next == at else self._source.epoch(*at)
+            coming = self._coming if self._next == at else on_the_way(self._source.epoch(*at), self._device)
             self._next = None  # of an error, whoever asks next is told too
             images, labels = next(coming)
             self._kept[at] = placed(images, self._device, self._expected), labels.to(self._device)

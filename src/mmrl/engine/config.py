@@ -12,7 +12,7 @@ from mmrl.errors import UsageError, unknown
 from mmrl.methods.options import Options, option_problem
 
 # What has no effect on what comes out, so that a resumed run may change it.
-WITHOUT_EFFECT = ("checkpoint_every", "log", "memory_gib", "views_gib", "views_disk_gib")
+WITHOUT_EFFECT = ("checkpoint_every", "compile", "log", "memory_gib", "views_gib", "views_disk_gib")
 
 
 class FitConfig(Options):
@@ -54,6 +54,10 @@ class FitConfig(Options):
     text_precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32",
         description="of the states of class prompts between steps; half precision takes half of the memory, for long lists of classes",
+    )
+    compile: Literal["auto", "off"] = Field(
+        "auto",
+        description="auto: on a CUDA device a step is recorded once, as a CUDA graph, and replayed, where the method allows it; off: never",
     )
     accumulate: int = Field(1, ge=1, le=1_000_000, description="batches whose gradients are averaged before each step")
     seed: int = Field(1, ge=0, lt=2**63, description="decides initial values, order and augmentation")

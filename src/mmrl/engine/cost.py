@@ -23,9 +23,10 @@ from mmrl.engine.config import FitConfig
 from mmrl.engine.context import Bench, Context
 from mmrl.engine.features import preprocess_of
 from mmrl.engine.fit import TrainingData
-from mmrl.engine.loop import Trainer, length_of
+from mmrl.engine.loop import Trainer
 from mmrl.engine.memory import GIB, forget_peak, peak_resident, resident, text_memory
 from mmrl.engine.record import environment
+from mmrl.engine.schedule import length_of
 from mmrl.engine.score import evaluate
 from mmrl.errors import MmrlError
 from mmrl.methods import Method, Task
@@ -174,7 +175,7 @@ def _step(method: Method, classes: ClassList, batches: Sequence[Batch], config: 
     count = WARM_UP + steps
     short = {"iterations": count, "warmup_epochs": 0, "checkpoint_every": None, "log": None}
     repeated = _Repeated(batches, count * config.accumulate)
-    Trainer(method, repeated, classes, config.model_copy(update=short), watch=lambda row: clock.tick()).run()
+    Trainer(method, repeated, classes, config.model_copy(update=short), watch=lambda row: clock.tick(), read_every=1).run()
     return clock.median(steps)
 
 

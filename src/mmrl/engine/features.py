@@ -23,6 +23,7 @@ from mmrl.clip import Clip, Images
 from mmrl.clip.device import arithmetic
 from mmrl.data import Broken, Dataset, Item, Preprocess, test_batches
 from mmrl.data.preprocess import Planes
+from mmrl.engine.batches import on_the_way
 from mmrl.errors import UsageError
 from mmrl.rows import SPARE, NewRows, RowsFolder, Table, row_type, table_of, written
 
@@ -200,9 +201,9 @@ def shown(
         return
     made, at, before = list[Tensor](), 0, len(skipped or ())
     with _pixels(store if images else None, clip, dataset, items) as kept:
-        for batch, labels in test_batches(
-            dataset, items, preprocess_of(clip), batch_size, workers, device=clip.device, skipped=skipped, kept=kept
-        ):
+        coming = test_batches(dataset, items, preprocess_of(clip), batch_size, workers, device=clip.device, skipped=skipped, kept=kept)
+        for batch, labels in on_the_way(coming, clip.device):
+            assert isinstance(batch, Tensor)
             seen, frozen = Images(batch), None
             if found and len(skipped or ()) == before:  # none was left out, so places agree
                 seen.features = frozen = found.features[at : at + len(labels)].to(clip.device)

@@ -21,13 +21,15 @@ from mmrl.engine.batches import Batches, Shareable
 from mmrl.engine.checkpoint import RunFolder
 from mmrl.engine.config import FitConfig, make_config
 from mmrl.engine.features import FeatureStore, preprocess_of
-from mmrl.engine.loop import NonFiniteError, Row, State, Trainer, length_of
+from mmrl.engine.guard import NonFiniteError, Row
+from mmrl.engine.loop import State, Trainer
 from mmrl.engine.memory import text_memory
 from mmrl.engine.parallel import Peers, joined
 from mmrl.engine.pool import shown_in_turn
 from mmrl.engine.precision import check_surroundings, check_text_precision, compute_type, resolved_precision
 from mmrl.engine.progress import training_log, training_progress
 from mmrl.engine.randomness import seeded
+from mmrl.engine.schedule import length_of
 from mmrl.engine.score import BATCH
 from mmrl.engine.turns import Turns, finish
 from mmrl.errors import DamagedError, MmrlError, UsageError

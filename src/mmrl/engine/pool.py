@@ -22,10 +22,10 @@ from torch import Tensor
 
 from mmrl.clip import Clip, Images
 from mmrl.clip.vision import ImageHidden
-from mmrl.engine.batches import Batch, Batches
+from mmrl.engine.batches import Batch, Batches, on_the_way, placed
 from mmrl.engine.config import FitConfig
 from mmrl.engine.kept import Kept
-from mmrl.engine.loop import length_of
+from mmrl.engine.schedule import length_of
 from mmrl.errors import Notice, UsageError
 
 GIB = 2**30
@@ -81,6 +81,8 @@ def shown_in_turn(batches: Batches, config: FitConfig, clip: Clip, folder: Path 
 class ViewPool:
     """Batches of which epoch `e` shows the views of epoch `e mod N`, with what the frozen tower made of them."""
 
+    placed = True  # on the device
+
     def __init__(self, batches: Repeatable, config: FitConfig, clip: Clip, folder: Path | None) -> None:
         assert config.views is not None
         self._batches, self._config, self._views, self._clip = batches, config, config.views, clip
@@ -106,8 +108,9 @@ class ViewPool:
         """Batches of epoch `number` from `start` on. Raises UsageError for an image that cannot be read, before it is shown."""
         view, again = number % self._views, self._batches.again(number, number % self._views, start)
         if number < self._views:
-            for (pixels, _), (positions, labels) in zip(self._batches.epoch(number, start), again, strict=True):
-                yield _Shown(self, view, positions, pixels.to(self._clip.device), first=True), labels
+            shown = on_the_way(self._batches.epoch(number, start), self._clip.device)
+            for (images, _), (positions, labels) in zip(shown, again, strict=True):
+                yield _Shown(self, view, positions, placed(images, self._clip.device).pixels, first=True), labels
         else:
             for positions, labels in again:
                 yield _Shown(self, view, positions, self._pixels(view, positions)), labels

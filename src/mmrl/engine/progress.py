@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmrl.engine.loop import Row
+from mmrl.engine.guard import Row
 
 TENSORBOARD_FOLDER = "tensorboard"
 NOT_SHOWN = ("step", "epoch", "lr")

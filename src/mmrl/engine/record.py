@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mmrl.engine.loop import Row
+from mmrl.engine.guard import Row
 from mmrl.reports.records import Environment
 from mmrl.version import __version__
 

@@ -1,8 +1,31 @@
-"""The learning rate: constant during warm-up, then a cosine."""
+"""How long a training is, and its learning rate: constant during warm-up, then a cosine."""
 
 from __future__ import annotations
 
 import math
+
+from mmrl.engine.config import FitConfig
+
+
+def length_of(config: FitConfig, batches: int) -> tuple[int, int]:
+    """Steps and epochs of a training with `batches` batches an epoch; the last epoch may be cut short by `iterations`."""
+    each = -(-batches // config.accumulate)
+    steps = config.iterations or config.epochs * each
+    return steps, -(-steps // each)
+
+
+def rates_of(config: FitConfig, batches: int) -> list[float]:
+    """Learning rate of every epoch, or of every step."""
+    steps, epochs = length_of(config, batches)
+    by_step = config.schedule_step == "step"
+    return learning_rates(
+        steps if by_step else epochs,
+        config.lr,
+        warmup=config.warmup_epochs * (-(-batches // config.accumulate) if by_step else 1),
+        warmup_lr=config.warmup_lr,
+        final_lr=config.final_lr,
+        cosine=config.schedule == "cosine",
+    )
 
 
 def learning_rates(

@@ -50,6 +50,8 @@ class Method(nn.Module, ABC):
         recipe: published values of a method from outside the package: a JSON file of the format of `mmrl.recipes`, or its content.
         revision: of a method from outside, part of its results' keys, so that those of changed code are computed again; by default the
             hash of its plugin file, and nothing for a method of an installed package.
+        eager: why its training steps cannot be recorded once and replayed (`compile=auto`); '' where nothing in them is decided in Python
+            or read back from the device. A method from outside that does not say is not replayed.
         authors_names: our names of tensors -> those of the authors' code ({i}: one tensor a layer).
         saved_as: how the authors' code saves it, where its checkpoints can be imported.
     """
@@ -65,6 +67,7 @@ class Method(nn.Module, ABC):
     setup_options: ClassVar[tuple[str, ...]] = ("seed", "crop_scale")
     recipe: ClassVar[Path | Mapping[str, Any] | None] = None
     revision: ClassVar[str] = ""
+    eager: ClassVar[str | None] = None
     authors_names: ClassVar[Mapping[str, str]] = {}
     saved_as: ClassVar[SavedAs | None] = None
 
@@ -75,6 +78,7 @@ class Method(nn.Module, ABC):
         self.clip = clip
         self.options = options
         self.task: Task | None = None  # without features: those are the engine's, for the time of the call
+        self._columns_of: tuple[Task | None, tuple[str, ...], Tensor] | None = None  # the latest answer of `trained_columns`
 
     # ---- what a method says of itself ----
 
@@ -233,11 +237,17 @@ class Method(nn.Module, ABC):
         Raises:
             UsageError: one is not among them.
         """
+        kept, device = self._columns_of, self.clip.device
+        if kept is not None and kept[0] is self.task and kept[1] == classes.names and kept[2].device == device:
+            return kept[2]  # a GPU would be waited for in every step
         trained = {} if self.task is None else {name_key(name): i for i, name in enumerate(self.task.names)}
         new = [name for name in classes.names if name_key(name) not in trained]
         if new:
             raise new_class(self.name, self.task.names if self.task else (), new[0])
-        return torch.tensor([trained[name_key(name)] for name in classes.names], device=self.clip.device)
+        with torch.inference_mode(False):  # used in training too
+            columns = torch.tensor([trained[name_key(name)] for name in classes.names], device=device)
+        self._columns_of = self.task, classes.names, columns
+        return columns
 
     # ---- test ----
 

@@ -79,6 +79,7 @@ class MetaPrompt(Method):
     Options = MetaPromptOptions
     options: MetaPromptOptions
     edits_layers = True
+    eager = "each divides the classes at random, and images among the parts"
     whole_batch = True  # whose images are divided by their classes
     authors_names: ClassVar[Mapping[str, str]] = {"ctx_text": "prompt_learner.ctx", "ctx_vision": "vision_prompt_learner.ctx"}
 

@@ -91,6 +91,7 @@ class Transport(Method):
 
     options: TransportOptions
     edits_layers = True
+    eager = "Sinkhorn's algorithm takes as many iterations as its error asks for"
     whole_batch = True  # on whose mean error Sinkhorn's algorithm stops
 
     # ---- features ----

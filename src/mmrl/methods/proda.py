@@ -121,6 +121,7 @@ class ProDA(Method):
     Options = ProDAOptions
     options: ProDAOptions
     edits_layers = True
+    eager = "each takes other prompts, whose numbers are drawn in Python"
     steps: Tensor
 
     def __init__(self, clip: Clip, options: ProDAOptions) -> None:
