@@ -40,8 +40,11 @@ class FitOptions(TypedDict, total=False):
     everything may train, and there is no score; or a folder of images, or other data, to test on. Default: all images that are not
     drawn to train."""
     skip_broken: bool
-    calibrate: bool
     """leave out images that are missing or broken, for training and testing; the record names them."""
+    calibrate: bool
+    """fit probabilities, thresholds and prediction sets to held-out images, where there are at least 10: validation images, else
+    training images that were not drawn, else, of photos without a test part of their own, up to 4 a class (at most half) of those that
+    would test."""
     method: str
     """a name of `mmrl methods`."""
     backbone: str | Clip | None
@@ -106,6 +109,8 @@ class FitOptions(TypedDict, total=False):
     where the device computes in it natively, else fp32."""
     text_precision: Literal["fp32", "bf16", "fp16"]
     """of the states of class prompts between steps; half precision takes half of the memory, for long lists of classes."""
+    compile: Literal["auto", "off"]
+    """auto: on a CUDA device a step is recorded once, as a CUDA graph, and replayed, where the method allows it; off: never."""
     accumulate: int
     """batches whose gradients are averaged before each step."""
     checkpoint_every: int | None
