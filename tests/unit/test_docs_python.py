@@ -26,6 +26,7 @@ def test_the_examples_run(photos: Path, tmp_path: Path, monkeypatch: pytest.Monk
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     code = "".join([MADE, *blocks])
     assert code.count("ViT-B-16-quickgelu/openai") == 3
-    (tmp_path / "page.py").write_text(code.replace("ViT-B-16-quickgelu/openai\"", "tiny\"").replace("holdout=0.2)", "holdout=0.2, epochs=1)"))
+    code = code.replace("ViT-B-16-quickgelu/openai", "tiny").replace("holdout=0.2)", "holdout=0.2, epochs=1)")
+    (tmp_path / "page.py").write_text(code)
     names = runpy.run_path(str(tmp_path / "page.py"))
     assert names["held"].count == 4 and names["found"].classes == names["clf"].classes == ("blue thing", "red thing")
