@@ -55,7 +55,8 @@ def block(each: Slot, scored: Scored) -> OpenWorldRecord:
     bins = tuple(Bin(count=4 * at, confidence=(at + 0.5) / 15, accuracy=(at + 0.5) / 20) for at in range(15))
     return OpenWorldRecord(
         validation=20, validation_new=0 if each.method == "zero-shot" else 16, base=0.8 + shift, novel=0.6 + shift, shipped=rules[0],
-        temperature=1.5, class_temperature=2.0 if len(rules) > 2 else None, rules=numbers(False), held_out=() if each.method == "zero-shot" else numbers(True),
+        temperature=1.5, class_temperature=2.0 if len(rules) > 2 else None, rules=numbers(False),
+        held_out=() if each.method == "zero-shot" else numbers(True),
         calibration=tuple(
             ListCalibration(classes=classes, after=after, ece=0.2 - 0.1 * (after != "nothing") + shift, adaptive_ece=0.3 + shift, bins=bins)
             for classes in ("trained", "new", "mixed")

@@ -61,10 +61,12 @@ class GDAOptions(FrozenOptions):
 
 
 class GaussianHead(NamedTuple):
-    """Class features (C, embed_dim), normalised, and rows of the Gaussian classifier."""
+    """Class features (C, embed_dim), normalised, rows of the Gaussian classifier, and of a list with trained and new classes which are
+    new (C,)."""
 
     text: Tensor
     rows: Rows
+    new: Tensor | None = None
 
 
 class Gaussians(NamedTuple):
@@ -87,8 +89,9 @@ class GDA(FrozenFeatures):
     A class is known by its name. Of trained classes the mean is that of their samples. A list of new classes has a classifier of its own:
     the mean of a class is that of the training samples nearest to its class feature and of that feature, and the covariance
     is theirs, the inverses averaged over the classes of the list. So the logits of a new class depend on the other new ones of its list.
-    The authors score trained and new classes apart. In a list with both, where all must be comparable, new classes have their means, and
-    all classes the trained ones' covariance: trained classes have the same logits in every list.
+    The authors score trained and new classes apart, and the two classifiers are not on one scale: with one covariance for both, no image is
+    ever given to a new class. So in a list with both each half has its own classifier, whose logits are shifted, image by image,
+    until the half has together the probability that frozen CLIP gives it.
 
     Alpha is the first of the most accurate on the validation images, for new classes too. The authors select it on the whole validation
     split, and for ImageNet on its test images.
@@ -102,8 +105,7 @@ class GDA(FrozenFeatures):
     weight: Tensor  # (C, embed_dim)
     bias: Tensor  # (C,)
     alpha: Tensor
-    precision: Tensor  # (embed_dim, embed_dim); where samples are kept
-    samples: Tensor  # (V * N, embed_dim), normalised; likewise
+    samples: Tensor  # (V * N, embed_dim), normalised; where they are kept
 
     @classmethod
     def open_vocabulary(cls, options: MethodOptions) -> bool:
@@ -129,7 +131,7 @@ class GDA(FrozenFeatures):
     def _hold(self, samples: Tensor, fitted: Gaussians) -> None:
         weight, bias = fitted.rows()
         tensors = {"weight": weight, "bias": bias, "alpha": torch.tensor(self.options.alpha)}
-        tensors |= {"precision": fitted.precision, "samples": samples} if self.options.keep_samples else {}
+        tensors |= {"samples": samples} if self.options.keep_samples else {}
         for name, value in tensors.items():
             self.register_buffer(name, value.to(samples))
 
@@ -183,17 +185,16 @@ class GDA(FrozenFeatures):
         trained = {name_key(name): i for i, name in enumerate(self.task.names if self.task else ())}
         return torch.tensor([trained.get(name_key(name), -1) for name in classes.names], device=self.weight.device)
 
-    def _new_classes(self, text: Tensor, precision: Tensor | None) -> Gaussians:
-        """Of class features (C, d), normalised; with their own precision, or the one that is given."""
+    def _new_classes(self, text: Tensor) -> Gaussians:
+        """Of class features (C, d), normalised."""
         d, copies, near = text.shape[1], self.options.text_copies, min(self.options.neighbours, len(self.samples))
         means, total = [], double(text.new_zeros(d, d))
         for some in text.to(self.samples).split(max(1, VALUES // max(len(self.samples), near * d))):
             nearest = (some @ self.samples.T).topk(near, dim=-1).indices
             samples, centres = double(self.samples[nearest]), double(some)  # (c, k, d), (c, d)
             means.append((samples.sum(1) + copies * centres) / (near + copies))
-            if precision is None:
-                total += shrunk_inverses(samples - centres.unsqueeze(1))
-        return Gaussians(torch.cat(means), d / len(text) * total if precision is None else double(precision))
+            total += shrunk_inverses(samples - centres.unsqueeze(1))
+        return Gaussians(torch.cat(means), d / len(text) * total)
 
     # ---- logits ----
 
@@ -205,9 +206,9 @@ class GDA(FrozenFeatures):
         weight, bias, new = self.weight[columns], self.bias[columns], columns < 0
         if bool(new.any()):
             with torch.autocast(text.device.type, enabled=False):
-                found = self._new_classes(text[new], None if bool(new.all()) else self.precision).rows()
+                found = self._new_classes(text[new]).rows()
             weight[new], bias[new] = (rows.to(weight) for rows in found)
-        return GaussianHead(text, Rows(weight, bias))
+        return GaussianHead(text, Rows(weight, bias), new if bool(new.any()) and not bool(new.all()) else None)
 
     def _compare(self, features: Tensor, head: GaussianHead) -> tuple[Tensor, Tensor]:
         """Zero-shot and Gaussian logits (B, C), in float32 at least, of features (B, embed_dim), not normalised."""
@@ -216,7 +217,13 @@ class GDA(FrozenFeatures):
 
     def logits_of_features(self, features: Tensor, head: GaussianHead, seen: Tensor | bool) -> Tensor:
         zero_shot, gaussian = self._compare(features, head)
-        return zero_shot + self.alpha * gaussian
+        logits = zero_shot + self.alpha * gaussian
+        if head.new is None:
+            return logits
+        mass = cosine_logits(unit(features), head.text, self.clip.logit_scale)  # at the scale that CLIP's probabilities were trained at
+        for half in (head.new, ~head.new):
+            logits[:, half] += mass[:, half].logsumexp(-1, keepdim=True) - logits[:, half].logsumexp(-1, keepdim=True)
+        return logits
 
 
 # ---- algebra, in float64 ----

@@ -84,19 +84,28 @@ class Plain:
         self.model, self.alpha, encoders, o = method.clip.model, method.alpha.clone(), Encoders(method), method.options
         with torch.no_grad():
             self.text = encoders.text(encoders.tokens(o.templates or template, names), len(names))
-        trained, precision = gaussians(method, samples, labels)
-        rows = [method.task.names.index(name) if name in method.task.names else None for name in names]
-        added = torch.tensor([row is None for row in rows])
-        means = torch.stack([trained[row or 0] for row in rows])
-        if added.any():
-            means[added], own = new_classes(samples, self.text[added], o.neighbours, o.text_copies)
-            precision = own if added.all() else precision
-        self.classifier = classifier(means, precision)
+        means, precision = gaussians(method, samples, labels)
+        rows = [method.task.names.index(name) if name in method.task.names else -1 for name in names]
+        known, new = ([at for at, row in enumerate(rows) if (row < 0) == added] for added in (False, True))
+        self.halves: list[tuple[list[int], Classifier]] = []
+        if known:
+            self.halves.append((known, classifier(means[[rows[at] for at in known]], precision)))
+        if new:
+            self.halves.append((new, classifier(*new_classes(samples, self.text[new], o.neighbours, o.text_copies))))
+        self.classifier, self.scale = self.halves[0][1], method.clip.logit_scale
 
     def logits(self, images: Tensor) -> Tensor:
+        """Where there are two halves, frozen CLIP tells them apart."""
         with torch.no_grad():
             image = F.normalize(self.model.encode_image(images), dim=-1)
-        return SCALE * image @ self.text.T + self.alpha * (image @ self.classifier.weight + self.classifier.bias)
+        cosines = image @ self.text.T
+        out = SCALE * cosines
+        for columns, own in self.halves:
+            out[:, columns] += self.alpha * (image @ own.weight + own.bias)
+            if len(self.halves) > 1:
+                together = torch.log(torch.exp(self.scale * cosines[:, columns]).sum(-1, keepdim=True))
+                out[:, columns] = together + torch.log_softmax(out[:, columns], -1)
+        return out
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(self.logits(images), labels)

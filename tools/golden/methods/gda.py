@@ -82,15 +82,25 @@ class Run:
         logits = self.method.logits(self.given["test_features"], self.head(""), seen=True)
         note(self.errors, "accuracies", percent(logits, self.given["test_labels"]), test)
 
+    def samples(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """All views of the training images (n, d), normalised, and their labels (n,)."""
+        views = self.given["train_features"]
+        return unit(views).flatten(0, 1), self.given["train_labels"].repeat(len(views))
+
+    def precision(self) -> torch.Tensor:
+        """Inverse covariance (d, d) of the base classes."""
+        samples, labels = self.samples()
+        return self.method._fitted(samples, labels, len(self.names[""])).precision.to(samples)
+
     def covariance(self, kept: int | None) -> None:
         """Means and covariance of the base classes."""
-        views, labels = self.given["train_features"], self.given["train_labels"].repeat(len(self.given["train_features"]))
+        samples, labels = self.samples()
         counts = torch.bincount(labels)
-        means, mean = moments(unit(views).flatten(0, 1), labels, counts, 1 / (len(counts) * (counts - 1).double()))
+        means, mean = moments(samples, labels, counts, 1 / (len(counts) * (counts - 1).double()))
         note(self.errors, "class means", means, self.golden["base_mus" if self.new else "mus"])
         if kept and "base_mean_cov" in self.golden:
             note(self.errors, "mean covariance", mean, self.golden["base_mean_cov"])
-            found = torch.linalg.matrix_rank(self.method.precision.double(), rtol=1e-6)  # below the share of any cut, above rounding
+            found = torch.linalg.matrix_rank(self.precision().double(), rtol=1e-6)  # below the share of any cut, above rounding
             note(self.errors, "directions kept", found, float(kept))
 
     def rounding_decides(self, kept: int) -> bool:
@@ -127,7 +137,7 @@ def features(folder: Path, name: str, case: Mapping[str, Any], dtype: torch.dtyp
     else:
         run.classifier("base classes", "", "W", "b", "test_features", "base_test_logits" if new else "test_logits")
         if f"{'base_' * new}cov_inv" in run.golden:
-            note(run.errors, "base classes", method.precision, run.golden[f"{'base_' * new}cov_inv"])
+            note(run.errors, "base classes", run.precision(), run.golden[f"{'base_' * new}cov_inv"])
     if new:
         run.classifier("new classes", "new_", "W_new", "b_new", "new_test_features", "new_test_logits")
     return run.errors
