@@ -21,6 +21,7 @@ from mmrl.data.preprocess import Preprocess
 from mmrl.engine import Bench, Context, Job, record
 from mmrl.engine.context import TOGETHER
 from mmrl.engine.grid import ResultsFolder, local
+from mmrl.engine.shared import Shared
 from mmrl.protocols import base_to_novel
 from mmrl.reports.status import held_locks, holders
 from tests.unit.colours import smallest_clip
@@ -245,7 +246,7 @@ def looked_at(context: Context, root: Path, store: ResultsFolder, *, most: int =
     look = local._Look(of_methods(context, root, names), context, store, datetime.now(timezone.utc), print)
     taken = []
     while look.ahead:
-        turns = list(look.rows(most))
+        turns = list(look.rows(most, Shared()))
         for row in turns:
             next(row)
         taken.append(len(turns))
@@ -258,9 +259,9 @@ def test_rows_are_divided_between_processes(root: Path, tmp_path: Path) -> None:
     context = context_of(TOGETHER)
     taken = list[int]()
 
-    def spied(look: Any, most: int) -> Any:
+    def spied(look: Any, most: int, shared: Shared) -> Any:
         taken.append(most)
-        return rows_of(look, most)
+        return rows_of(look, most, shared)
 
     rows_of = local._Look.rows
     jobs, began = of_methods(context, root, MIXED[:7]), datetime.now(timezone.utc)

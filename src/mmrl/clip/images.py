@@ -38,7 +38,7 @@ class Images:
         self.states = dict(states or {})
         self.features = features
         self.asked = set[int]()
-        self._expected = frozenset(expected)
+        self._expected = set(expected)
 
     @classmethod
     def of(cls, images: Tensor | Images) -> Images:
@@ -54,6 +54,10 @@ class Images:
         if not isinstance(self._pixels, Tensor):
             self._pixels = self._pixels()
         return self._pixels
+
+    def expect(self, layers: Iterable[int]) -> None:
+        """Layers that will be asked for besides."""
+        self._expected.update(layers)
 
     @torch.no_grad()
     def entering(self, clip: Clip, layer: int) -> ImageHidden:

@@ -17,7 +17,10 @@ Batch = tuple[AnyImages, Tensor]  # images (B, 3, H, W), which are on the device
 
 def placed(images: AnyImages, device: torch.device, expected: Iterable[int] = ()) -> Images:
     """Images (B, 3, H, W) on `device`, with layers that will be asked for; those that keep frozen passes already are as they shall be."""
-    return images if isinstance(images, Images) else Images(images.to(device), expected=expected)
+    if not isinstance(images, Images):
+        return Images(images.to(device), expected=expected)
+    images.expect(expected)
+    return images
 
 
 class Batches(Protocol):
@@ -143,7 +146,7 @@ class OnePass:
             while len(self._kept) >= self._keep:
                 before, _ = self._kept.pop(next(iter(self._kept)))
                 self._expected = before.asked  # the same trainings ask the next batch
-            coming = self._coming if self._next == at else on_the_way(self._source.epoch(*at), self._device)
+            coming = self._coming if self._next == at else arriving(self._source, *at, self._device)
             self._next = None  # of an error, whoever asks next is told too
             images, labels = next(coming)
             self._kept[at] = placed(images, self._device, self._expected), labels.to(self._device)

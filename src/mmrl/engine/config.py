@@ -97,9 +97,14 @@ class FitConfig(Options):
 
     def identity(self) -> dict[str, Any]:
         """The options that decide what comes out of a run. As many views as epochs are a new one in each, which is not mentioned."""
-        new = self.views is None or (self.iterations is None and self.views >= self.epochs)
-        left_out = (*WITHOUT_EFFECT, *(["views"] if new else []), *(["text_precision"] if self.text_precision == "fp32" else []))
+        usual = {"views": self.pool is None, "text_precision": self.text_precision == "fp32"}
+        left_out = (*WITHOUT_EFFECT, *(name for name, is_so in usual.items() if is_so))
         return {key: value for key, value in self.model_dump().items() if key not in left_out}
+
+    @property
+    def pool(self) -> int | None:
+        """Views of an image that are shown again; None where every epoch has new ones."""
+        return None if self.views is None or (self.iterations is None and self.views >= self.epochs) else self.views
 
 
 def make_config(values: Mapping[str, Any] | FitConfig | None) -> FitConfig:

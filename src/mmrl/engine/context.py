@@ -297,12 +297,9 @@ class Context:
         )
 
     def images_key(self, training: Training) -> str:
-        """Hash of all that decides the images of a training's every batch, and what the frozen tower makes of them; '' where it shares them
-        with none, as it has a pool of views of its own."""
+        """Hash of all that decides the images of a training's every batch, and what the frozen tower makes of them."""
         ready, dataset = self.prepare(training), self.dataset(training.dataset)
-        if ready.config.views is not None:
-            return ""
-        fit = ready.config.model_dump(include=DECIDE_IMAGES)
+        fit = ready.config.model_dump(include=DECIDE_IMAGES) | {"views": ready.config.pool}
         return hash_of(
             dataset=dataset.name, data=dataset.fingerprint, classes=training.classes, draw=ready.draw.hash, images=ready.usable, fit=fit
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -179,7 +179,7 @@ class _NewPixels:
 def shown(
     clip: Clip, dataset: Dataset, items: Sequence[Item], *, batch_size: int, workers: int = 0, skipped: list[Broken] | None = None,
     images: bool, features: bool, store: FeatureStore | None = None,
-) -> Iterator[Shown]:  # fmt: skip
+) -> Generator[Shown, None, None]:  # fmt: skip
     """Batches of `items` in order, with `images`, with frozen `features`, or with both. Where the store has the features, no image passes.
 
     Args:
@@ -199,12 +199,12 @@ def shown(
         for some, true in zip(found.features.split(batch_size), found.labels.split(batch_size), strict=True):
             yield Shown(None, some.to(clip.device), true)
         return
-    made, at, before = list[Tensor](), 0, len(skipped or ())
+    made, at, before, asked = list[Tensor](), 0, len(skipped or ()), set[int]()
     with _pixels(store if images else None, clip, dataset, items) as kept:
         coming = test_batches(dataset, items, preprocess_of(clip), batch_size, workers, device=clip.device, skipped=skipped, kept=kept)
         for batch, labels in on_the_way(coming, clip.device):
             assert isinstance(batch, Tensor)
-            seen, frozen = Images(batch), None
+            seen, frozen = Images(batch, expected=asked), None  # the same methods ask the next batch
             if found and len(skipped or ()) == before:  # none was left out, so places agree
                 seen.features = frozen = found.features[at : at + len(labels)].to(clip.device)
             elif features:
@@ -213,6 +213,7 @@ def shown(
                 made.append(frozen.cpu())
             at += len(labels)
             yield Shown(seen if images else None, frozen, labels)
+            asked = seen.asked
     if entry and made:
         broken = {each.key for each in (skipped or ())[before:]}
         entry.keep(torch.cat(made), [at for at, item in enumerate(items) if item.key not in broken])

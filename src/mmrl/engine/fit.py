@@ -328,7 +328,7 @@ def _trainer(
         if config.text_precision != "fp32":
             classes = classes.prompts_in(compute_type(config.text_precision))
         shared, folder = _share(method, data.batches, peers), held.path if held else None
-        batches = stack.enter_context(shown_in_turn(shared, config, method.clip, folder))
+        batches = stack.enter_context(shown_in_turn(shared, config, method.clip, folder, place.processes))
         trainer = Trainer(method, batches, classes, config, peers=peers, save=save if held else None, watch=watch)
         if before:
             trainer.restore(before)

@@ -10,6 +10,9 @@ import torch
 
 GIB = 2**30
 SHARE = 0.5  # of what is free, for the prompts' activations: images, gradients and other programs need the rest
+KEPT = 0.25  # of what is free, for what can be computed or read again
+ROWS = 0.2  # of what is free, for what trainings that take turns hold before their first step; gradients and an optimiser come to it
+LEAST = GIB // 4  # bytes that these may take in any case: less would only be slow
 GROUP = Path("/sys/fs/cgroup")
 LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))  # version 2, version 1
 
@@ -51,6 +54,35 @@ def text_memory(device: torch.device | str = "cpu", processes: int = 1) -> float
     """GiB that the class prompts' activations may take in a training step, where `processes` train at the same time. None: no limit."""
     free = free_bytes(device)
     return None if free is None else max(1.0, SHARE * free / processes / GIB)
+
+
+def room(gib: float, processes: int = 1) -> int:
+    """Bytes of main memory for what can be had again: at most `gib`, and of what is free no more than a part, shared by `processes`."""
+    free = free_bytes()
+    return int(gib * GIB) if free is None else min(int(gib * GIB), max(LEAST, int(KEPT * free / processes)))
+
+
+class RowRoom:
+    """Whether one more training fits beside those that take turns in this process, by what they took since this was made.
+
+    Args:
+        device: whose memory they are in.
+        processes: how many share it.
+    """
+
+    def __init__(self, device: torch.device, processes: int = 1) -> None:
+        free = free_bytes(device)
+        self._device, self._before = device, _taken(device)
+        self._most = None if free is None else max(LEAST, ROWS * free / processes)
+
+    def for_one_more(self, rows: int) -> bool:
+        """Beside `rows`, at least 1, each of which has had its first turn."""
+        taken = max(0, _taken(self._device) - self._before)
+        return self._most is None or taken * (rows + 1) / rows <= self._most
+
+
+def _taken(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident()
 
 
 def _within(limit: str, used: str) -> int | None:

@@ -22,13 +22,13 @@ from torch import Tensor
 
 from mmrl.clip import Clip, Images
 from mmrl.clip.vision import ImageHidden
-from mmrl.engine.batches import Batch, Batches, on_the_way, placed
+from mmrl.engine.batches import Batch, Batches, OnePass, on_the_way, placed
 from mmrl.engine.config import FitConfig
 from mmrl.engine.kept import Kept
+from mmrl.engine.memory import GIB, room
 from mmrl.engine.schedule import length_of
 from mmrl.errors import Notice, UsageError
 
-GIB = 2**30
 WIDEST = 4  # bytes of a number
 
 
@@ -60,21 +60,23 @@ class Repeatable(Protocol):
 
 
 @contextmanager
-def shown_in_turn(batches: Batches, config: FitConfig, clip: Clip, folder: Path | None) -> Iterator[Batches]:
-    """`batches` with the views that `config` asks for; the same where it asks for as many as there are epochs, or for none.
+def shown_in_turn(batches: Batches, config: FitConfig, clip: Clip, folder: Path | None, processes: int = 1) -> Iterator[Batches]:
+    """`batches` with the views that `config` asks for; the same where it asks for as many as there are epochs, or for none, and where
+    several trainings take them together: those have one pool, behind their `OnePass`.
 
     Args:
         folder: where a temporary file may be made for what does not fit in memory.
+        processes: how many share the machine's memory.
 
     Raises:
         UsageError: the batches cannot be shown again.
     """
-    if config.views is None or config.views >= length_of(config, len(batches))[1]:
+    if config.views is None or isinstance(batches, OnePass) or config.views >= length_of(config, len(batches))[1]:
         yield batches
         return
     if not isinstance(batches, Repeatable):
         raise UsageError(f"views is {config.views}, but a {type(batches).__name__} cannot show an epoch again; leave views out.")
-    with closing(ViewPool(batches, config, clip, folder)) as pool:
+    with closing(ViewPool(batches, config, clip, folder, processes)) as pool:
         yield pool
 
 
@@ -83,10 +85,10 @@ class ViewPool:
 
     placed = True  # on the device
 
-    def __init__(self, batches: Repeatable, config: FitConfig, clip: Clip, folder: Path | None) -> None:
+    def __init__(self, batches: Repeatable, config: FitConfig, clip: Clip, folder: Path | None, processes: int = 1) -> None:
         assert config.views is not None
         self._batches, self._config, self._views, self._clip = batches, config, config.views, clip
-        need, memory, disk = self._rows * clip.embed_dim * WIDEST, int(config.views_gib * GIB), int(config.views_disk_gib * GIB)
+        need, memory, disk = self._rows * clip.embed_dim * WIDEST, room(config.views_gib, processes), int(config.views_disk_gib * GIB)
         small, filed = min(need, memory), min(max(0, need - memory), disk)  # features are small, and have their place first
         self._features = Kept(small, filed, folder)
         self._states = Kept(memory - small, disk - filed, folder)
@@ -175,11 +177,10 @@ class _Shown(Images):
     def __len__(self) -> int:
         return len(self._positions)
 
-    @torch.no_grad()
-    def entering(self, clip: Clip, layer: int) -> ImageHidden:
+    def _entering(self, clip: Clip, layer: int) -> ImageHidden:
         if layer not in self.states:
             if self._first:
-                self._pool.keep(self._view, self._positions, layer, super().entering(clip, layer).main)
+                self._pool.keep(self._view, self._positions, layer, super()._entering(clip, layer).main)
             else:
                 self.states[layer] = ImageHidden(self._pool.rows(self._view, self._positions, layer))
         return self.states[layer]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Literal
 
@@ -14,20 +14,23 @@ import torch
 from torch import Tensor
 
 from mmrl import methods
+from mmrl.clip import Clip
 from mmrl.data import Dataset, Draw, Item, dataset_names, describe_broken
 from mmrl.engine.adapter import read_config, write_trust
-from mmrl.engine.batches import OnePass
 from mmrl.engine.calibrate import calibrate, without
 from mmrl.engine.context import Bench, Context
 from mmrl.engine.features import FeatureStore
-from mmrl.engine.fit import FitResult, Place, TrainingData, fitting
+from mmrl.engine.fit import FitResult, Place, TrainingData, fitting, items_hash
 from mmrl.engine.jobs import Job
 from mmrl.engine.open_world import open_world_test, parts_of
 from mmrl.engine.parallel import joined
 from mmrl.engine.record import environment, thin
-from mmrl.engine.score import Evaluation, evaluate_dataset
-from mmrl.engine.turns import Turns, finish
+from mmrl.engine.score import Evaluation, scoring
+from mmrl.engine.shared import Shared
+from mmrl.engine.tested import TestPass
+from mmrl.engine.turns import At, Turns, finish, timed
 from mmrl.errors import MmrlError, Notice, UsageError
+from mmrl.files import user_path
 from mmrl.methods import Method
 from mmrl.protocols import Cell, Training
 from mmrl.protocols.plan import ZERO_SHOT, Classes
@@ -35,12 +38,12 @@ from mmrl.reports.records import SCHEMA, Option, RunRecord, TestRecord, Training
 from mmrl.trust.state import Trust
 
 Save = Callable[[RunRecord], None]
-Shared = dict[str, TrainingData]  # by `Context.images_key`
 SAW_TEST_IMAGES = (
     "selection=authors: selected on the data set's whole validation part, or on test images, as the authors did; test scores are flattered."
 )
 DRAW_NAME = "draw.json"  # in a run's folder: the images it was trained on
 Split = Literal["train", "val", "test"]
+TRAINED = 2**62  # where a test comes among turns: behind every epoch, so that runs are tested together
 
 
 class UntestedWarning(UserWarning):
@@ -92,10 +95,10 @@ def run(job: Job, context: Context, place: Place, *, before: RunRecord | None = 
 def running(
     job: Job, context: Context, place: Place, *, before: RunRecord | None = None, save: Save | None = None, shared: Shared | None = None
 ) -> Turns[RunResult]:
-    """As `run`, a training step a turn.
+    """As `run`, a training step or a batch of test images a turn.
 
     Args:
-        shared: what the runs that take turns with this one train on; theirs and its own come from there, and are put there.
+        shared: what the runs that take turns with this one train and are tested on; theirs and its own come from there, and are put there.
     """
     training = job.training
     if training and context.training_key(training) != job.key:
@@ -104,11 +107,13 @@ def running(
     started, fitted = datetime.now(timezone.utc), None
     with joined(context.clip.device) as peers:
         if training:
-            data = _data(training, context, place, shared if peers.count == 1 else None)
+            shared = shared if peers.count == 1 else None
+            data = _data(training, context, place, shared)
             fitted = yield from fitting(method, data, context.prepare(training).config, place, peers=peers)
         trust = peers.on_main(lambda: _calibrated(training, context, method, fitted))
         tested: list[Tested] = []
-        record = peers.on_main(lambda: _test(job, context, method, _begun(job, context, fitted, started, before), save, tested))
+        tests = _testing(job, context, method, lambda: _begun(job, context, fitted, started, before), save, tested, shared)
+        record = (yield from tests) if peers.count == 1 else peers.on_main(lambda: finish(tests))
     return RunResult(method, fitted, record, tuple(tested), context.prepare(training).draw if training else None, trust)
 
 
@@ -136,14 +141,15 @@ def _calibrated(training: Training | None, context: Context, method: Method, fit
 def _data(training: Training, context: Context, place: Place, shared: Shared | None) -> TrainingData:
     """What `training` trains on, of which there is one for all trainings that share."""
     ready, dataset, key = context.prepare(training), context.dataset(training.dataset), context.images_key(training)
-    if shared is not None and key in shared:
-        return shared[key]
-    data = TrainingData.of(
-        context.clip, dataset.restrict(training.classes), ready.draw, ready.config, place, store=context.features
-    )
-    if shared is not None and key:
-        shared[key] = data = replace(data, batches=OnePass(data.batches, context.clip.device, keep=ready.config.accumulate))
-    return data
+
+    def make() -> TrainingData:
+        part = dataset.restrict(training.classes)
+        return TrainingData.of(context.clip, part, ready.draw, ready.config, place, store=context.features)
+
+    if shared is None:
+        return make()
+    folder = None if place.out is None else user_path(place.out).parent  # the run's own may go before the others end
+    return shared.data(key, make, ready.config, context.clip, folder=folder, processes=place.processes)
 
 
 def _begun(job: Job, context: Context, fitted: FitResult | None, started: datetime, before: RunRecord | None) -> RunRecord:
@@ -182,20 +188,27 @@ def _training_record(job: Job, training: Training, context: Context, fitted: Fit
     )
 
 
-def _test(job: Job, context: Context, method: Method, record: RunRecord, save: Save | None, tested: list[Tested]) -> RunRecord:
-    """The record with every test of the job that it lacks; these are appended to `tested`, but for those of the open world."""
+def _testing(
+    job: Job, context: Context, method: Method, begun: Callable[[], RunRecord], save: Save | None, tested: list[Tested],
+    shared: Shared | None,
+) -> Turns[RunRecord]:  # fmt: skip
+    """The record that has `begun`, with every test of the job that it lacks; these are appended to `tested`, but for those of the open
+    world, which share no pass."""
+    record, bench, store = begun(), context.bench, context.features
     if save and (record.training or record.tests):
         save(record)
     known = {test.key for test in record.tests}
-    for cell, key in job.tests:
+    for number, (cell, key) in enumerate(job.tests):
         if key in known:
             continue
         mine = _differing_at_test(cell, method, context)
         if cell.others is None:
-            tested.append(examine(mine, context.tested(cell), context.bench, seen=cell.seen, classes=cell.classes, store=context.features))
+            part, at = context.tested(cell), (TRAINED, number)
+            with _test_pass(context.clip, part, part.test, bench, store, shared) as images:
+                tested.append((yield from _examining(mine, part, part.test, images, bench, seen=cell.seen, classes=cell.classes, at=at)))
             made = tested[-1].record
         else:
-            made = open_world_test(mine, parts_of(cell, context), context.bench, store=context.features)
+            made = open_world_test(mine, parts_of(cell, context), bench, store=store)
         record = record.model_copy(update={"tests": (*record.tests, made.model_copy(update={"key": key}))})
         if save:
             save(record)
@@ -209,6 +222,22 @@ def _differing_at_test(cell: Cell, method: Method, context: Context) -> Method:
     other = methods.build(cell.method, context.clip, context.options_at_test(cell), task=method.task)
     other.load_state_dict(method.state_dict(), strict=True)
     return other
+
+
+@contextmanager
+def _test_pass(
+    clip: Clip, dataset: Dataset, items: Sequence[Item], bench: Bench, store: FeatureStore | None, shared: Shared | None = None
+) -> Iterator[TestPass]:
+    def make() -> TestPass:
+        return TestPass(
+            clip, dataset, items, batch_size=bench.batch_size, workers=bench.workers, skip_broken=bench.skip_broken, store=store
+        )
+
+    if shared is not None:
+        yield shared.test_pass((dataset.name, dataset.fingerprint, dataset.classes, items_hash(items)), make)
+        return
+    with closing(make()) as own:
+        yield own
 
 
 def test(
@@ -232,12 +261,19 @@ def examine(
     store: FeatureStore | None = None,
 ) -> Tested:  # fmt: skip
     """As `test`, with what was answered for each image."""
-    started, began = datetime.now(timezone.utc), time.monotonic()
     items = getattr(dataset, split)
-    found = evaluate_dataset(
-        method, dataset, items, seen=seen, batch_size=bench.batch_size, workers=bench.workers, skip_broken=bench.skip_broken,
-        beside_zero_shot=bench.beside_zero_shot, store=store,
-    )  # fmt: skip
+    with _test_pass(method.clip, dataset, items, bench, store) as images:
+        return finish(_examining(method, dataset, items, images, bench, seen=seen, classes=classes, split=split, rule=rule))
+
+
+def _examining(
+    method: Method, dataset: Dataset, items: Sequence[Item], images: TestPass, bench: Bench, *, seen: Tensor | bool, classes: Classes,
+    split: Split = "test", rule: str = "", at: At = (),
+) -> Turns[Tested]:  # fmt: skip
+    """As `examine`, a batch of the pass a turn."""
+    started = datetime.now(timezone.utc)
+    passing = scoring(method, dataset, images, len(items), seen=seen, beside_zero_shot=bench.beside_zero_shot, at=at)
+    found, seconds = yield from timed(passing)
     same = isinstance(seen, bool) or bool(seen.all()) or not bool(seen.any())
     record = TestRecord(
         key="",
@@ -252,7 +288,7 @@ def examine(
         template=dataset.template,
         scores=found.adapted,
         zero_shot=found.zero_shot,
-        seconds=time.monotonic() - began,
+        seconds=seconds,
         environment=environment(method.clip.device, started),
         warnings=(),
     )

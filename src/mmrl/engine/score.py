@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +15,10 @@ from torch import Tensor
 from mmrl.clip import ClassList
 from mmrl.data import Broken, Dataset, Item, warn_broken
 from mmrl.engine.batches import Batch, placed
-from mmrl.engine.features import FeatureStore, Shown, shown
+from mmrl.engine.features import FeatureStore, Shown
 from mmrl.engine.metrics import Answers, Tally
+from mmrl.engine.tested import TestPass
+from mmrl.engine.turns import At, Turns, finish
 from mmrl.errors import UsageError, unknown
 from mmrl.methods import Method, cosine_logits
 from mmrl.names import name_key
@@ -109,7 +111,11 @@ def evaluate(method: Method, classes: ClassList, batches: Iterable[Batch], seen:
     frozen, clip = method.frozen_images, method.clip
     moved = ((placed(images, clip.device), labels) for images, labels in batches)
     passes = (Shown(images, clip.encode_image(images, normalise=False) if frozen else None, labels) for images, labels in moved)
-    return _evaluate(method, classes, passes, seen, beside=False)[0].scores()
+    with evaluating(method):
+        found = _Scoring(method, classes, seen, beside=False)
+        for batch in passes:
+            found.add(batch)
+    return found.adapted.scores()
 
 
 def evaluate_dataset(
@@ -140,49 +146,71 @@ def evaluate_dataset(
         UsageError: no images, one that cannot be read, classes that the method cannot know, or `seen` of a length other than that of the
             class list.
     """
+    items = dataset.test if items is None else items
+    images = TestPass(method.clip, dataset, items, batch_size=batch_size, workers=workers, skip_broken=skip_broken, store=store)
+    with closing(images):
+        return finish(scoring(method, dataset, images, len(items), seen=seen, beside_zero_shot=beside_zero_shot))
+
+
+def scoring(
+    method: Method, dataset: Dataset, images: TestPass, count: int, *, seen: Tensor | Sequence[bool] | bool, beside_zero_shot: bool,
+    at: At = (),
+) -> Turns[Evaluation]:  # fmt: skip
+    """As `evaluate_dataset`, on a pass over `count` images that other methods may take too: a turn before each batch.
+
+    Args:
+        at: how far the turns before this test were.
+    """
     answer = seen if isinstance(seen, bool) else torch.as_tensor(seen, dtype=torch.bool)
     if isinstance(answer, Tensor) and answer.shape != (len(dataset.classes),):
         count = len(dataset.classes)
         raise UsageError(f"seen has shape {tuple(answer.shape)}; '{dataset.name}' has {count} classes, and each needs one answer.")
-    items = dataset.test if items is None else items
-    skipped: list[Broken] | None = [] if skip_broken else None
     frozen, beside = method.frozen_images, beside_zero_shot and not _is_zero_shot(method)
-    batches = shown(
-        method.clip, dataset, items, batch_size=batch_size, workers=workers, skipped=skipped, images=not frozen, features=frozen or beside,
-        store=store,
-    )  # fmt: skip
-    classes = method.class_list(dataset.classes, dataset.template)
-    adapted, zero_shot = _evaluate(method, classes, batches, answer, beside=beside_zero_shot)
-    warn_broken(skipped or (), len(items), of=dataset.name)
-    return Evaluation(adapted.scores(), zero_shot.scores() if zero_shot else None, tuple(skipped or ()), adapted.answers())
+    images.ask(images=not frozen, features=frozen or beside)
+    yield *at, 0  # all who are tested on these images have asked before the first of them is read
+    with evaluating(method):
+        found, position = _Scoring(method, method.class_list(dataset.classes, dataset.template), answer, beside=beside_zero_shot), 0
+        while (batch := images.at(position)) is not None:
+            found.add(batch)
+            position += 1
+            yield *at, position
+    warn_broken(images.skipped, count, of=dataset.name)
+    zero_shot = found.zero_shot
+    return Evaluation(found.adapted.scores(), zero_shot.scores() if zero_shot else None, images.skipped, found.adapted.answers())
 
 
 def _is_zero_shot(method: Method) -> bool:
     return not method.state_dict()
 
 
-def _evaluate(
-    method: Method, classes: ClassList, batches: Iterable[Shown], seen: Tensor | bool, *, beside: bool
-) -> tuple[Tally, Tally | None]:
-    clip, device = method.clip, method.clip.device
-    adapted, frozen = Tally(classes.names), Tally(classes.names)
-    same = _is_zero_shot(method)
-    with evaluating(method), torch.no_grad():
-        seen = seen.to(device) if isinstance(seen, Tensor) else seen
-        head = method.head(classes)  # lives for this call alone, so it cannot go stale
-        for images, features, labels in batches:
-            if method.frozen_images:
-                assert features is not None
-                logits = method.logits_of_features(features, head, seen)
-            else:
-                assert images is not None
-                logits = method.logits(images, head, seen)
-            adapted.add(_array(logits), labels.cpu().numpy())
-            if beside and not same:
-                assert features is not None
-                logits = cosine_logits(F.normalize(features, dim=-1), classes.zero_shot, clip.logit_scale)
-                frozen.add(_array(logits), labels.cpu().numpy())
-    return adapted, (adapted if same else frozen) if beside else None
+class _Scoring:
+    """Answers of a method, batch by batch, and beside it those of zero-shot CLIP."""
+
+    def __init__(self, method: Method, classes: ClassList, seen: Tensor | bool, *, beside: bool) -> None:
+        self._method, self._classes, self._beside, self._same = method, classes, beside, _is_zero_shot(method)
+        self._seen = seen.to(method.clip.device) if isinstance(seen, Tensor) else seen
+        self.adapted, self._frozen = Tally(classes.names), Tally(classes.names)
+        with torch.no_grad():
+            self._head = method.head(classes)  # lives as long as this, so it cannot go stale
+
+    @torch.no_grad()
+    def add(self, batch: Shown) -> None:
+        images, features, labels = batch
+        if self._method.frozen_images:
+            assert features is not None
+            logits = self._method.logits_of_features(features, self._head, self._seen)
+        else:
+            assert images is not None
+            logits = self._method.logits(images, self._head, self._seen)
+        self.adapted.add(_array(logits), labels.cpu().numpy())
+        if self._beside and not self._same:
+            assert features is not None
+            logits = cosine_logits(F.normalize(features, dim=-1), self._classes.zero_shot, self._method.clip.logit_scale)
+            self._frozen.add(_array(logits), labels.cpu().numpy())
+
+    @property
+    def zero_shot(self) -> Tally | None:
+        return (self.adapted if self._same else self._frozen) if self._beside else None
 
 
 def _array(logits: Tensor) -> NDArray[np.float32]:

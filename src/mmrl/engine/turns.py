@@ -5,6 +5,7 @@ What can wait between its steps is a generator of turns: it tells how far it is 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterable
 from contextlib import closing, suppress
 from typing import TypeVar
@@ -27,6 +28,20 @@ def finish(turns: Turns[T]) -> T:
             except StopIteration as end:
                 result: T = end.value
                 return result
+
+
+def timed(turns: Turns[T]) -> Turns[tuple[T, float]]:
+    """The result of `turns`, and the seconds that they took themselves."""
+    seconds = 0.0
+    with closing(turns):
+        while True:
+            began = time.monotonic()
+            try:
+                at = next(turns)
+            except StopIteration as end:
+                return end.value, seconds + time.monotonic() - began
+            seconds += time.monotonic() - began
+            yield at
 
 
 class _Row:

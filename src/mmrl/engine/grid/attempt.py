@@ -22,7 +22,8 @@ from mmrl.engine.fit import Place
 from mmrl.engine.grid.store import ResultsFolder
 from mmrl.engine.jobs import Job
 from mmrl.engine.record import environment
-from mmrl.engine.run import Save, Shared, running
+from mmrl.engine.run import Save, running
+from mmrl.engine.shared import Shared
 from mmrl.engine.turns import Turns
 from mmrl.errors import DamagedError, MmrlError, first_line
 from mmrl.reports.plans import Failure

@@ -28,7 +28,8 @@ from mmrl.engine.grid.attempt import (
 )
 from mmrl.engine.grid.store import ResultsFolder
 from mmrl.engine.jobs import Job
-from mmrl.engine.run import Shared
+from mmrl.engine.memory import RowRoom
+from mmrl.engine.shared import Shared
 from mmrl.engine.turns import Turns, take_turns
 from mmrl.errors import MmrlError, Notice
 from mmrl.reports.status import held_locks, holders
@@ -73,7 +74,8 @@ def work_through(jobs: Sequence[Job], context: Context, store: ResultsFolder, be
         with recorded_alone():
             while look.ahead:
                 fair = -(-len(look.ahead) // max(processes, 1 + holders(held_locks(store.folder))))
-                take_turns(look.rows(min(fair, context.bench.together)), context.clip.device)
+                with Shared() as shared:
+                    take_turns(look.rows(min(fair, context.bench.together), shared), context.clip.device)
         if len(look.held) == len(waiting):
             time.sleep(WAIT)
         waiting = look.held
@@ -86,14 +88,15 @@ class _Look:
         self.ahead, self.held = {job.key: job for job in jobs}, list[Job]()
         self._context, self._store, self._began, self._say = context, store, began, say
 
-    def rows(self, most: int) -> Iterator[Turns[None]]:
-        """The first job that is free, and those of the same images: `most` in all. Each is claimed when it is asked for.
+    def rows(self, most: int, shared: Shared) -> Iterator[Turns[None]]:
+        """The first job that is free, and those of the same images: `most` in all, as long as memory allows. Each is claimed when it is
+        asked for.
 
         What was in a process that was killed shares with fewer, should it have been for lack of memory; with none at its last try.
         """
-        first, shared = None, Shared()
+        first, begun, room = None, 0, RowRoom(self._context.clip.device, self._context.bench.processes)
         for job in list(self.ahead.values()):
-            if first and (not most or job.images != first.images):
+            if first and (begun >= most or job.images != first.images):
                 continue
             deaths = self._store.deaths(job.key)
             alone = not job.images or any(death > self._began for death in deaths)
@@ -108,8 +111,10 @@ class _Look:
                 continue
             if first is None:
                 first, most = job, 1 if alone else max(1, most >> len(deaths))
-            most -= 1
+            begun += 1
             yield self._attempt(job, claim, shared)
+            if not room.for_one_more(begun):
+                most = begun
 
     def _attempt(self, job: Job, claim: int, shared: Shared) -> Turns[None]:
         store, attempt = self._store, Attempt(job, self._store, self._say)
