@@ -2,9 +2,10 @@
 
     python -m benchmarks.rows
 
-Two grids on one data set and one draw: values of lambda for MMRL, and methods with one batch size and augmentation. Each is trained and
-tested twice in this process, each time into an empty results folder with a data set that was just read. Both sides must give the same
-records, histories and trained tensors, to the last bit, or it exits with 1.
+Three grids on one data set and one draw: values of lambda for MMRL, methods with one batch size and augmentation, and these with a pool of
+one view. Each is trained and tested twice in this process, each time into an empty results folder with a data set that was just read; then
+its records are taken away, so that what was trained is tested once more. Both sides must give the same records, histories and trained
+tensors, to the last bit, or it exits with 1.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ LAMBDAS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 3.0, 5.0, 10.0)
 METHODS = "mmrl,mmrlpp,coop,kgcoop,maple,promptsrc,provp,clip-lora"
 SAME = {"batch_size": 4, "drop_last": True, "crop_scale": (0.5, 1.0), "warmup_epochs": 0}  # for all methods, so that they can share
 CLASSES, IMAGES, TESTED = 4, 20, 0.2  # of the generated JPEGs; half of the classes train
-COLUMNS = ["rows", "alone, s", "together, s", "ratio", "of it training"]
+COLUMNS = ["rows", "alone, s", "together, s", "ratio", "of it training", "tests alone, s", "tests together, s", "ratio of tests"]
 SIDES = {"alone": 1, "together": TOGETHER}
 
 
@@ -60,23 +61,34 @@ def grids(options: argparse.Namespace, data: str) -> dict[str, list[Cell]]:
     lambdas = [cell for value in LAMBDAS[: options.values] for cell in cells(["mmrl"], lam=value)]
     names = [name for name in options.methods.split(",") if name]
     found = {f"mmrl, {options.values} values of lambda": lambdas, f"{len(names)} methods": cells(names) if names else []}
+    found[f"{len(names)} methods, views=1"] = cells(names, views=1) if names else []
     return {rows: each for rows, each in found.items() if each}
 
 
-def carried_out(cells: list[Cell], clip: Clip, together: int, folder: Path) -> tuple[float, float, dict[str, Any]]:
-    """Seconds of the processor, the part of them that records give to training, and what came out but for times."""
+def carried_out(cells: list[Cell], clip: Clip, together: int, folder: Path) -> tuple[float, float, float, dict[str, Any]]:
+    """Seconds of the processor, the part that records give to training, seconds of testing again, and what came out but for times."""
     context = Context(Bench(clip.name, test_share=TESTED, together=together), clip)
     jobs, _ = bind(cells, context)
-    gc.collect()
-    start = time.process_time()
-    outcome = run_here(jobs, context, ResultsFolder(folder), say=lambda line: None)
-    seconds = time.process_time() - start
-    assert len(outcome.done) == len(jobs), [path.read_text() for path in folder.glob("failed/*")]
+
+    def computed() -> float:
+        gc.collect()
+        start = time.process_time()
+        outcome = run_here(jobs, context, ResultsFolder(folder), say=lambda line: None)
+        seconds = time.process_time() - start
+        assert len(outcome.done) == len(jobs), [path.read_text() for path in folder.glob("failed/*")]
+        return seconds
+
+    seconds = computed()
     records = {path.stem: json.loads(path.read_text()) for path in folder.glob("runs/*.json")}
     adapters = {path.parent.name: path.read_bytes() for path in folder.glob("work/*/adapter_model.safetensors")}
     trained = sum(record["training"]["seconds"] for record in records.values())
     took = trained + sum(test["seconds"] for record in records.values() for test in record["tests"])
-    return seconds, trained / took, {key: (_untimed(record), adapters[key]) for key, record in records.items()}
+    for path in folder.glob("runs/*.json"):
+        path.unlink()
+    tests = computed()
+    again = {path.stem: json.loads(path.read_text())["tests"] for path in folder.glob("runs/*.json")}
+    found = {key: (_untimed(record), adapters[key], _untimed(again[key])) for key, record in records.items()}
+    return seconds, trained / took, tests, found
 
 
 def _untimed(content: Any) -> Any:
@@ -87,13 +99,14 @@ def _untimed(content: Any) -> Any:
 
 def measure(cells: list[Cell], clip: Clip, repeats: int) -> dict[str, Any]:
     """Of one grid: seconds of every repeat of both sides, share of training in each, and whether all came out the same."""
-    row: dict[str, Any] = {side: [] for side in SIDES} | {"share": {}, "same": True}
+    row: dict[str, Any] = {side: [] for side in SIDES} | {"share": {}, "tests": {side: [] for side in SIDES}, "same": True}
     found = []
     for _ in range(repeats):
         for side, together in SIDES.items():
             with tempfile.TemporaryDirectory() as folder:
-                seconds, row["share"][side], results = carried_out(cells, clip, together, Path(folder))
+                seconds, row["share"][side], tests, results = carried_out(cells, clip, together, Path(folder))
             row[side].append(seconds)
+            row["tests"][side].append(tests)
             found.append(results)
     return row | {"same": all(each == found[0] for each in found)}
 
@@ -115,7 +128,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name, row in rows.items():
         alone, together = (common.median(row[side]) for side in SIDES)
         shares = ", ".join(f"{row['share'][side]:.0%}" for side in SIDES)
-        table.append([name, f"{alone:.1f}", f"{together:.1f}", f"{alone / together:.2f}", shares])
+        own, one = (common.median(row["tests"][side]) for side in SIDES)
+        tests = [f"{own:.1f}", f"{one:.1f}", f"{own / one:.2f}"]
+        table.append([name, f"{alone:.1f}", f"{together:.1f}", f"{alone / together:.2f}", shares, *tests])
     about = common.about(options)
     what = f"{options.data or 'generated JPEGs'}, {options.shots} shots, batch {options.batch}, epochs {options.epochs}"
     where = f"{about['processor']}, threads {options.threads}, torch {about['torch']}"

@@ -175,7 +175,7 @@ class NewRows:
     """Where rows of a new file are put, by any thread. An error is noted in `failed`, and ends nothing."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.failed: OSError | None = None
+        self.failed: OSError | NoRoomError | None = None
         self._file, self._lock = file, threading.Lock()
 
     def put(self, at: int, table: Table) -> None:

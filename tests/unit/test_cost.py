@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from mmrl.engine.grid import ResultsFolder
 from mmrl.errors import MmrlError, UsageError
 from mmrl.protocols import Training
 from mmrl.protocols.plan import values
-from mmrl.reports.cost import COST_FILE, CostTable, hm_of
+from mmrl.reports.cost import COST_FILE, CostRow, CostTable, hm_of
 from mmrl.reports.results import Results, read_part
 from tests.results_folder import cost_row, fill, halves, make_results
 from tests.unit.colours import smallest_clip
@@ -76,6 +77,26 @@ def test_the_first_steps_are_not_timed(root: Path, small: Clip, monkeypatch: pyt
     assert row.train_ms_per_image == 1000 / 4  # two batches of two images a step
     assert row.train_minutes and 0 <= row.train_minutes - 3 * 2 / 60 < 1  # of three batches an epoch the last one makes a step, too
     assert row.images_per_second == TESTED
+
+
+def test_views_that_are_shown_again_have_a_time_and_a_size(root: Path, small: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([[100.0, *(100.0 + at for at in range(1, 99))], [0.0, *(0.25 * at for at in range(1, 99))], [0.0, *range(1, 99)]])
+    made = cost._Clock.__init__
+
+    def fresh(self: Any, clip: Clip) -> None:
+        made(self, clip)
+        now = iter(next(ticks))
+        monkeypatch.setattr(self, "tick", lambda: self.ticks.append(next(now)))
+
+    monkeypatch.setattr(cost._Clock, "__init__", fresh)
+    row = measure(what(root, steps=3, views=1, epochs=4))
+    size = 4 * (small.embed_dim + math.prod(small.vision.visual.positional_embedding.shape))
+    assert (row.views, row.train_ms_per_image, row.kept_ms_per_image) == (1, 1000 / 2, 250 / 2)
+    assert row.views_gib == pytest.approx(2 * SHOTS * size / 2**30)
+    steps = 2 * SHOTS // 2
+    assert row.train_minutes and 0 <= row.train_minutes - steps * (1 + 3 * 0.25) / 60 < 1
+    plain = CostRow.model_validate({key: value for key, value in row.model_dump().items() if "views" not in key and "kept" not in key})
+    assert plain.views is None
 
 
 def test_zero_shot_trains_nothing(root: Path, small: Clip) -> None:

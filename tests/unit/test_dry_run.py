@@ -9,7 +9,7 @@ import pytest
 
 from mmrl import methods
 from mmrl.clip import load, outline
-from mmrl.reports.pace import Pace, images_seen
+from mmrl.reports.pace import Pace, images_seen, pool_of
 from mmrl.reports.results import Results
 from tests import results_folder as made
 from tests.unit.grids import COMMON
@@ -65,6 +65,27 @@ def test_time_grows_with_the_images_that_pass(tmp_path: Path) -> None:
     assert pace.training("tiny", "coop", "mini:digits", 1) is None
     assert Pace(Results(tmp_path).runs.values(), here | {"gpu": "one"}).runs == 0
     assert images_seen({"epochs": 5}, 20) == 100 == images_seen({"epochs": 5, "iterations": 25, "batch_size": 2, "accumulate": 2}, 20)
+
+
+def test_views_are_told_with_time_and_memory(mmrl: Bench, root: Path, tmp_path: Path) -> None:  # noqa: F811
+    words = ("bench", "base-to-novel", "--datasets", root, "--methods", "mmrl,coop", "--shots", "2", *COMMON, "--out", tmp_path / "out")
+    words = (*words, "--set", "coop.n_ctx=4")
+    code, printed, err = mmrl(*words, "--set", "views=1", "--dry-run")
+    said = " ".join(printed.split())
+    assert code == 0, err
+    states, features = 4 * (17 * 192 + 128) * 4 / 2**30, 4 * 128 * 4 / 2**30  # of four images, in tiny
+    for name, size in (("mmrl", states), ("coop", features)):
+        assert f"views of {name} take up to {size:.2g} GiB a data set (in memory 2, in a file 16 more); its time is that without" in said
+    assert mmrl(*words, "--set", "views=1")[0] == 0
+    said = " ".join(mmrl(*words, "--set", "views=1", "--seeds", "1,2,3,4", "--dry-run")[1].split())
+    assert "GiB a data set" in said and "its time is" not in said
+    assert "views of" not in mmrl(*words, "--set", "views=2", "--dry-run")[1], "as many as epochs"
+
+
+def test_a_pool_of_views_has_a_pace_of_its_own() -> None:
+    assert pool_of({"epochs": 5}) == pool_of({"epochs": 5, "views": None}) == pool_of({"epochs": 5, "views": 5}) == ""
+    assert pool_of({"epochs": 5, "views": 2}) == "2 views, 5 epochs"
+    assert pool_of({"epochs": 5, "views": 5, "iterations": 7}) == "5 views, 7 steps"
 
 
 def test_a_prompt_for_all_data_sets(mmrl: Bench, root: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -20,11 +20,13 @@ from mmrl.engine import Bench, Context
 from mmrl.engine.features import FeatureStore, shown
 from mmrl.errors import Notice, UsageError
 from mmrl.protocols import base_to_novel
+from mmrl.rows import SPARE
 from tests.unit.colours import clip_on_one_thread, colours, fresh, smallest_clip, train_on
 from tests.unit.grids import compute, jobs_of, losses, photos, planned, scores
 
 clip = pytest.fixture(scope="module")(clip_on_one_thread)
 SHORT: dict[str, dict[str, Any]] = {
+    "mmrl": {"first_layer": 2},  # so that there is one below
     "coop": {"n_ctx": 2},
     "cocoop": {"n_ctx": 2, "ctx_init": ""},
     "maple": {"n_ctx": 2, "ctx_init": "", "depth": 2},
@@ -109,6 +111,39 @@ def test_scores_are_the_same_to_the_bit(clip: Clip, folder: Path, tmp_path: Path
     assert method.frozen_images == (name not in ("mmrl", "maple"))
     kinds = {path.name.split("-")[0] for path in (tmp_path / "kept").glob("*.rows")}
     assert kinds == ({"features"} if method.frozen_images else {"features", "spare"})
+
+
+def test_layers_below_the_first_that_is_edited_run_once(
+    clip: Clip, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For all methods that come later, whatever those in between asked for; and nothing is decoded for them."""
+    dataset, kept = data_of(folder), tmp_path / "kept"
+    pair = {name: make(clip, name) for name in ("maple", "mmrl")}
+    plain = {name: evaluate(method, dataset) for name, method in pair.items()}
+    counted, embedded = Counted(dataset, clip, monkeypatch), list[int]()
+    embed = clip.vision.embed
+    monkeypatch.setattr(clip.vision, "embed", lambda pixels: embedded.append(len(pixels)) or embed(pixels))
+    for name, images, read in (("maple", 20, 20), ("mmrl", 20, 0), ("mmrl", 0, 0), ("maple", 20, 0), ("mmrl", 0, 0)):
+        assert evaluate(pair[name], counted.dataset, FeatureStore(kept, 1), beside_zero_shot=False) == plain[name]._replace(zero_shot=None)
+        assert sum(embedded) == images and counted.since()[0] == read, name
+        embedded.clear()
+    (states,) = kept.glob(f"{SPARE}states-*")
+    for path in kept.glob(f"{SPARE}pixels-*"):
+        path.unlink()
+    assert evaluate(pair["maple"], counted.dataset, FeatureStore(kept, 1)) == plain["maple"], "decoded where they are needed"
+    states.write_bytes(states.read_bytes()[:-1] + b"?")  # in the last row
+    assert evaluate(pair["mmrl"], counted.dataset, FeatureStore(kept, 1)) == plain["mmrl"]
+    assert not states.exists()
+    assert evaluate(pair["mmrl"], counted.dataset, FeatureStore(kept, 1)) == plain["mmrl"] and states.exists()
+
+
+def test_states_of_a_pass_that_left_images_out_are_not_kept(clip: Clip, folder: Path, tmp_path: Path) -> None:
+    dataset, kept = data_of(folder), tmp_path / "kept"
+    (folder / dataset.test[7].key).write_bytes(b"broken")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BrokenImageWarning)
+        found = [evaluate(make(clip, "mmrl"), dataset, FeatureStore(kept, 1), skip_broken=True) for _ in range(2)]
+    assert found[0] == found[1] and not list(kept.glob(f"{SPARE}states-*"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

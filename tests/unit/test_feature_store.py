@@ -57,13 +57,14 @@ def test_a_damaged_file_is_computed_again(clip: Clip, folder: Path, tmp_path: Pa
     pair = {name: make(clip, name) for name in ("coop", "mmrl")}
     plain = {name: evaluate(method, dataset, FeatureStore(kept, 1)) for name, method in pair.items()}
     whole = {path: path.read_bytes() for path in kept.glob("*.rows")}
-    assert len(whole) == 2
+    assert sorted(path.name.removeprefix(SPARE).split("-")[0] for path in whole) == ["features", "pixels", "states"]
     for path, content in whole.items():
         path.write_bytes(damages()[damage](content))
     for _ in range(2):  # the first pass after pixels are damaged decodes, and takes them away
         for name, method in pair.items():
             assert evaluate(method, dataset, FeatureStore(kept, 1), skip_broken=skip_broken) == plain[name]
-    assert {path: path.read_bytes() for path in kept.glob("*.rows")} == whole
+    found = {path: path.read_bytes() for path in kept.glob("*.rows")}
+    assert found.items() <= whole.items() and len(found) >= 2, "pixels are kept again when they are needed again: there are states"
 
 
 def test_features_to_train_on_that_are_damaged(clip: Clip, folder: Path, tmp_path: Path) -> None:

@@ -96,11 +96,13 @@ def _table(rows: Sequence[CostRow]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 1))
-    for head in ("method", "towers", "parameters", "ms/image", "minutes", "images/s", "GiB", "HM"):
+    views = ["ms/kept view", "GiB of views"] if any(row.views for row in rows) else []
+    for head in ("method", "towers", "parameters", "ms/image", *views, "minutes", "images/s", "GiB", "HM"):
         table.add_column(head, justify="left" if head in ("method", "towers") else "right")
     for row in rows:
         name = (row.title or row.method) + (f" ({row.variant})" if row.variant else "")
-        numbers = (row.train_ms_per_image, row.train_minutes, row.images_per_second, row.peak_memory_gib, row.hm and 100 * row.hm)
+        kept = (row.kept_ms_per_image, row.views_gib) if views else ()
+        numbers = (row.train_ms_per_image, *kept, row.train_minutes, row.images_per_second, row.peak_memory_gib, row.hm and 100 * row.hm)
         shown = ("" if number is None else f"{number:.1f}" if number >= 10 else f"{number:.2f}" for number in numbers)
         table.add_row(escape(name), row.modality, f"{row.trained_parameters:,}", *shown)
     return table

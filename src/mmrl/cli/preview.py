@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,8 @@ def preview(cells: Sequence[Cell], bench: Bench, store: ResultsFolder | None, *,
     console.print(table)
     say_draws(context)
     announce(jobs, store)
+    for note in _views(jobs, context, pace):
+        console.print(note)
     out = sum(not slot.applicable for slot in slots)
     if out:
         console.print(f"{out} more are not applicable: a closed vocabulary has no scores on new classes")
@@ -82,6 +84,25 @@ def preview(cells: Sequence[Cell], bench: Bench, store: ResultsFolder | None, *,
         console.print(f"about {duration(total / processes)}{by}{more}, by {pace.runs} runs recorded on this machine")
     else:
         console.print("no run of these methods is recorded here for this machine and backbone, so there is no estimate")
+
+
+def _views(jobs: Sequence[Job], context: Context, pace: Pace) -> Iterator[str]:
+    """What trainings with a pool of views keep of them, at most, and whether their time is known."""
+    from mmrl.engine.memory import GIB
+    from mmrl.engine.pool import most_kept
+    from mmrl.reports.pace import pool_of
+
+    most, unknown = dict[str, tuple[float, float, float]](), set[str]()
+    for training in dict.fromkeys(job.training for job in jobs if job.training):
+        config, images = context.prepare(training).config, len(context.prepare(training).draw.train)
+        if config.pool is not None:
+            size = most_kept(config, images, context.clip, states=not context.build(training).frozen_images) / GIB
+            most[training.method] = max(most.get(training.method, (0.0, 0.0, 0.0)), (size, config.views_gib, config.views_disk_gib))
+            unknown |= set() if pace.knows(context.clip.name, training.method, pool_of(config.model_dump())) else {training.method}
+    for method, (size, memory, disk) in most.items():
+        beyond = "" if size <= memory + disk else "; there is no room for all of it, and the rest is computed again whenever it is shown"
+        times = "; its time is that without views, and so the most that it may be" if method in unknown else ""
+        yield f"views of {method} take up to {size:.2g} GiB a data set (in memory {memory:g}, in a file {disk:g} more){beyond}{times}"
 
 
 def carried(cells: Sequence[Cell], context: Context) -> list[Cell]:
@@ -143,14 +164,15 @@ def _kind(job: Job) -> tuple[str, ...]:
 
 def _seconds(job: Job, missing: set[str], context: Context, pace: Pace, *, trained: bool) -> float | None:
     """Of the training, unless it is done, and the missing tests; None where no record tells."""
-    from mmrl.reports.pace import images_seen
+    from mmrl.reports.pace import images_seen, pool_of
 
     parts: list[float | None] = []
     backbone = context.clip.name
     if job.training and not trained:
         ready = context.prepare(job.training)
         fit: Mapping[str, Any] = ready.config.model_dump()
-        parts.append(pace.training(backbone, job.training.method, job.training.dataset, images_seen(fit, len(ready.draw.train))))
+        seen = images_seen(fit, len(ready.draw.train))
+        parts.append(pace.training(backbone, job.training.method, job.training.dataset, seen, pool_of(fit)))
     for cell, key in job.tests:
         if key in missing:
             parts.append(pace.test(backbone, cell.method, cell.dataset, len(context.tested(cell).test)))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -14,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from mmrl.data.broken import Broken
+from mmrl.data.decoded import Decoded, Pixels, plain
 from mmrl.data.parallel import ordered
-from mmrl.data.preprocess import Planes, Preprocess
+from mmrl.data.preprocess import Cut, Planes, Preprocess
 from mmrl.data.records import Dataset, Item
 from mmrl.errors import UsageError
 
@@ -31,9 +33,9 @@ class KeptPlanes(Protocol):
 
 
 A = TypeVar("A")
+S = TypeVar("S")  # an image, and what a batch needs to know of it
 
 AHEAD = 2  # batches prepared in advance
-PIXEL = 4  # bytes that Pillow keeps for an RGB pixel
 
 
 class TrainBatches:
@@ -44,7 +46,10 @@ class TrainBatches:
         seed: of the order and the augmentation.
         drop_last: drop the last batch of an epoch if it is incomplete.
         workers: threads that decode and transform in the background; 0 does it in the calling thread.
-        memory_gib: decoded images are cached up to this size; further ones are decoded in every epoch, with the same result.
+        memory_gib, disk_gib: decoded images are kept in memory up to this size, and beyond it in a temporary file in `folder`; further
+            ones are decoded in every epoch. The result is the same.
+        fast: crop, resize and flip whole batches on `device`, where they are returned; the same crops and flips, with numbers that
+            are Pillow's but for rounding.
 
     Raises:
         UsageError: no training images, or with `drop_last` fewer than one batch.
@@ -52,7 +57,8 @@ class TrainBatches:
 
     def __init__(
         self, dataset: Dataset, items: Sequence[Item], preprocess: Preprocess, batch_size: int, seed: int, drop_last: bool = True,
-        *, workers: int = 0, memory_gib: float = 1.0,
+        *, workers: int = 0, memory_gib: float = 1.0, disk_gib: float = 0.0, folder: Path | None = None, fast: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:  # fmt: skip
         _check(dataset, items, batch_size)
         if drop_last and len(items) < batch_size:
@@ -60,7 +66,7 @@ class TrainBatches:
             raise UsageError(f"batch size {batch_size} is larger than the {n} training images of '{dataset.name}'. Use at most {n}.")
         self.dataset, self.items, self.preprocess = dataset, list(items), preprocess
         self.batch_size, self.seed, self.drop_last, self.workers = batch_size, seed, drop_last, workers
-        self._image = _Decoded(dataset, memory_gib)
+        self._decoded, self._fast, self._device = Decoded(dataset, memory_gib, disk_gib, folder), fast, device
         self._shard = (0, 1)  # which part of every batch, of how many
 
     def __len__(self) -> int:
@@ -80,7 +86,7 @@ class TrainBatches:
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start` + 1, ... of epoch `number` (both from 0), the same as in a pass from the beginning."""
-        yield from _batches(self._sample(number), self._taken(start), self.preprocess, self.size, self.workers)
+        yield from self._shown(number, self._taken(start), self.size)
 
     def again(self, number: int, view: int, start: int = 0) -> Iterator[tuple[list[int], Tensor]]:
         """What `epoch` shows, told by where epoch `view` shows it: the images' positions in that epoch, and labels (B,), by batch.
@@ -95,12 +101,12 @@ class TrainBatches:
             positions = [position[item] for item in shown]
             for batch in dict.fromkeys(at // self.size for at in positions):
                 for item in before[batch * self.size : (batch + 1) * self.size]:
-                    self._image.try_once(self.items[item])
+                    self._decoded.try_once(self.items[item])
             yield positions, torch.tensor([self.items[item].label for item in shown])
 
     def at(self, view: int, positions: Sequence[int]) -> Tensor:
         """Images (B, 3, H, W) at some positions of epoch `view`, augmented as there; also those that it drops with its last batch."""
-        ((images, _),) = _batches(self._sample(view), positions, self.preprocess, len(positions), self.workers)
+        ((images, _),) = self._shown(view, positions, len(positions))
         return images
 
     def _order(self, number: int) -> list[int]:
@@ -108,14 +114,26 @@ class TrainBatches:
         order: list[int] = np.random.default_rng([_word(self.seed), number]).permutation(len(self.items)).tolist()
         return order
 
-    def _sample(self, number: int) -> Callable[[int], tuple[Planes, int]]:
-        order = self._order(number)
+    def _shown(self, number: int, positions: Sequence[int], size: int) -> Iterator[Batch]:
+        """Batches of `size` images at some positions of epoch `number`."""
+        order, preprocess, decoded = self._order(number), self.preprocess, self._decoded
 
         def sample(position: int) -> tuple[Planes, int]:
             item = self.items[order[position]]
-            return self.preprocess.varied(self._image(item), _seed_of(self.seed, number, position)), item.label
+            return preprocess.varied(decoded.image(item), _seed_of(self.seed, number, position)), item.label
 
-        return sample
+        def crop(position: int) -> tuple[tuple[Pixels, Cut], int]:
+            item = self.items[order[position]]
+            pixels = decoded.pixels(item)
+            cut = preprocess.cut(pixels.shape[0], pixels.shape[1], _seed_of(self.seed, number, position))
+            return (plain(pixels[cut.top : cut.top + cut.height, cut.left : cut.left + cut.width]), cut), item.label
+
+        def together(crops: Sequence[tuple[Pixels, Cut]]) -> Tensor:
+            return preprocess.fast_batch([pixels for pixels, _ in crops], [cut for _, cut in crops], self._device)
+
+        if self._fast:
+            return _batches(crop, positions, together, size, self.workers)
+        return _batches(sample, positions, preprocess.batch, size, self.workers)
 
     def _taken(self, start: int) -> list[int]:
         """Positions that this process takes of an epoch, from batch `start` on."""
@@ -159,13 +177,13 @@ def view_batches(
     _check(dataset, items, batch_size)
     if views < 1:
         raise UsageError(f"views is {views}; it must be at least 1.")
-    image = _Decoded(dataset, memory_gib)
+    decoded = Decoded(dataset, memory_gib)
 
     def one_pass(view: int) -> Iterator[Batch]:
         def sample(position: int) -> tuple[Planes, int]:
-            return preprocess.varied(image(items[position]), _seed_of(seed, view, position)), items[position].label
+            return preprocess.varied(decoded.image(items[position]), _seed_of(seed, view, position)), items[position].label
 
-        return _batches(sample, range(len(items)), preprocess, batch_size, workers, device=device)
+        return _batches(sample, range(len(items)), partial(preprocess.batch, device=device), batch_size, workers)
 
     return (batch for view in range(views) for batch in one_pass(view))
 
@@ -210,38 +228,10 @@ def image_batches(
             kept.put(position, planes)
         return planes, item.label
 
-    return _batches(load, enumerate(items), preprocess, batch_size, workers, device=device, skipped=skipped)
+    return _batches(load, enumerate(items), partial(preprocess.batch, device=device), batch_size, workers, skipped=skipped)
 
 
 test_batches.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it by its name
-
-
-class _Decoded:
-    """Images of a data set, cached as long as all cached ones fit into `memory_gib`."""
-
-    def __init__(self, dataset: Dataset, memory_gib: float) -> None:
-        self._dataset = dataset
-        self._room = int(memory_gib * 2**30)
-        self._kept: dict[str, Image.Image] = {}
-        self._read: set[str] = set()
-        self._lock = threading.Lock()
-
-    def __call__(self, item: Item) -> Image.Image:
-        image = self._kept.get(item.key)
-        if image is None:
-            image = self._dataset.image(item)
-            with self._lock:
-                size = image.width * image.height * PIXEL
-                if item.key not in self._kept and size <= self._room:
-                    self._room -= size
-                    self._kept[item.key] = image
-                self._read.add(item.key)
-        return image
-
-    def try_once(self, item: Item) -> None:
-        """Raises UsageError if the image cannot be read, unless it once could."""
-        if item.key not in self._read:
-            self(item)
 
 
 def _check(dataset: Dataset, items: Sequence[Item], batch_size: int) -> None:
@@ -263,10 +253,10 @@ def _seed_of(seed: int, epoch: int, position: int) -> int:
 
 
 def _batches(
-    load: Callable[[A], tuple[Planes, int] | Broken], tasks: Iterable[A], preprocess: Preprocess, batch_size: int, workers: int,
-    *, device: torch.device | str = "cpu", skipped: list[Broken] | None = None,
+    load: Callable[[A], tuple[S, int] | Broken], tasks: Iterable[A], together: Callable[[Sequence[S]], Tensor], batch_size: int,
+    workers: int, *, skipped: list[Broken] | None = None,
 ) -> Iterator[Batch]:  # fmt: skip
-    def whole() -> Iterator[tuple[Planes, int]]:
+    def whole() -> Iterator[tuple[S, int]]:
         for sample in ordered(load, tasks, workers, ahead=AHEAD * batch_size):
             if not isinstance(sample, Broken):
                 yield sample
@@ -276,6 +266,6 @@ def _batches(
     samples, some = whole(), False
     while chunk := list(islice(samples, batch_size)):
         some = True
-        yield preprocess.batch([planes for planes, _ in chunk], device), torch.tensor([label for _, label in chunk])
+        yield together([image for image, _ in chunk]), torch.tensor([label for _, label in chunk])
     if skipped and not some:
         raise UsageError(f"none of the {len(skipped)} images can be read; the first: {skipped[0].message}")

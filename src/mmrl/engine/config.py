@@ -39,6 +39,11 @@ class FitConfig(Options):
     warmup_epochs: int = Field(1, ge=0, description="first epochs, at the constant rate warmup_lr; fewer than epochs")
     warmup_lr: float = Field(1e-5, gt=0, description="learning rate of the warm-up epochs")
     crop_scale: tuple[float, float] = Field((0.5, 1.0), description="share of an image's area that a random crop of it has, from and to")
+    pixels: Literal["exact", "fast"] = Field(
+        "exact",
+        description="how training images are cropped, flipped and resized: exact by Pillow, one by one, as in the published runs; fast by "
+        "products of matrices on the device, a batch at once, with the same crops and flips",
+    )  # fmt: skip
     views: int | None = Field(
         None, ge=1, le=100_000,
         description="augmented views of an image, shown in turn, one an epoch; what frozen layers make of a view is computed once. "
@@ -96,8 +101,9 @@ class FitConfig(Options):
         return value
 
     def identity(self) -> dict[str, Any]:
-        """The options that decide what comes out of a run. As many views as epochs are a new one in each, which is not mentioned."""
-        usual = {"views": self.pool is None, "text_precision": self.text_precision == "fp32"}
+        """The options that decide what comes out of a run. As many views as epochs are a new one in each, which is not mentioned, nor is
+        what other options are by default."""
+        usual = {"views": self.pool is None, "pixels": self.pixels == "exact", "text_precision": self.text_precision == "fp32"}
         left_out = (*WITHOUT_EFFECT, *(name for name, is_so in usual.items() if is_so))
         return {key: value for key, value in self.model_dump().items() if key not in left_out}
 

@@ -28,7 +28,7 @@ from mmrl.templates import Template, check_template
 from mmrl.trust.state import Source
 
 TOGETHER = 16  # trainings in one pass: each has its parameters and its optimiser in memory
-DECIDE_IMAGES = {"batch_size", "drop_last", "crop_scale", "precision", "accumulate", "seed"}  # of the training options
+DECIDE_IMAGES = {"batch_size", "drop_last", "crop_scale", "pixels", "precision", "accumulate", "seed"}  # of the training options
 KEY_FORMAT = 3  # a new one whenever equal inputs give other numbers
 OPEN_WORLD_FORMAT = 2  # the same of open-world tests alone
 

@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import cycle, islice, pairwise
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 
@@ -20,11 +21,12 @@ from mmrl.clip import ClassList, Clip, load_clip
 from mmrl.data import Dataset, test_batches
 from mmrl.engine.batches import Batch
 from mmrl.engine.config import FitConfig
-from mmrl.engine.context import Bench, Context
+from mmrl.engine.context import Bench, Context, Prepared
 from mmrl.engine.features import preprocess_of
 from mmrl.engine.fit import TrainingData
 from mmrl.engine.loop import Trainer
-from mmrl.engine.memory import GIB, forget_peak, peak_resident, resident, text_memory
+from mmrl.engine.memory import GIB, forget_peak, peak_resident, resident, room, text_memory
+from mmrl.engine.pool import Repeatable, ViewPool
 from mmrl.engine.record import environment
 from mmrl.engine.schedule import length_of
 from mmrl.engine.score import evaluate
@@ -111,10 +113,15 @@ def measure_in(context: Context, dataset: str, training: Training | None, steps:
     limit = (ready.config.memory_gib or text_memory(clip.device)) if ready else None
     classes = method.class_list(part.classes, part.template, memory_gib=limit)
     step = _step(method, classes, drawn, ready.config, steps) if ready and method.trainable else None
+    again = _again(method, classes, part, ready, steps) if ready and step is not None and ready.config.pool else None
     test = _test(method, classes, tested, min(steps, MOST_TESTED))
     batch = ready.config.batch_size * ready.config.accumulate if ready else 1
     if step is not None and ready and data:
-        minutes += step * length_of(ready.config, len(data.batches))[0] / 60
+        total, first = length_of(ready.config, len(data.batches))[0], -(-len(data.batches) // ready.config.accumulate)
+        new = min(total, first * ready.config.pool) if again and ready.config.pool else total
+        minutes += (step * new + (again.seconds if again else 0.0) * (total - new)) / 60
+    views = again.bytes_an_image * (ready.config.pool or 0) * len(ready.draw.train) if again and ready else 0
+    held = 0 if clip.device.type == "cuda" or not (again and ready) else max(0, min(views, room(ready.config.views_gib)) - again.measured)
     return CostRow(
         method=method.name,
         title=method.title,
@@ -125,7 +132,10 @@ def measure_in(context: Context, dataset: str, training: Training | None, steps:
         train_minutes=minutes if ready else None,
         images_per_second=size / test,
         batch=size,
-        peak_memory_gib=memory.peak() / GIB,
+        peak_memory_gib=(memory.peak() + held) / GIB,
+        views=ready.config.pool if again and ready else None,
+        kept_ms_per_image=1e3 * again.seconds / batch if again else None,
+        views_gib=views / GIB if again else None,
         hm=None,
         dataset=dataset,
         backbone=clip.name,
@@ -177,6 +187,29 @@ def _step(method: Method, classes: ClassList, batches: Sequence[Batch], config: 
     repeated = _Repeated(batches, count * config.accumulate)
     Trainer(method, repeated, classes, config.model_copy(update=short), watch=lambda row: clock.tick(), read_every=1).run()
     return clock.median(steps)
+
+
+class _Again(NamedTuple):
+    """A step on views that were shown before: its seconds, and bytes kept of an image and view, and by the measurement itself."""
+
+    seconds: float
+    bytes_an_image: float
+    measured: int
+
+
+def _again(method: Method, classes: ClassList, dataset: Dataset, ready: Prepared, steps: int) -> _Again:
+    """Measured with one view of a few of the images."""
+    clock, config = _Clock(method.clip), ready.config
+    some = ready.draw.train[: DISTINCT * config.batch_size * config.accumulate]
+    batches = TrainingData.of(method.clip, dataset, some, config).batches
+    assert isinstance(batches, Repeatable)
+    first = -(-len(batches) // config.accumulate)
+    short = config.model_copy(
+        update={"views": 1, "iterations": first + WARM_UP + steps, "warmup_epochs": 0, "checkpoint_every": None, "log": None}
+    )
+    with closing(ViewPool(batches, short, method.clip, None)) as pool:
+        Trainer(method, pool, classes, short, watch=lambda row: clock.tick(), read_every=1).run()
+        return _Again(clock.median(steps), pool.held / batches.count, pool.held)
 
 
 def _test(method: Method, classes: ClassList, batch: Batch, count: int) -> float:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +23,10 @@ from torch import Tensor
 from mmrl.clip import Clip, Images
 from mmrl.clip.device import arithmetic
 from mmrl.data import Broken, Dataset, Item, Preprocess, test_batches
+from mmrl.data.loader import KeptPlanes
 from mmrl.data.preprocess import Planes
-from mmrl.engine.batches import on_the_way
+from mmrl.engine.batches import Batch, on_the_way
+from mmrl.engine.states import StateFiles
 from mmrl.errors import UsageError
 from mmrl.rows import SPARE, NewRows, RowsFolder, Table, row_type, table_of, written
 
@@ -129,9 +132,18 @@ class FeatureStore:
         )  # fmt: skip
         return FeatureFile(self.folder, f"features-{key}", max(1, views) * len(items), row_type(DTYPES[dtype], (clip.embed_dim,)))
 
+    def states(self, clip: Clip, dataset: Dataset, items: Sequence[Item], *, batch_size: int) -> StateFiles | None:
+        """Where the states of `items` between layers belong; None as for `entry`, and where they are not kept."""
+        entry = self.entry(clip, dataset, items, batch_size=batch_size)
+        if entry is None or clip.device.type != "cpu" or clip.not_staged is not None:
+            return None
+        return StateFiles(self.folder, f"{SPARE}{entry.name.replace('features', 'states')}", clip, entry.count, entry.row["values"].base)
+
     @contextmanager
-    def pixels(self, clip: Clip, dataset: Dataset, items: Sequence[Item]) -> Iterator[_ReadPixels | _NewPixels | None]:
-        """Decoded images of files, to read, or where they are to be put: kept if the block ends well."""
+    def pixels(
+        self, clip: Clip, dataset: Dataset, items: Sequence[Item], *, new: bool = True
+    ) -> Iterator[_ReadPixels | _NewPixels | None]:
+        """Decoded images of files, to read, or if `new` where they are to be put: kept if the block ends well."""
         stamp = None if not self.folder.most or not items or getattr(dataset.read, "in_memory", False) else dataset.stamp(items)
         if stamp is None:
             yield None
@@ -144,6 +156,9 @@ class FeatureStore:
             yield kept
             if kept.damaged:
                 self.folder.forget(name)
+            return
+        if not new:
+            yield None
             return
         with self.folder.writing(name, len(items), row) as rows:
             yield _NewPixels(rows) if rows else None
@@ -200,32 +215,75 @@ def shown(
             yield Shown(None, some.to(clip.device), true)
         return
     made, at, before, asked = list[Tensor](), 0, len(skipped or ()), set[int]()
-    with _pixels(store if images else None, clip, dataset, items) as kept:
-        coming = test_batches(dataset, items, preprocess_of(clip), batch_size, workers, device=clip.device, skipped=skipped, kept=kept)
-        for batch, labels in on_the_way(coming, clip.device):
-            assert isinstance(batch, Tensor)
-            seen, frozen = Images(batch, expected=asked), None  # the same methods ask the next batch
+    with ExitStack() as stack:
+        states = store.states(clip, dataset, items, batch_size=batch_size) if store and images else None
+        states = stack.enter_context(states) if states else None
+        there = bool(states and states.tables)
+        kept = stack.enter_context(store.pixels(clip, dataset, items, new=not there)) if store and images else None
+        source = _Decoding(clip, dataset, items, batch_size, workers, skipped, kept)
+        for seen, labels in source.from_states(states) if states and there else source.whole():
+            frozen = None
+            seen.expect(asked)  # the same methods ask the next batch
             if found and len(skipped or ()) == before:  # none was left out, so places agree
                 seen.features = frozen = found.features[at : at + len(labels)].to(clip.device)
             elif features:
                 frozen = clip.encode_image(seen, normalise=False)
             if new and frozen is not None:
                 made.append(frozen.cpu())
-            at += len(labels)
             yield Shown(seen if images else None, frozen, labels)
+            if states:
+                states.keep(at, seen)
+            at += len(labels)
             asked = seen.asked
     if entry and made:
         broken = {each.key for each in (skipped or ())[before:]}
         entry.keep(torch.cat(made), [at for at, item in enumerate(items) if item.key not in broken])
 
 
-@contextmanager
-def _pixels(store: FeatureStore | None, clip: Clip, dataset: Dataset, items: Sequence[Item]) -> Iterator[_ReadPixels | _NewPixels | None]:
-    if store is None:
-        yield None
-        return
-    with store.pixels(clip, dataset, items) as kept:
-        yield kept
+class _Decoding(NamedTuple):
+    """Batches of test images, with labels (B,)."""
+
+    clip: Clip
+    dataset: Dataset
+    items: Sequence[Item]
+    batch_size: int
+    workers: int
+    skipped: list[Broken] | None
+    kept: _ReadPixels | _NewPixels | None
+
+    def whole(self) -> Iterator[tuple[Images, Tensor]]:
+        for pixels, labels in on_the_way(self._read(self.items, self.batch_size, self.skipped, self.kept), self.clip.device):
+            yield Images.of(pixels), labels
+
+    def from_states(self, states: StateFiles) -> Iterator[tuple[Images, Tensor]]:
+        """Of images that can all be read, as they have states; pixels are made where a method works below these."""
+        for first in range(0, len(self.items), self.batch_size):
+            some = self.items[first : first + self.batch_size]
+            yield states.images(partial(self._pixels, first, some), first, len(some)), torch.tensor([item.label for item in some])
+
+    def _pixels(self, first: int, some: Sequence[Item]) -> Tensor:
+        ((pixels, _),) = self._read(some, len(some), None, _Behind(self.kept, first) if self.kept else None)
+        return Images.of(pixels).pixels
+
+    def _read(
+        self, items: Sequence[Item], size: int, skipped: list[Broken] | None, kept: KeptPlanes | None
+    ) -> Iterator[Batch]:
+        return test_batches(
+            self.dataset, items, preprocess_of(self.clip), size, self.workers, device=self.clip.device, skipped=skipped, kept=kept
+        )
+
+
+class _Behind(NamedTuple):
+    """Pixels of the images from position `first` on."""
+
+    kept: _ReadPixels | _NewPixels
+    first: int
+
+    def get(self, position: int) -> Planes | None:
+        return self.kept.get(self.first + position)
+
+    def put(self, position: int, planes: Planes) -> None:
+        self.kept.put(self.first + position, planes)
 
 
 def _hash(*decides: object) -> str:

@@ -23,7 +23,7 @@ from mmrl.engine.config import FitConfig, make_config
 from mmrl.engine.features import FeatureStore, preprocess_of
 from mmrl.engine.guard import NonFiniteError, Row
 from mmrl.engine.loop import State, Trainer
-from mmrl.engine.memory import text_memory
+from mmrl.engine.memory import GIB, room, text_memory
 from mmrl.engine.parallel import Peers, joined
 from mmrl.engine.pool import shown_in_turn
 from mmrl.engine.precision import check_surroundings, check_text_precision, compute_type, resolved_precision
@@ -37,6 +37,7 @@ from mmrl.files import user_path
 from mmrl.methods import FeatureSource, Method, Task
 from mmrl.templates import Template, check_template
 
+IMAGES_GIB = 1.0  # of memory for decoded training images
 LAST_GOOD = "last_good"  # folder of the adapter that a training stopped by a non-finite number leaves
 
 
@@ -51,6 +52,7 @@ class Place:
         workers: threads that prepare images; `mmrl.data.usual_workers(dataset.read)` is a good number.
         skip_broken: leave out images that are missing or broken; those to train on are found before the first step.
         processes: how many train on this machine at the same time, and share its memory.
+        images_disk_gib: room for decoded training images in a temporary file of `out`, beyond those that are kept in memory, in GiB.
     """
 
     out: Path | str | None = None
@@ -59,6 +61,7 @@ class Place:
     workers: int = 0
     skip_broken: bool = False
     processes: int = 1
+    images_disk_gib: float = 4.0
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ class TrainingData:
             found, val = warn_broken(broken, len(everything), of=dataset.name), readable(dataset, val, place.workers)[0]
         batches = TrainBatches(
             dataset, items, preprocess_of(clip, flip=dataset.flip, crop_scale=config.crop_scale), config.batch_size, config.seed,
-            config.drop_last, workers=place.workers,
+            config.drop_last, workers=place.workers, memory_gib=room(IMAGES_GIB, place.processes) / GIB, disk_gib=place.images_disk_gib,
+            folder=None if place.out is None else user_path(place.out), fast=config.pixels == "fast", device=clip.device,
         )  # fmt: skip
         features = _Features(clip, dataset, {"train": items, "val": val}, config, place.workers, store)
         about = {"dataset": dataset.name, "images": len(items), "hash": items_hash(items), "val": items_hash(val), "flip": dataset.flip}

@@ -24,6 +24,7 @@ class Kept:
 
     def __init__(self, memory: int, disk: int = 0, folder: Path | None = None) -> None:
         self._memory, self._disk, self._folder = memory, disk, folder
+        self.size = 0  # bytes that are kept
         self._held: dict[Hashable, Tensor] = {}
         self._filed: dict[Hashable, tuple[int, int, torch.dtype, torch.Size]] = {}
         self._file: IO[bytes] | None = None
@@ -39,6 +40,7 @@ class Kept:
         if value.nbytes <= self._memory:
             self._memory -= value.nbytes
             self._held[key] = value.detach().to("cpu", copy=True)
+            self.size += value.nbytes
             return True
         return self._write(key, value.detach().cpu().contiguous())
 
@@ -81,4 +83,5 @@ class Kept:
         self._filed[key] = self._end, size, value.dtype, value.shape
         self._end += size
         self._disk -= size
+        self.size += size
         return True

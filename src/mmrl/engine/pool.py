@@ -80,6 +80,12 @@ def shown_in_turn(batches: Batches, config: FitConfig, clip: Clip, folder: Path 
         yield pool
 
 
+def most_kept(config: FitConfig, images: int, clip: Clip, *, states: bool) -> int:
+    """Bytes of what a pool makes of so many images: features and, of a method that changes the image tower, `states` that enter a layer."""
+    tokens, width = clip.vision.visual.positional_embedding.shape if states and clip.not_staged is None else (0, 0)
+    return (config.pool or 0) * images * (clip.embed_dim + tokens * width) * WIDEST
+
+
 class ViewPool:
     """Batches of which epoch `e` shows the views of epoch `e mod N`, with what the frozen tower made of them."""
 
@@ -98,6 +104,11 @@ class ViewPool:
     @property
     def _rows(self) -> int:
         return self._views * self._batches.count
+
+    @property
+    def held(self) -> int:
+        """Bytes that are kept."""
+        return self._features.size + self._states.size
 
     def __len__(self) -> int:
         return len(self._batches)

@@ -24,7 +24,12 @@ class CostRow(Part):
     modality: str = Field(description="towers trained: 'V-L' from one space, 'V, L' each on its own, 'V', 'L', '-' for none, '' unknown")
     trained_parameters: int = Field(ge=0)
     train_ms_per_image: float | None = Field(None, ge=0, description="median over `steps` steps; null where nothing is trained")
-    train_minutes: float | None = Field(None, ge=0, description="that times all images of all epochs of the recipe")
+    train_minutes: float | None = Field(
+        None, ge=0, description="that times all images of all epochs of the recipe; `kept_ms_per_image` of views that are shown again"
+    )
+    views: int | None = Field(None, ge=1, description="of an image, shown in turn; null: a new one in every epoch")
+    kept_ms_per_image: float | None = Field(None, ge=0, description="as `train_ms_per_image`, of a view that was shown before")
+    views_gib: float | None = Field(None, ge=0, description="what is kept of all views, in memory and in a file")
     images_per_second: float = Field(gt=0, description="at test, class features computed before")
     batch: int = Field(ge=1, description="images a batch at test")
     peak_memory_gib: float = Field(

@@ -20,6 +20,14 @@ def images_seen(options: Mapping[str, Any], images: int) -> float:
     return float(options.get("epochs", 1) * images)
 
 
+def pool_of(options: Mapping[str, Any]) -> str:
+    """How the training goes through a pool of views, in words; '' without one."""
+    views, iterations, epochs = (options.get(name) for name in ("views", "iterations", "epochs"))
+    if views is None or (not iterations and views >= (epochs or 1)):
+        return ""
+    return f"{views} views, {f'{iterations} steps' if iterations else f'{epochs} epochs'}"
+
+
 class Pace:
     """Seconds an image, at training and at test, of the runs that were computed on a machine like `hardware`.
 
@@ -37,14 +45,21 @@ class Pace:
             if training and _same(training.environment.hardware, hardware):
                 options = {option.key: option.value for option in training.options}
                 each = training.seconds / max(1.0, images_seen(options, training.images))
-                _note(self._train, each, (*own, training.dataset), own)
+                pool = pool_of(options)
+                _note(self._train, each, (*own, training.dataset, pool), (*own, "", pool))
             for test in tests:
                 _note(self._test, test.seconds / test.scores.count, (*own, test.dataset), own, (run.backbone,))
             self.runs += bool(tests)
 
-    def training(self, backbone: str, method: str, dataset: str, seen: float) -> float | None:
-        """Seconds of a training of `method` that sees so many images; None where none of the method was recorded."""
-        return _scaled(self._train, ((backbone, method, dataset), (backbone, method)), seen)
+    def training(self, backbone: str, method: str, dataset: str, seen: float, pool: str = "") -> float | None:
+        """Seconds of a training of `method` that sees so many images; None where none of the method was recorded. With a `pool` (`pool_of`)
+        of which none was, those of a new view of every image: it takes no more."""
+        pools = dict.fromkeys((pool, ""))
+        return _scaled(self._train, [(backbone, method, where, each) for each in pools for where in (dataset, "")], seen)
+
+    def knows(self, backbone: str, method: str, pool: str) -> bool:
+        """Whether a training with that pool was recorded."""
+        return (backbone, method, "", pool) in self._train
 
     def test(self, backbone: str, method: str, dataset: str, images: int) -> float | None:
         """Seconds of a test on so many images; by tests of other methods where there are none of `method`."""

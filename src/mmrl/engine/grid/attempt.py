@@ -60,8 +60,9 @@ def computing(
     """
     bench = context.bench
     place = Place(
-        work, resume=True, progress=False, workers=bench.workers, skip_broken=bench.skip_broken, processes=bench.processes
-    )
+        work, resume=True, progress=False, workers=bench.workers, skip_broken=bench.skip_broken, processes=bench.processes,
+        images_disk_gib=bench.cache_gib,
+    )  # fmt: skip
     if work is not None and (work / CONFIG).exists() and not (work / STATE).exists():  # half deleted: nothing to go on from
         shutil.rmtree(work)
     try:
