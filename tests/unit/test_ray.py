@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -146,6 +147,52 @@ def test_a_failure_is_noted_beside_the_others(ended: Ended) -> None:
     for job in ended.jobs:
         if job.training:
             assert {"adapter_model.safetensors", "draw.json"} <= {path.name for path in ended.store.work(job.key).iterdir()}
+
+
+def lose_the_node_that_trains(keys: set[str], lose: Callable[[], None], lost: list[str], stop: threading.Event) -> None:
+    """After the first checkpoint of a training that does not write into the driver's folder: so it is on the other node."""
+    while not stop.wait(0.01):
+        for state in Path(tempfile.gettempdir()).glob("mmrl-*/*/training_state.bin"):
+            if state.parent.name in keys:
+                lost.append(state.parent.name)
+                lose()
+                return
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # two Rays start, on a machine that may have other work
+def test_a_node_that_is_lost_costs_nothing_and_nothing_comes_twice(
+    two_sets: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster of two nodes of one worker each; the one that is not the driver's is killed while it trains."""
+    from ray.cluster_utils import Cluster
+
+    jobs, said = jobs_of(two_sets[0], seeds=(1, 2, 3)), list[str]()
+    store, alone = ResultsFolder(tmp_path / "out"), ResultsFolder(tmp_path / "alone")
+    run_here(jobs, Context(BENCH, load_clip("tiny")), alone, say=lambda _: None)
+    monkeypatch.setattr(cluster, "PATIENCE", 240.0)
+    lost, stop = list[str](), threading.Event()
+    two = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        node = two.add_node(num_cpus=1)
+        keys = {job.key for job in jobs if job.training}
+        watcher = threading.Thread(
+            target=lose_the_node_that_trains, args=(keys, lambda: two.remove_node(node, allow_graceful=False), lost, stop)
+        )
+        watcher.start()
+        outcome = cluster.run_on_ray(jobs, BENCH, store, address=two.address, say=said.append)
+        stop.set()
+        watcher.join()
+    finally:
+        stop.set()
+        ray.shutdown()
+        two.shutdown()
+    assert said[0] == "Ray: up to 2 runs at a time" and len(lost) == 1
+    assert sum("its worker process died; once more" in line for line in said) == 1
+    assert sorted(outcome.done) == sorted(job.key for job in jobs) and not outcome.failed
+    finished = [line.split(":")[0] for line in said if line.endswith(" s)")]
+    assert sorted(finished) == sorted({job.label for job in jobs}), "each is finished once"
+    assert scores(jobs, store) == scores(jobs, alone) and None not in scores(jobs, store).values()
 
 
 def test_an_address_where_nothing_answers(jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
