@@ -11,7 +11,9 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -327,6 +329,26 @@ def together(root: Path, place: Path) -> dict[str, Any]:
     return {"codes": codes, "said": said, "tests": len(scores(place / "both")), "plan": contents(place / "both", "plans")}
 
 
+def partner_lost(context: Context, root: Path, place: Path) -> dict[str, Any]:
+    """Two processes on one folder, as on two machines that share it; one is killed while it trains, just after the other has come."""
+    jobs, folder, note = jobs_of(context, planned(root, seeds=(1, 2))), place / "shared", place / "alone.json"
+    assert in_a_fork(lambda: noted(note, jobs, context, place / "alone", None))
+    fatal = json.loads(note.read_text()).index("after training_state.bin") + 1
+
+    def first() -> None:
+        noted(place / "first.json", jobs, context, folder, fatal)
+
+    def second() -> None:
+        while not list(folder.glob("work/*/training_state.bin")):
+            time.sleep(0.01)
+        noted(place / "second.json", jobs, context, folder, None)
+
+    with ThreadPoolExecutor(2) as both:
+        ended = list(both.map(in_a_fork, (first, second)))
+    same = scores(folder) == scores(place / "alone") and losses(folder) == losses(place / "alone")
+    return {"ended": ended, "same": same, "runs": len(contents(folder, "runs")), "failed": len(contents(folder, "failed"))}
+
+
 @pytest.fixture(scope="module")
 def found(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return of_a_process("tests.unit.test_grid", root, tmp_path_factory.mktemp("forks"))
@@ -349,13 +371,18 @@ def test_two_processes_on_one_folder_do_everything_once(found: dict[str, Any]) -
     assert told["tests"] == len(told["plan"]["base-to-novel"]["slots"]) == 2 * (1 + 2 * 2)
 
 
+def test_a_process_that_is_killed_leaves_its_part_to_the_other(found: dict[str, Any]) -> None:
+    assert found["partner"] == {"ended": [False, True], "same": True, "runs": 3, "failed": 0}
+
+
 def main(root: Path, place: Path) -> None:
     torch.set_num_threads(1)
     record.source_state = lambda: (None, None)  # git takes longer than a training here
     context = smallest()
     jobs = jobs_of(context, planned(root))
     compute(jobs, context, place / "first")  # imports what every fork needs
-    print(json.dumps({"killed": killed(context, jobs, place, 3), "together": together(root, place)}))
+    told = {"killed": killed(context, jobs, place, 3), "together": together(root, place), "partner": partner_lost(context, root, place)}
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":
