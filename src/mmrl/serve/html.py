@@ -107,7 +107,7 @@ def wrong_images(report: EvaluationReport, most: int = SHOWN) -> str:
     """The wrong images with the surest answers, with thumbnails where they can still be read."""
     wrong = [] if report.answers is None else report.wrong
     more = f"<p>and {len(wrong) - most} more</p>" if len(wrong) > most else ""
-    return "".join(_figure(report, each) for each in wrong[:most]) + more
+    return f"<div>{''.join(_figure(report, each) for each in wrong[:most])}</div>{more}" if wrong else ""
 
 
 def _figure(report: EvaluationReport, wrong: Wrong) -> str:
