@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,15 @@ from mmrl.cli import grid
 if TYPE_CHECKING:
     from mmrl.data import Dataset
     from mmrl.serve.judging import Prediction
+    from mmrl.serve.predictor import Classifier
 
 STUDY, BACKBONE = "base-to-novel", "tiny"
 DATASETS = ("mini:digits", "mini:textures", "mini:glyphs")  # zero-shot can be improved on these; hardly on mini:objects
 METHODS = ("zero-shot", "gda", "mmrl", "mmrlpp")
 SHOWN = "mmrl"  # whose adapter classifies the photos
 PHOTOS = 8
+STRANGERS = ("mini:digits", "mini:textures")  # where --data names no other: photos of none of the classes
+ASKED = 40  # of these, and of the trained classes
 
 
 def demo(
@@ -42,10 +46,11 @@ def demo(
     cells = evaluation(STUDY, MINI, METHODS, numbers, datasets=names, shots=[shots])
     grid.carry_out(cells, grid.Grid(out=results, mini=True, jobs=jobs, device="cpu"))
     page = build_report(results, out / "report", title="mmrl demo: base-to-novel on the embedded CLIP")[0]
-    _photos(_trained(results, names[0], numbers[0], shots), first, out)
+    stranger = next(name for name in (*names[1:], *STRANGERS) if name != names[0])
+    _photos(_trained(results, names[0], numbers[0], shots), first, out, lambda: load_dataset(stranger, cache=results / "cache"))
     minutes = (time.monotonic() - began) / 60
     typer.echo(f"{minutes:.1f} minutes. The report is {page}; results, adapter and photos are in {out}/ too")
-    typer.echo(f"Try: mmrl predict {out / 'adapter'} {out / 'photos'}, with --classes and names of your own")
+    typer.echo(f"Try: mmrl predict {out / 'adapter'} {out / 'photos'}, with --classes and names of your own, or --reject")
 
 
 def _trained(results: Path, data: str, seed: int, shots: int) -> Path:
@@ -62,8 +67,9 @@ def _trained(results: Path, data: str, seed: int, shots: int) -> Path:
     return folder
 
 
-def _photos(trained: Path, dataset: Dataset, out: Path) -> None:
-    """Copy the adapter, and classify a few test images among all classes of the set, half of which were never trained."""
+def _photos(trained: Path, dataset: Dataset, out: Path, stranger: Callable[[], Dataset]) -> None:
+    """Copy the adapter, and classify a few test images among all classes of the set, half of which were never trained; then some of
+    another set among the trained ones."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -72,6 +78,10 @@ def _photos(trained: Path, dataset: Dataset, out: Path) -> None:
     from mmrl.reports.plots import predictions_plot
 
     classifier = api.from_pretrained(trained)
+    known = dataset.restrict("base")
+    calibrated = bool(known.val)
+    if calibrated:
+        classifier.calibrate(known)
     classifier.save_pretrained(out / "adapter")
     chosen = [next(item for item in dataset.test if item.label == label) for label in range(len(dataset.classes))]
     chosen = (chosen[: PHOTOS // 2] + chosen[::-1][: PHOTOS // 2])[:PHOTOS]
@@ -87,4 +97,27 @@ def _photos(trained: Path, dataset: Dataset, out: Path) -> None:
         table.add_row(Text(file.name), *(Text(f"{p.name}{'' if p.trained else '*'} {p.probability:.0%}") for p in predictions))
     Console().print(table)
     captions = [[(p.name, p.probability, p.trained) for p in predictions] for predictions in ranked]
-    predictions_plot(files, captions, [dataset.classes[item.label] for item in chosen], out / "predictions.png")
+    truths = [dataset.classes[item.label] for item in chosen]
+    if calibrated and (found := _rejected(classifier, known, stranger(), folder)):
+        files.append(found[0])
+        captions.append([(p.name, p.probability, p.trained) for p in found[1]])
+        truths.append("none: unknown")
+    predictions_plot(files, captions, truths, out / "predictions.png")
+
+
+def _rejected(classifier: Classifier, known: Dataset, other: Dataset, folder: Path) -> tuple[Path, list[Prediction]] | None:
+    """Say how many of both sets are answered "unknown"; put the photo that looks least known into `folder`, and return its classes."""
+    counts = []
+    for each in (known, other):
+        some = each.test[:: max(1, len(each.test) // ASKED)][:ASKED]
+        pictures = [each.image(item) for item in some]
+        judged = classifier.judge(pictures, top=3)
+        counts.append(f"{sum(one.unknown for one in judged)} of {len(judged)} of {each.name}")
+    typer.echo(f"Answered 'unknown', at a threshold that keeps 95 % of held-out photos: {counts[1]}, {counts[0]}")
+    least, picture = min(zip(judged, pictures), key=lambda pair: pair[0].score)
+    if not least.unknown:
+        return None
+    path = folder / "none_of_them.png"
+    picture.save(path)
+    typer.echo(f"{path} is one of them: unknown, although {least.ranked[0].name} is the likeliest of the trained classes")
+    return path, least.ranked

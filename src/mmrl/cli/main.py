@@ -13,6 +13,7 @@ from mmrl.cli import (
     advise,
     bench,
     boundary,
+    calibrate,
     compare,
     config,
     cost,
@@ -70,6 +71,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("calibrate")(calibrate.calibrate)
 app.command("predict")(predict.predict)
 app.command("advise")(advise.advise)
 app.command("bench")(bench.bench)

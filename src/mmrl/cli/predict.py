@@ -13,7 +13,7 @@ from mmrl.cli.options import DEVICE
 if TYPE_CHECKING:
     from mmrl.cli.pictures import Picture
     from mmrl.cli.predictions import Answer
-    from mmrl.serve.judging import Prediction
+    from mmrl.serve.judging import Judged
 
 
 def predict(
@@ -28,6 +28,12 @@ def predict(
     device: str = DEVICE,
     skip_broken: bool = typer.Option(False, "--skip-broken", help="End with exit code 0 although some images could not be read."),
     allow_urls: bool = typer.Option(False, "--allow-urls", help="Fetch images that are given as URLs, of up to 20 MB and 10 s each."),
+    reject: bool = typer.Option(False, "--reject", help="Answer 'unknown' for images of none of the classes, at a recall of 0.95."),
+    recall: float = typer.Option(None, "--recall", help="The same, at another: the share of images of the classes that is to be kept."),
+    threshold: float = typer.Option(None, "--threshold", help="The same, below a score of your own; needs no calibration."),
+    score: str = typer.Option("energy", "--score", help="What tells unknown images: energy or mcm."),
+    coverage: float = typer.Option(None, "--coverage", help="Also give the classes that hold the right one with this probability, as 0.9."),
+    raw: bool = typer.Option(False, "--raw", help="Probabilities as they are, not calibrated."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object per image."),
     as_csv: bool = typer.Option(False, "--csv", help="Print CSV: a line for each image and class that is shown."),
     out: Path = typer.Option(None, "--out", help="Write the results to this file instead: .csv or .jsonl."),
@@ -56,10 +62,12 @@ def predict(
     else:
         classifier = from_pretrained(adapter, backbone=backbone, device=device)
     with quiet_warnings():
-        ranked = classifier.rank(
-            [each.source for each in found if not each.problem], classes, top=top, template=tuple(template) or None, skip_broken=True
-        )
-    answers = list(_answers(found, ranked))
+        judged = classifier.judge(
+            [each.source for each in found if not each.problem], classes, top=top, reject=reject, recall=recall, threshold=threshold,
+            score=score, coverage=coverage, template=tuple(template) or None, skip_broken=True, calibrated=not raw,
+        )  # fmt: skip
+    rejects = reject or recall is not None or threshold is not None
+    answers = list(_answers(found, judged, rejects, coverage is not None))
     for each in (each for each in answers if each.error):
         typer.echo(f"{'warning' if skip_broken else 'error'}: {each.error}", err=True)
     if out is not None:
@@ -73,14 +81,18 @@ def predict(
         raise typer.Exit(1)
 
 
-def _answers(found: Sequence[Picture], ranked: Sequence[Sequence[Prediction]]) -> Iterator[Answer]:
-    """An answer for each picture, in order; `ranked` are those of the pictures without a problem, empty where one could not be read."""
+def _answers(found: Sequence[Picture], judged: Sequence[Judged], rejects: bool, sets: bool) -> Iterator[Answer]:
+    """An answer for each picture, in order; `judged` are the pictures without a problem, with no class where one could not be read."""
     from mmrl.cli.predictions import Answer
 
-    rows = iter(ranked)
+    rows = iter(judged)
     for each in found:
-        predictions = [] if each.problem else next(rows)
-        yield Answer(each.name, predictions, each.problem or ("" if predictions else _problem(each)))
+        own = None if each.problem else next(rows)
+        if own is None or not own.ranked:
+            yield Answer(each.name, [], each.problem or _problem(each))
+        else:
+            score, unknown = (own.score, own.unknown) if rejects else (None, None)
+            yield Answer(each.name, own.ranked, "", score, unknown, own.within if sets else None)
 
 
 def _problem(picture: Picture) -> str:

@@ -7,9 +7,10 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmrl.errors import UsageError
+from mmrl.trust.state import UNKNOWN
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,15 +18,30 @@ if TYPE_CHECKING:
     from mmrl.serve.judging import Prediction
 
 COLUMNS = ("image", "rank", "class", "probability", "trained", "error")
+MORE = ("score", "unknown", "set")  # where it was asked for
 FILES = (".csv", ".jsonl")
 
 
 class Answer(NamedTuple):
-    """The classes of an image, likeliest first; or why there are none."""
+    """The classes of an image, likeliest first; or why there are none. What was not asked for is None.
+
+    Attributes:
+        score, unknown: how known it looks, and whether it is rejected.
+        within: its prediction set.
+    """
 
     image: str
     ranked: Sequence[Prediction]
     error: str = ""
+    score: float | None = None
+    unknown: bool | None = None
+    within: Sequence[str] | None = None
+
+    @property
+    def more(self) -> dict[str, Any]:
+        """What was asked for, by its name."""
+        values = zip(MORE, (self.score, self.unknown, None if self.within is None else list(self.within)), strict=True)
+        return {name: value for name, value in values if value is not None}
 
 
 def file_format(path: Path) -> str:
@@ -39,7 +55,7 @@ def as_json_lines(answers: Sequence[Answer]) -> str:
     """One object a line: the image and its predictions, or its error."""
     lines = []
     for each in answers:
-        line = {"image": each.image, "predictions": [prediction._asdict() for prediction in each.ranked]}
+        line = {"image": each.image, "predictions": [prediction._asdict() for prediction in each.ranked], **each.more}
         lines.append(json.dumps(line | ({"error": each.error} if each.error else {}), ensure_ascii=False))
     return "".join(f"{line}\n" for line in lines)
 
@@ -48,24 +64,38 @@ def as_csv(answers: Sequence[Answer]) -> str:
     """One line for each class that is shown of an image, and one for an image that could not be classified."""
     written = io.StringIO(newline="")
     writer = csv.writer(written, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    asked = [name for name in MORE if any(name in each.more for each in answers)]
+    writer.writerow([*COLUMNS, *asked])
     for each in answers:
+        more = [_cell(each.more.get(name)) for name in asked]
         for rank, found in enumerate(each.ranked, 1):
-            writer.writerow([each.image, rank, found.name, f"{found.probability:.6f}", "yes" if found.trained else "no", ""])
+            writer.writerow([each.image, rank, found.name, f"{found.probability:.6f}", _cell(found.trained), "", *more])
         if each.error:
-            writer.writerow([each.image, "", "", "", "", each.error])
+            writer.writerow([each.image, "", "", "", "", each.error, *more])
     return written.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return ";".join(value or ())
 
 
 def as_table(answers: Sequence[Answer]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("image", "class", "probability", "trained", box=None, padding=(0, 2))
+    asked = [name for name in ("score", "set") if any(name in each.more for each in answers)]
+    table = Table("image", "class", "probability", "trained", *asked, box=None, padding=(0, 2))
     for each in answers:
-        for i, found in enumerate(each.ranked):
-            place = Text(each.image if i == 0 else "")  # as Text, since rich would read brackets in names as markup
-            table.add_row(place, Text(found.name), f"{found.probability:.1%}", "yes" if found.trained else "no")
+        more = {name: Text(", ".join(value) if isinstance(value, list) else f"{value:.6g}") for name, value in each.more.items()}
+        rows = [(Text(found.name), f"{found.probability:.1%}", _cell(found.trained)) for found in each.ranked]
+        rows = [(Text(UNKNOWN, "bold"), "", ""), *rows] if each.unknown else rows
+        for i, row in enumerate(rows):
+            first = i == 0  # as Text, since rich would read brackets in names as markup
+            table.add_row(Text(each.image if first else ""), *row, *(more.get(name, "") if first else "" for name in asked))
     return table
 
 

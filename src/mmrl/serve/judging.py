@@ -24,7 +24,7 @@ from mmrl.serve.web import Urls
 from mmrl.templates import Template, check_template
 from mmrl.trust.arrays import Floats
 from mmrl.trust.calibration import calibrated_probabilities
-from mmrl.trust.conformal import prediction_sets
+from mmrl.trust.conformal import METHODS, prediction_sets
 from mmrl.trust.state import FEW, UNKNOWN, Trust, checked_score, known_scores
 
 RECALL = 0.95
@@ -53,11 +53,13 @@ class Judged(NamedTuple):
         ranked: classes, likeliest first; empty for an image that was left out.
         score: how known it looks, higher is more; NaN for an image that was left out.
         unknown: whether it is rejected, as its score is below the threshold.
+        within: its prediction set, likeliest first; empty where none was asked for.
     """
 
     ranked: list[Prediction]
     score: float
-    unknown: bool
+    unknown: bool = False
+    within: Sequence[str] = ()
 
 
 class Head(NamedTuple):
@@ -225,18 +227,22 @@ class Trusting:
         return scored(logits.numpy(), score, self.method.logit_scale)
 
     def judge(
-        self, images: Any, classes: str | Sequence[str] | None = None, *, top: int = 5, recall: float | None = None,
-        threshold: float | None = None, score: str = SCORE, template: Template | None = None, skip_broken: bool = False,
-        allow_urls: bool | Urls = False, calibrated: Calibrated = True,
+        self, images: Any, classes: str | Sequence[str] | None = None, *, top: int = 5, reject: bool = True, recall: float | None = None,
+        threshold: float | None = None, score: str = SCORE, coverage: float | None = None, template: Template | None = None,
+        skip_broken: bool = False, allow_urls: bool | Urls = False, calibrated: Calibrated = True,
     ) -> list[Judged]:  # fmt: skip
-        """The `top` classes of each image, how known it looks, and whether it is rejected. Arguments as in `predict` and `rank`."""
+        """The `top` classes of each image, how known it looks, whether it is rejected, and with `coverage` its prediction set, in one pass.
+        Arguments as in `predict`, `rank` and `predict_sets`."""
         head, given = self._head(classes, template), given_images(images, allow_urls)
-        rule = rejection(self.trust, head, reject=True, recall=recall, threshold=threshold, score=score)
-        assert rule is not None
+        rule = rejection(self.trust, head, reject=reject, recall=recall, threshold=threshold, score=score)
         logits, gone = self._logits(given, head, skip_broken=skip_broken, allow_urls=allow_urls)
+        within = [] if coverage is None else sets(logits.numpy(), self.trust, head, coverage, METHODS[0])
         scores = scored(logits.numpy(), score, self.method.logit_scale)
         ranked = self._ranked(logits, gone, head, top, calibrated)
-        return [Judged(each, float(found), bool(found < rule.threshold)) for each, found in zip(ranked, scores, strict=True)]
+        return [
+            Judged(each, float(scores[at]), rule is not None and bool(scores[at] < rule.threshold), within[at] if within else ())
+            for at, each in enumerate(ranked)
+        ]
 
     def predict_sets(
         self, images: Any, classes: str | Sequence[str] | None = None, *, coverage: float = 0.9, method: str = "lac",
