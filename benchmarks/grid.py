@@ -2,10 +2,10 @@
 
     python -m benchmarks.grid --processes 1,2
 
-The same runs (MMRL on `tiny`, one for each seed, so that none shares its images with another) are computed by `mmrl bench base-to-novel` into
-an empty results folder, with each number of processes in turn; the command's start is in its time. The goal is 0.9 N. What else ran meanwhile
-is in the table: with more than a few hundredths of a core the ratio says little. The processor's seconds of all processes tell how much work
-the others add, whatever else runs. Scores must be equal to the last bit, or it exits with 1.
+The same runs (MMRL on `tiny`, one for each seed, so that none shares its images with another) are computed by `mmrl bench` into an empty
+results folder, with each number of processes in turn; the command's start is in its time. The goal is 0.9 N. What else ran meanwhile is in
+the table: with more than a few hundredths of a core the ratio says little. The processor's seconds of all processes tell how much work the
+others add, whatever else runs. Scores must be equal to the last bit, or it exits with 1.
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ def busy() -> float | None:
 def compute(data: Path, out: Path, processes: int, options: argparse.Namespace) -> tuple[Took, dict[str, Any]]:
     """The grid in `processes` processes; and the scores of its tests, by key."""
     seeds = ",".join(str(seed) for seed in range(1, options.seeds + 1))
-    words = ["bench", "base-to-novel", "--methods", "mmrl", "--datasets", str(data), "--backbone", "tiny", "--shots", "16", "--seeds", seeds]
-    words += ["--set", f"epochs={options.epochs}", "--workers", "0", "--device", "cpu", "--jobs", str(processes), "--out", str(out)]
+    words = ["bench", "base-to-novel", "--methods", "mmrl", "--datasets", str(data), "--backbone", "tiny", "--shots", "16"]
+    words += ["--seeds", seeds, "--set", f"epochs={options.epochs}"]
+    words += ["--workers", "0", "--device", "cpu", "--jobs", str(processes), "--out", str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     used, ran, began = resource.getrusage(resource.RUSAGE_CHILDREN), busy(), time.perf_counter()
     call = [sys.executable, "-c", COMMAND, str(processes), *words]
@@ -98,8 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
         table.append([str(count), f"{wall:.1f}", f"{ratio:.2f}", f"{ratio / count:.2f}", f"{processor:.1f}", f"{others:.2f}"])
     about = common.about(argparse.Namespace(**vars(options), threads=1, layers=None, backbone="tiny"))
     title = (
-        f"A grid of {options.seeds} runs of {options.epochs} epochs: tiny; {about['processor']}, {about['cores']} cores, one thread a process, "
-        f"torch {about['torch']}; goal {GOAL} of N."
+        f"A grid of {options.seeds} runs of {options.epochs} epochs: tiny; {about['processor']}, {about['cores']} cores, "
+        f"one thread a process, torch {about['torch']}; goal {GOAL} of N."
     )
     numbers = about | {"same": same, "took": {count: [each._asdict() for each in runs] for count, runs in took.items()}}
     common.report(title, common.markdown(COLUMNS, table), numbers, options.out)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import common, feature_cache, gpu, inference, memory, rows, test_pipeline, text_memory, train_step, views
+from benchmarks import common, feature_cache, gpu, grid, inference, memory, rows, test_pipeline, text_memory, train_step, views
 from benchmarks.methods import COLUMNS, ROOT, golden_rows, here, linked, method_rows, mini_table, put, step_table
 from benchmarks.sides import PLAIN, Work, fast_step, make_method, plain_step, without_dropout
 from benchmarks.train_step import BOUND
@@ -321,3 +321,16 @@ def test_gpu_on_a_processor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         with pytest.raises(SystemExit):
             gpu.main([])
         assert "finds no CUDA device" in capsys.readouterr().err
+
+
+def test_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    took = {1: grid.Took(100.0, 99.0, 0.01), 2: grid.Took(54.0, 104.0, 0.02)}
+    scores = [{"a": 0.5, "b": 0.25}, {"a": 0.5, "b": 0.25}]
+    monkeypatch.setattr(grid, "compute", lambda data, out, count, options: (took[count], scores[count - 1]))
+    out = tmp_path / "grid.md"
+    assert grid.main(["--seeds", "1", "--out", str(out)]) == 0
+    (table,) = tables(out.read_text())
+    assert [(row["processes"], row["ratio"], row["of N"]) for row in table] == [("1", "1.00", "1.00"), ("2", "1.85", "0.93")]
+    scores[1] = {"a": 0.5, "b": 0.26}
+    assert grid.main(["--seeds", "1"]) == 1
+    assert grid.busy() is None or grid.busy() > 0
