@@ -284,11 +284,13 @@ def _tables(store: ResultsFolder, slots: Sequence[Slot]) -> None:
 
     from mmrl.cli.output import sheet_table
     from mmrl.reports.measures import StudyScores
+    from mmrl.reports.plans import OPEN_WORLD
     from mmrl.reports.results import Results
     from mmrl.reports.tables import study_sheets
 
     results, console = Results(store.folder), Console()
     for study in dict.fromkeys(slot.study for slot in slots):
-        for sheet in study_sheets(StudyScores(results, results.plans[study])):
+        made = study_sheets(StudyScores(results, results.plans[study]))
+        for sheet in made[:2] if study == OPEN_WORLD else made:  # its other tables are wide, and for the page
             console.print(sheet_table(sheet))
     typer.echo(f"`mmrl report {store.folder}` makes a page of all tables and figures")

@@ -116,7 +116,8 @@ def _rules(study: Study) -> Sheet:
             unseen += [study.measure(arm, dataset, name, number, rule) for dataset in scores.datasets for name, number in numbers]
     heads = (*arms.heads, "rule", "base to all", "novel to all", "HM", "OpenworldAUC", "ECE")
     title = f"Rules for mixed lists, {average_of(scores.datasets)}"
-    return Sheet("open-world-rules", title, heads, tuple(rows), (RULES,), group=0, unseen=tuple(filter(None, unseen)))
+    there = tuple(each for each in unseen if each)
+    return Sheet("open-world-rules", title, heads, tuple(rows), (RULES,), group=0, bold=False, unseen=there)  # of ECE the lowest is best
 
 
 # ---- calibration, rejection, prediction sets ----
