@@ -49,19 +49,19 @@ def some_of(objects: Path, place: Path, labels: list[int], numbers: range) -> Pa
 
 def test_every_photo_counts_and_those_that_trained_it_are_told_apart(cli: Cli, objects: Path, taught: Path) -> None:
     code, printed, err = cli("eval", taught, objects)
-    assert code == 0 and "16 of the 24 images trained it; how good it is, the other 8 say" in printed, err
+    assert code == 0 and "16 images trained it; how good it is, the other 8 say" in printed, err
     rows = {tuple(line.split()[:3]): line.split() for line in printed.splitlines()}
-    assert rows["new", "to", "it"][-1] == "8" and rows["trained", "on", "coop"][-1] == "16"
+    assert rows["new", "to", "it"][-1] == "8" and rows["used", "for", "it"][-1] == "16"
     assert all(re.search(rf"^  {name} +6 ", printed, re.M) for name in load_dataset(objects).classes)
     code, printed, _ = cli("eval", taught, "--data", objects, "--json")
     found = json.loads(printed)
     (test,) = found["tests"]
     kept = json.loads((taught / "run.json").read_text())["tests"][0]
-    assert test["scores"] == kept["scores"] and test["scores"]["count"] == 8 and found["on_trained_images"]["count"] == 16
-    wrong = round(8 * (1 - test["scores"]["top1"]) + 16 * (1 - found["on_trained_images"]["top1"]))
+    assert test["scores"] == kept["scores"] and test["scores"]["count"] == 8 and found["on_used_images"]["count"] == 16
+    wrong = round(8 * (1 - test["scores"]["top1"]) + 16 * (1 - found["on_used_images"]["top1"]))
     drawn = {key for key, _ in json.loads((taught / "draw.json").read_text())["train"]}
     assert len(found["wrong"]) == wrong
-    assert all(each["trained_on"] == (str(Path(each["image"]).relative_to(objects)) in drawn) for each in found["wrong"])
+    assert all(each["used_for_it"] == (str(Path(each["image"]).relative_to(objects)) in drawn) for each in found["wrong"])
 
 
 def test_trained_classes_compete_unless_others_are_named(cli: Cli, objects: Path, taught: Path, tmp_path: Path) -> None:

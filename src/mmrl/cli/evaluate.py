@@ -46,7 +46,7 @@ def evaluate(
 ) -> None:
     """Score an adapter: top-1, top-5, per class, macro, calibration, confusions, wrong images, beside zero-shot CLIP.
 
-    Of a folder or list that does not say which images test, every image counts; those that the adapter was trained on are told apart.
+    Of a folder or list that does not say which images test, every image counts; those that trained the adapter are told apart.
     """
     import warnings
 
@@ -82,8 +82,8 @@ def evaluate(
         write_text(user_path(html), document(found))
     if as_json:
         trained = found.trained.scores.model_dump(mode="json") if found.new and found.trained else None
-        wrong = [{**each._asdict(), "trained_on": found.taught(each.image)} for each in report.wrong]
-        print_json({**record.model_dump(mode="json", by_alias=True), "on_trained_images": trained, "wrong": wrong})
+        wrong = [{**each._asdict(), "used_for_it": found.taught(each.image)} for each in report.wrong]
+        print_json({**record.model_dump(mode="json", by_alias=True), "on_used_images": trained, "wrong": wrong})
         return
     print_report(Console(highlight=False), found, f"{report.record.dataset}, {classes}", model.method.name)
     if html is not None:

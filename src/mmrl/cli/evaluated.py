@@ -35,16 +35,20 @@ def print_report(console: Console, found: Apart, what: str, method: str) -> None
 
 
 def _parts(found: Apart) -> list[tuple[str, EvaluationReport | None]]:
-    return [("new to it", found.new), ("trained on", found.trained)]
+    return [("new to it", found.new), ("used for it", found.trained)]
 
 
 def _lines(found: Apart) -> Iterator[str]:
     if found.counted.record.classifier:
         yield f"classifier: {found.counted.record.classifier}"
-    if found.trained is not None and found.new is not None:
-        yield f"{found.trained.count} of the {found.all.count} images trained it; how good it is, the other {found.new.count} say"
-    elif found.trained is not None:
-        yield f"all {found.trained.count} images trained it, so this is what it remembers, not how good it is"
+    if found.trained is None:
+        return
+    calibrated = f" and {found.calibrated} calibrated it" if found.calibrated else ""
+    said = f"{found.trained.count - found.calibrated} images trained it{calibrated}"
+    if found.new is not None:
+        yield f"{said}; how good it is, the other {found.new.count} say"
+    else:
+        yield f"{said}, and no other is left, so this is what it remembers, not how good it is"
 
 
 def class_table(report: EvaluationReport) -> Table:
@@ -82,7 +86,7 @@ def _wrong(found: Apart, report: EvaluationReport) -> Iterator[str]:
         return
     yield f"wrong images, the surest answers first ({len(wrong)} of {report.count}):"
     for each in wrong[:WRONG]:
-        taught = ", trained on" if found.taught(each.image) else ""
+        taught = ", used for it" if found.taught(each.image) else ""
         yield f"  {each.image}: '{each.true}' taken for '{each.predicted}' ({each.probability:.0%}{taught})"
     if len(wrong) > WRONG:
         yield f"  and {len(wrong) - WRONG} more: --html PAGE.html shows them, --json lists them"

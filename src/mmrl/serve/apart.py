@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmrl.data import Item
 from mmrl.data.given import given_dataset
 from mmrl.engine.metrics import Answers
 from mmrl.reports.diagnostics import pooled
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Apart:
-    """Reports on the images that a classifier was not trained on, and on those that it was; one of them may be None."""
+    """Reports on the images that a classifier has not seen, and on those that trained it, or of which `calibrated` calibrated it; one of
+    them may be None."""
 
     new: EvaluationReport | None
     trained: EvaluationReport | None
+    calibrated: int = 0
 
     @property
     def counted(self) -> EvaluationReport:
@@ -39,24 +42,26 @@ class Apart:
         return joined(self.new, self.trained) if self.new and self.trained else self.counted
 
     def taught(self, image: str) -> bool:
-        """Whether it was trained on the image of that name."""
+        """Whether the image of that name trained or calibrated it."""
         return self.trained is not None and image in self.trained.images
 
 
 def evaluate_apart(classifier: Classifier, data: Any, *, split: str, root: Any, **options: Any) -> Apart:
     """What `evaluate` says of every image of `data`, or of one part of data that has parts. Arguments and errors as there."""
     dataset = given_dataset(data, root=root)
-    drawn = trained_images(dataset, classifier.draw) if dataset.rest_tests and split == "test" else []
+    drawn = {item.key for item in trained_images(dataset, classifier.draw)} if dataset.rest_tests and split == "test" else set()
+    if not drawn:  # what was given, as a data set known by name is another one than a folder called so
+        given = dataset if dataset.rest_tests else data
+        return Apart(evaluation.evaluate(classifier, given, split=split, include_trained=False, root=root, **options), None)
+    used = drawn | ({*classifier.trust.keys} if classifier.trust else set())
 
-    def report(part: str) -> EvaluationReport:
-        given = data if not dataset.rest_tests else dataset  # a data set known by name is another one than a folder called so
-        return evaluation.evaluate(classifier, given, split=part, include_trained=False, root=root, **options)
+    def report(items: list[Item]) -> EvaluationReport | None:
+        part = replace(dataset, train=[], val=[], test=items, rest_tests=False)
+        return evaluation.evaluate(classifier, part, split="test", include_trained=False, root=root, **options) if items else None
 
-    if not drawn:
-        return Apart(report(split), None)
-    held_out = report("test") if len(drawn) < len(dataset.train) else None
-    trained = report("train")
-    return Apart(held_out, replace(trained, record=trained.record.model_copy(update={"split": "train"})))
+    new, trained = (report([item for item in dataset.train if (item.key in used) == wanted]) for wanted in (False, True))
+    calibrated = sum(item.key in used - drawn for item in dataset.train)
+    return Apart(new, trained and replace(trained, record=trained.record.model_copy(update={"split": "train"})), calibrated)
 
 
 def joined(one: EvaluationReport, other: EvaluationReport) -> EvaluationReport:

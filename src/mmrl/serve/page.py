@@ -24,12 +24,12 @@ def document(found: Apart) -> str:
     """The whole page, as HTML."""
     report = found.all
     name = html.escape(report.record.dataset)
-    apart = [("not trained on", found.new), ("trained on", found.trained)] if found.trained else []
+    apart = [("new to it", found.new), ("used for it", found.trained)] if found.trained else []
     rows = [("all images", report), *apart]
     scores = [(title, part.scores) for title, part in rows if part]
     frozen = [(f"{title}, zero-shot CLIP", part.zero_shot) for title, part in rows if part]
     notes = "".join(f"<p>{html.escape(each)}</p>" for each in report.record.warnings)
-    which = "On images that it was not trained on: " if found.trained and found.new else ""
+    which = "On images that are new to it: " if found.trained and found.new else ""
     body = page(
         f"<h1>{name}</h1><p>{which}{html.escape(summary(found.counted.scores, found.counted.zero_shot))}</p>", notes,
         _wide(scores_table([*scores, *frozen])),
@@ -56,7 +56,7 @@ def _pictures(found: Apart) -> str:
 
 def _picture(found: Apart, wrong: Wrong) -> str:
     text = f"{wrong.true} taken for {wrong.predicted} ({wrong.probability:.0%}; {wrong.true}: {wrong.of_true:.0%})"
-    text += ", trained on" if found.taught(wrong.image) else ""
+    text += ", used for it" if found.taught(wrong.image) else ""
     name = html.escape(wrong.image, quote=True)
     file = html.escape(wrong.image.replace("\\", "/").rpartition("/")[2])
     caption = f'<figcaption>{html.escape(text)}<br><span class="file">{file}</span></figcaption>'
