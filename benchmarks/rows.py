@@ -93,7 +93,7 @@ def carried_out(cells: list[Cell], clip: Clip, together: int, folder: Path) -> t
 
 def _untimed(content: Any) -> Any:
     if isinstance(content, dict):
-        return {key: _untimed(value) for key, value in content.items() if key not in ("started", "seconds")}
+        return {key: _untimed(value) for key, value in content.items() if key not in ("started", "seconds", "commit", "dirty")}
     return [_untimed(value) for value in content] if isinstance(content, list) else content
 
 

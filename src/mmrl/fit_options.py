@@ -97,6 +97,9 @@ class FitOptions(TypedDict, total=False):
     """learning rate of the warm-up epochs."""
     crop_scale: tuple[float, float]
     """share of an image's area that a random crop of it has, from and to."""
+    pixels: Literal["exact", "fast"]
+    """how training images are cropped, flipped and resized: exact by Pillow, one by one, as in the published runs; fast by products of
+    matrices on the device, a batch at once, with the same crops and flips."""
     views: int | None
     """augmented views of an image, shown in turn, one an epoch; what frozen layers make of a view is computed once. Default: a new one
     in every epoch."""
