@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -220,6 +221,12 @@ def test_packing_leaves_packed_files_as_they_are(folder: Path, tmp_path: Path) -
     assert {name: after[name] for name in first} == first and set(after) - set(first) == {"open-world.jsonl"}
     found = Results(out).runs
     assert found.keys() == before.keys()
+    later = out / "packed" / "open-world.jsonl"
+    later.write_text(re.sub(r'"seconds":[0-9.e-]+', '"seconds":1234.5', later.read_text()))  # the same trainings made again, say
+    told, read = later.read_bytes(), Results(out).runs
+    assert told != after["open-world.jsonl"]
+    store.pack()
+    assert later.read_bytes() == told and Results(out).runs == read
     assert all({test.key for test in found[key].tests} == {test.key for test in run.tests} for key, run in before.items())
     assert all(found[key].training == run.training for key, run in before.items())
 

@@ -236,15 +236,20 @@ def _written(time: datetime) -> str:
 def _places(
     run: RunRecord, packed: Mapping[str, Mapping[str, RunRecord]], first: str, asked: Mapping[str, str]
 ) -> list[tuple[str, RunRecord]]:
-    """The packed files that `run` belongs into, each with the tests that are its.
+    """The packed files that `run` belongs into, each with the tests that are its. A line of which nothing changed stays as it is, also
+    where it tells of the training in other words than another file's.
 
     Args:
         packed: what each file has.
         first: study of a run that is in none.
         asked: study of each test.
     """
-    homes = {test.key: file for file, runs in packed.items() if run.key in runs for test in runs[run.key].tests}
+    lines = {file: runs[run.key] for file, runs in packed.items() if run.key in runs}
+    homes = {test.key: file for file, line in lines.items() for test in line.tests}
+    same = bool(lines) and next(iter(lines.values())).model_copy(update={"tests": run.tests}) == run  # what the files say of it together
     tests: dict[str, list[TestRecord]] = {}
     for test in run.tests:
         tests.setdefault(homes.get(test.key) or (asked.get(test.key, first) if homes else first), []).append(test)
-    return [(file, run.model_copy(update={"tests": tuple(mine)})) for file, mine in (tests or {first: []}).items()]
+    made = {file: run.model_copy(update={"tests": tuple(mine)}) for file, mine in (tests or {first: []}).items()}
+    stays = {file: line for file, line in lines.items() if same and file in made and made[file].tests == line.tests}
+    return list((made | stays).items())
