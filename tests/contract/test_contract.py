@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 import tests.contract.toy_method  # noqa: F401  (registers it)
-from mmrl import methods
+from mmrl import engine, methods
 from mmrl.clip import Clip
 from mmrl.errors import MmrlError, UsageError
 from mmrl.methods import Gradients, Loss, Method, Task, TwoTower
@@ -316,9 +316,7 @@ def saved_and_loaded(request: pytest.FixtureRequest, tmp_path: Path) -> Callable
         return again
 
     def by_adapter(method: Method) -> Method:
-        from mmrl import engine
-
-        engine.save_adapter(tmp_path / "adapter", method, classes=NAMES, template=TEMPLATE)
+            engine.save_adapter(tmp_path / "adapter", method, classes=NAMES, template=TEMPLATE)
         loaded, config = engine.load_adapter(tmp_path / "adapter", clip=method.clip)
         assert config.class_names == tuple(NAMES) and config.template == TEMPLATE
         return loaded
@@ -341,11 +339,9 @@ def test_tensors_of_something_else_are_refused_before_a_method_is_built(
     small_clip: Clip, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One message, which names the tensor; a damaged file may ask for any amount of memory, so nothing is built of it."""
-    from mmrl import engine
-
     method = make(small_clip, case)
     engine.save_adapter(tmp_path, method, classes=NAMES, template=TEMPLATE)
-    own = {key: value.clone().contiguous() for key, value in method.state_dict().items()}
+    own = {key: value.contiguous() for key, value in method.state_dict().items()}
     wrong: dict[str, dict[str, Tensor]] = {"an unknown tensor 'foreign.weight'": own | {"foreign.weight": torch.zeros(2)}}
     if own:
         name = max(own, key=lambda key: own[key].numel())
@@ -362,8 +358,8 @@ def write_tensors(adapter: Path, tensors: dict[str, Tensor]) -> None:
     """In place of the adapter's own, with a configuration that vouches for them."""
     content = save(tensors)
     (adapter / "adapter_model.safetensors").write_bytes(content)
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps(config | {"sha256": hashlib.sha256(content).hexdigest()}))
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": hashlib.sha256(content).hexdigest()}))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -383,12 +379,11 @@ def test_the_seed_decides_the_start(small_clip: Clip, case: str) -> None:
 def test_closed_forms(exact_clip: Clip, images: Tensor, case: str) -> None:
     task = task_of(exact_clip)
     method = make(exact_clip, case, task=task)
-    assert isinstance(task.features, Source) and {part for part, _ in task.features.asked} <= {"train", "val"}
     assert not list(method.parameters()) and method.state_dict()
     before = copy.deepcopy(method.state_dict())
     assert train(method, images.double(), task=task) == []
     assert answers(method, images.double()).isfinite().all()
-    assert all(part in ("train", "val") for part, _ in task.features.asked)
+    assert isinstance(task.features, Source) and {part for part, _ in task.features.asked} <= {"train", "val"}
     assert before.keys() == method.state_dict().keys()
     with pytest.raises(UsageError, match="nothing to train"):
         method.loss(images.double(), LABELS, method.class_list(NAMES, TEMPLATE))
