@@ -316,7 +316,7 @@ def saved_and_loaded(request: pytest.FixtureRequest, tmp_path: Path) -> Callable
         return again
 
     def by_adapter(method: Method) -> Method:
-            engine.save_adapter(tmp_path / "adapter", method, classes=NAMES, template=TEMPLATE)
+        engine.save_adapter(tmp_path / "adapter", method, classes=NAMES, template=TEMPLATE)
         loaded, config = engine.load_adapter(tmp_path / "adapter", clip=method.clip)
         assert config.class_names == tuple(NAMES) and config.template == TEMPLATE
         return loaded
