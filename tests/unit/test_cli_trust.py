@@ -71,6 +71,28 @@ def test_calibrate_then_predict(cli: Cli, adapter: Path, held_out: Path, photos:
     assert cli("predict", adapter, image, "--reject", "--json")[0] == 0
 
 
+def test_eval_measures_calibrated_probabilities(cli: Cli, adapter: Path, held_out: Path, photos: Path, tmp_path: Path) -> None:
+    found = json.loads(cli("eval", adapter, photos, "--json")[1])
+    assert found["calibration"] == {"ece": found["tests"][0]["scores"]["ece"], "raw_ece": None, "temperature": None}
+    assert "raw ECE" not in cli("eval", adapter, photos)[1]
+    assert cli("calibrate", adapter, held_out)[0] == 0
+    calibrated = json.loads(cli("eval", adapter, photos, "--json", "--out", tmp_path / "scores.json", "--html", tmp_path / "page.html")[1])
+    classifier = api.from_pretrained(adapter)
+    assert classifier.trust is not None
+    parts = [classifier.evaluate(photos, include_trained=every) for every in (False, True)]
+    assert calibrated["calibration"] == {"ece": parts[0].ece, "raw_ece": parts[0].raw_ece, "temperature": classifier.trust.temperature}
+    for now, before in ((calibrated, found), (json.loads((tmp_path / "scores.json").read_text()), found)):
+        assert now["tests"][0]["scores"] == before["tests"][0]["scores"]  # a record is of raw probabilities
+    wrong = {each["image"]: each["probability"] for each in calibrated["wrong"]}
+    assert wrong == {each.image: pytest.approx(each.probability, rel=1e-5) for each in parts[1].wrong}
+    page = (tmp_path / "page.html").read_text()
+    assert parts[0].ece is not None and parts[0].raw_ece is not None and parts[1].ece is not None and parts[1].raw_ece is not None
+    assert f"calibration error {parts[0].ece:.1%} (raw {parts[0].raw_ece:.1%})" in page
+    assert f"<td>{100 * parts[1].ece:.1f} %</td><td>{100 * parts[1].raw_ece:.1f} %</td>" in page  # of all images
+    head, row, *_ = (line.split() for line in cli("eval", adapter, photos)[1].splitlines())
+    assert head[-4:] == ["ECE", "raw", "ECE", "images"] and row[-3:-1] == [f"{100 * parts[0].ece:.1f}", f"{100 * parts[0].raw_ece:.1f}"]
+
+
 def test_what_cannot_be_calibrated(cli: Cli, adapter: Path, held_out: Path, tmp_path: Path) -> None:
     cases = {
         ("zero-shot", held_out): "zero-shot CLIP has no folder",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 import mmrl
-from mmrl import engine, methods
+from mmrl import engine, methods, trust
 from mmrl.clip import Clip
 from mmrl.data import BrokenImageWarning, Draw, load_dataset, read_folder
 from mmrl.errors import Notice, UsageError
@@ -48,6 +49,32 @@ def test_scores_are_those_of_the_probabilities(classifier: Classifier, photos: P
     assert plain["scores"]["top1"] == report.top1 and len(plain["wrong"]) == len(wrong)
     assert f"top-1 {report.top1:.1%} of 16 images (zero-shot {report.zero_shot.top1:.1%})" in repr(report)  # type: ignore[union-attr]
     assert report._repr_html_().count("<figure") == min(len(wrong), 12)
+
+
+def test_a_calibrated_classifier_is_measured_by_the_probabilities_that_it_gives(classifier: Classifier, photos: Path) -> None:
+    raw = classifier.evaluate(photos)
+    assert raw.temperature is None and raw.raw_ece is None and raw.scores == raw.record.scores
+    assert "(raw" not in repr(raw) and "before calibration" not in raw._repr_html_()
+    random = np.random.default_rng(2)
+    noise = [random.integers(0, 255, (32, 32, 3), dtype=np.uint8) for _ in range(24)]
+    classifier.calibrate((noise, [NAMES[i % 3] for i in range(24)]))
+    report = classifier.evaluate(photos)
+    probabilities = classifier.predict_proba(list(report.images))
+    labels, predicted, confidence, of_true = report.answers
+    np.testing.assert_allclose(confidence, probabilities.max(1), rtol=1e-5)
+    np.testing.assert_allclose(of_true, probabilities[np.arange(16), labels], rtol=1e-4)
+    bins = trust.calibration_bins(probabilities.max(1), predicted == labels)
+    assert report.ece == pytest.approx(trust.expected_calibration_error(bins), abs=1e-6) and report.ece != raw.ece == report.raw_ece
+    assert [each.count for each in report.scores.bins] == [each.count for each in bins]
+    assert report.record.scores == raw.scores and report.zero_shot == raw.zero_shot and (predicted == raw.answers.predicted).all()
+    assert report.temperature == classifier.trust.temperature
+    plain = json.loads(json.dumps(report.to_dict()))
+    assert (plain["scores"]["ece"], plain["raw_ece"], plain["temperature"]) == (report.ece, raw.ece, report.temperature)
+    assert f"calibration error {report.ece:.1%} (raw {raw.ece:.1%})" in repr(report)
+    shown = report._repr_html_()
+    assert "before calibration" in shown and f"<td>{100 * report.ece:.1f} %</td><td>{100 * raw.ece:.1f} %</td>" in shown
+    copy = pickle.loads(pickle.dumps(report))  # noqa: S301 - our own
+    assert copy.scores == report.scores and copy.raw_ece == raw.ece
 
 
 def test_which_classes_compete(classifier: Classifier, photos: Path) -> None:

@@ -105,6 +105,29 @@ def test_new_classes_may_be_calibrated_by_their_distance(calibrated: Classifier)
         calibrated.rank(images, calibrated="dca")  # type: ignore[arg-type]
 
 
+def test_gda_takes_a_temperature_to_trained_classes_alone(small_clip: Clip) -> None:
+    own = {"shots": 4, "augment_epoch": 2, "holdout": 0, "calibrate": False, "progress": False}
+    gda = mmrl.fit(labelled(24), method="gda", backbone=small_clip, **own)
+    images, (short, mixed, new) = pictures(6, 7), (["dog", "cat"], ["dog", "zebra", "cat", "owl"], ["owl", "zebra"])
+
+    def divided(names: list[str] | None) -> bool:
+        """Whether probabilities are at the temperature; else they are as they are."""
+        plain, found = (gda.predict_proba(images, names, calibrated=each) for each in (False, True))
+        assert np.array_equal(found, gda.predict_proba(images, names, calibrated="dac"))
+        if np.array_equal(plain, found):
+            return False
+        assert gda.trust is not None
+        z = np.log(plain.astype(np.float64) + 1e-300)
+        np.testing.assert_allclose(found, trust.calibrated_probabilities(z, temperature=gda.trust.temperature), rtol=1e-3, atol=1e-5)
+        return True
+
+    gda.calibrate(labelled(30, seed=9))
+    assert gda.trust is not None and abs(gda.trust.temperature - 1) > 0.05
+    assert [divided(names) for names in (None, short, mixed, new)] == [True, True, False, False]
+    gda.calibrate(labelled(30, seed=9), classes=[*mixed, "great_white shark"])
+    assert [divided(names) for names in ([*mixed, "great_white shark"], None, mixed, new)] == [True, False, False, False]
+
+
 def test_rejection_at_a_recall_and_at_a_threshold(calibrated: Classifier) -> None:
     images, _ = labelled()
     scores = calibrated.known_scores(images)
@@ -303,12 +326,35 @@ def test_training_calibrates_on_photos_that_do_not_test(animals: Path, tmp_path:
     assert again.trust == result.trust and again.record.metrics == result.record.metrics
 
 
-def test_a_share_that_is_held_out_calibrates_too(animals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_share_that_is_held_out_calibrates_too(animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmrl.engine.context.LEAST", 6)
     with pytest.warns(Notice, match="2 classes, 28 photos: 14 to train, 6 to calibrate, 8 held out"):
         classifier = api.fit(animals, method="linear-probe", backbone="tiny", holdout=0.5, progress=False)
     assert classifier.trust is not None and classifier.trust.source == "held out" and classifier.report is not None
-    assert classifier.report.held_out is not None and classifier.report.held_out.count == 8
+    held = classifier.report.held_out
+    assert held is not None and held.count == 8 and held.answers is not None and held.temperature == classifier.trust.temperature != 1
+    np.testing.assert_allclose(held.answers.confidence, classifier.predict_proba(list(held.images)).max(1), rtol=1e-4)
+    assert held.raw_ece == held.record.scores.ece == classifier.report.record.tests[0].scores.ece  # the record of a run is of raw ones
+    classifier.save_pretrained(tmp_path / "saved")
+    loaded = mmrl.from_pretrained(tmp_path / "saved").report
+    assert loaded is not None and loaded.held_out is not None and loaded.held_out.ece == held.raw_ece
+    assert f"raw calibration error {held.raw_ece:.1%}" in repr(loaded)
+    assert f"calibration error {held.ece:.1%} (raw {held.raw_ece:.1%})" in repr(classifier) and "(raw" in repr(classifier.report)
+    assert classifier.report.train is not None and classifier.report.train.temperature == held.temperature
+
+
+@pytest.mark.parametrize(("method", "carries"), [("gda", False), ("tcp", True)])
+def test_a_report_is_at_the_temperature_that_its_classes_get(
+    method: str, carries: bool, small_clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmrl.engine.context.LEAST", 4)
+    data = labelled(40, ("ant", "bee", "cow", "dog"))
+    own = {"augment_epoch": 2} if method == "gda" else {"epochs": 1, "batch_size": 2}
+    classifier = mmrl.fit(data, method=method, backbone=small_clip, classes="base", shots=2, progress=False, **own)
+    assert classifier.trust is not None and classifier.report is not None and classifier.trust.classes == ("ant", "bee")
+    held, new = classifier.report.held_out, classifier.report.new_classes
+    assert held is not None and new is not None and held.temperature == classifier.trust.temperature
+    assert new.temperature == (classifier.trust.temperature if carries else None) and (new.raw_ece is None) != carries
 
 
 def test_a_closed_form_is_calibrated_too(animals: Path, monkeypatch: pytest.MonkeyPatch) -> None:

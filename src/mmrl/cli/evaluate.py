@@ -81,9 +81,12 @@ def evaluate(
 
         write_text(user_path(html), document(found))
     if as_json:
-        trained = found.trained.scores.model_dump(mode="json") if found.new and found.trained else None
+        trained = found.trained.record.scores.model_dump(mode="json") if found.new and found.trained else None
         wrong = [{**each._asdict(), "used_for_it": found.taught(each.image)} for each in report.wrong]
-        print_json({**record.model_dump(mode="json", by_alias=True), "on_used_images": trained, "wrong": wrong})
+        counted = found.counted
+        calibration = {"ece": counted.ece, "raw_ece": counted.raw_ece, "temperature": counted.temperature}
+        of_record = record.model_dump(mode="json", by_alias=True)
+        print_json({**of_record, "calibration": calibration, "on_used_images": trained, "wrong": wrong})
         return
     print_report(Console(highlight=False), found, f"{report.record.dataset}, {classes}", model.method.name)
     if html is not None:

@@ -24,7 +24,8 @@ def print_report(console: Console, found: Apart, what: str, method: str) -> None
     from rich.text import Text
 
     parts = [(what, found.counted)] if found.trained is None else [(name, part) for name, part in _parts(found) if part]
-    console.print(scores_table([(name, part.scores, part.zero_shot) for name, part in parts], method))
+    rows = [(name, part.scores, part.zero_shot) for name, part in parts]
+    console.print(scores_table(rows, method, [part.raw_ece for _, part in parts]))
     for line in _lines(found):
         console.print(Text(line), soft_wrap=True)
     report = found.all

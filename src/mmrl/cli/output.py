@@ -36,16 +36,19 @@ def percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
-def scores_table(rows: Sequence[tuple[str, Scores, Scores | None]], method: str) -> Table:
-    """Scores of `method` and zero-shot, in percent; one line per method and list of classes."""
+def scores_table(rows: Sequence[tuple[str, Scores, Scores | None]], method: str, raw: Sequence[float | None] = ()) -> Table:
+    """Scores of `method` and zero-shot, in percent; one line per method and list of classes. Where there are any, `raw` are the
+    calibration errors of each row before its calibration."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("tested on", "method", "top-1", "top-5", "macro", "ECE", "images", box=None, padding=(0, 2))
-    for name, adapted, zero_shot in rows:
+    before = [("raw ECE", each) for each in raw if each is not None]
+    table = Table("tested on", "method", "top-1", "top-5", "macro", "ECE", *dict(before), "images", box=None, padding=(0, 2))
+    for at, (name, adapted, zero_shot) in enumerate(rows):
         beside = [] if zero_shot is None or method == "zero-shot" else [("zero-shot", zero_shot)]
         for label, scores in [(method, adapted), *beside]:
-            cells = (percent(scores.top1), percent(scores.top5), percent(scores.macro), percent(scores.ece))
+            cells = [percent(value) for value in (scores.top1, scores.top5, scores.macro, scores.ece)]
+            cells += [percent(raw[at] if scores is adapted else None)] if before else []
             table.add_row(Text(name), label, *cells, str(scores.count))
     return table
 

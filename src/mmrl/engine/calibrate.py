@@ -16,9 +16,10 @@ from mmrl import trust
 from mmrl.clip import ClassList
 from mmrl.data import Broken, Dataset, Draw, Item, warn_broken
 from mmrl.engine.features import FeatureStore, shown
-from mmrl.engine.score import BATCH, evaluating
+from mmrl.engine.score import BATCH, evaluating, trained_mask
 from mmrl.errors import UsageError
 from mmrl.methods import Method, TwoTower
+from mmrl.templates import Template
 from mmrl.trust.arrays import Floats
 from mmrl.trust.state import MOST, Source, Trust
 
@@ -111,6 +112,20 @@ def calibrate(
         np.concatenate(logits), np.concatenate(labels), classes=dataset.classes, template=dataset.template, scale=method.logit_scale,
         source=source, keys=[item.key for item in items] if source == "held out" else (),
     )  # fmt: skip
+
+
+def temperature_among(
+    trust: Trust | None, method: Method, names: Sequence[str], template: Template, *, trained: Sequence[str]
+) -> float | None:
+    """What to divide logits among the classes `names` by; None without a calibration, and where it tells nothing of these logits.
+
+    A method whose logits are of one scale takes the temperature to every list. Another takes it to the list and the prompt that were
+    calibrated, and from trained classes to trained classes.
+    """
+    if trust is None:
+        return None
+    carries = method.one_scale or trust.holds_for(names, template) or bool(trained_mask((*names, *trust.classes), trained).all())
+    return trust.temperature if carries else None
 
 
 def class_factors(method: Method, trained: tuple[ClassList, Any], current: tuple[ClassList, Any]) -> Floats | None:

@@ -36,14 +36,15 @@ class Tally:
 
     Args:
         names: of the C classes, in the order of the logits.
+        temperature: what logits are divided by for the probabilities of `answers`; those that `scores` tells of are as they are.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = tuple(names)
+    def __init__(self, names: Sequence[str], temperature: float | None = None) -> None:
+        self.names, self.temperature = tuple(names), temperature
         self._labels: list[NDArray[np.int64]] = []
         self._predicted: list[NDArray[np.int64]] = []
         self._confidence: list[NDArray[np.float64]] = []
-        self._of_true: list[NDArray[np.float64]] = []
+        self._answered: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []  # probabilities of the predicted and the true class
         self._rank: list[NDArray[np.int64]] = []
 
     def add(self, logits: ArrayLike, labels: ArrayLike) -> None:
@@ -67,9 +68,9 @@ class Tally:
         ahead = (x > own) | ((x == own) & (np.arange(x.shape[1]) < y[:, None]))  # among equal logits the first class wins
         self._labels.append(y)
         self._predicted.append(x.argmax(1))
-        highest = x.max(1, keepdims=True)
-        self._confidence.append(1 / np.exp(x - highest).sum(1))  # softmax at its maximum
-        self._of_true.append(np.exp(own - highest)[:, 0] * self._confidence[-1])
+        found = _top_and_true(x, own)
+        self._confidence.append(found[0])
+        self._answered.append(found if self.temperature is None else _top_and_true(x / self.temperature, own / self.temperature))
         self._rank.append(ahead.sum(1))
 
     def _seen(self) -> int:
@@ -78,7 +79,7 @@ class Tally:
     def answers(self) -> Answers:
         """What was added so far, an image each. Raises UsageError if that is nothing."""
         self._require_some()
-        parts = (self._labels, self._predicted, self._confidence, self._of_true)
+        parts = (self._labels, self._predicted, *zip(*self._answered))
         return Answers(*(np.concatenate(part) for part in parts))  # type: ignore[arg-type]  # numpy's stubs lose the number of arrays
 
     def _require_some(self) -> None:
@@ -106,6 +107,13 @@ class Tally:
             confusion=tuple(tuple(int(v) for v in row) for row in confusion),
             bins=bins,
         )
+
+
+def _top_and_true(x: NDArray[np.float64], own: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Softmax of logits (B, C) at their maximum, and at the true class, whose logits are `own` (B, 1); both (B,)."""
+    highest = x.max(1, keepdims=True)
+    confidence = 1 / np.exp(x - highest).sum(1)
+    return confidence, np.exp(own - highest)[:, 0] * confidence
 
 
 def score(logits: ArrayLike, labels: ArrayLike, names: Sequence[str]) -> Scores:

@@ -243,7 +243,7 @@ def _right(logits: Floats, labels: Labels) -> float:
 def _calibration(
     test: _Logits, known: Mask, places: tuple[Labels, Labels], fitted: Fitted | None, reader: _Reader
 ) -> Iterator[ListCalibration]:
-    """One temperature, that of the trained list, serves all lists, as in a classifier."""
+    """One temperature, that of the trained list, is tried on all lists; a classifier takes it to those of `temperature_among`."""
     lists: tuple[tuple[Literal["trained", "new", "mixed"], Floats, Labels], ...] = (
         ("trained", test.trained[known], places[0][test.labels[known]]),
         ("new", test.new[~known], places[1][test.labels[~known]]),

@@ -17,7 +17,7 @@ from mmrl import methods
 from mmrl.clip import Clip
 from mmrl.data import Dataset, Draw, Item, dataset_names, describe_broken
 from mmrl.engine.adapter import read_config, write_trust
-from mmrl.engine.calibrate import calibrate, without
+from mmrl.engine.calibrate import calibrate, temperature_among, without
 from mmrl.engine.context import Bench, Context
 from mmrl.engine.features import FeatureStore
 from mmrl.engine.fit import FitResult, Place, TrainingData, fitting, items_hash
@@ -56,12 +56,16 @@ class BelowZeroShotWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Tested:
-    """One test: its record, and what was answered for each of `items`, images of `dataset`, but for those `found` to be broken."""
+    """One test: its record, and what was answered for each of `items`, images of `dataset`, but for those `found` to be broken.
+
+    The probabilities of these answers are calibrated where there is a `temperature`; the record is never.
+    """
 
     record: TestRecord
     dataset: Dataset
     items: Sequence[Item]
     found: Evaluation
+    temperature: float | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def running(
             fitted = yield from fitting(method, data, context.prepare(training).config, place, peers=peers)
         trust = peers.on_main(lambda: _calibrated(training, context, method, fitted))
         tested: list[Tested] = []
-        tests = _testing(job, context, method, lambda: _begun(job, context, fitted, started, before), save, tested, shared)
+        tests = _testing(job, context, method, lambda: _begun(job, context, fitted, started, before), save, tested, shared, trust)
         record = (yield from tests) if peers.count == 1 else peers.on_main(lambda: finish(tests))
     return RunResult(method, fitted, record, tuple(tested), context.prepare(training).draw if training else None, trust)
 
@@ -190,7 +194,7 @@ def _training_record(job: Job, training: Training, context: Context, fitted: Fit
 
 def _testing(
     job: Job, context: Context, method: Method, begun: Callable[[], RunRecord], save: Save | None, tested: list[Tested],
-    shared: Shared | None,
+    shared: Shared | None, trust: Trust | None,
 ) -> Turns[RunRecord]:  # fmt: skip
     """The record that has `begun`, with every test of the job that it lacks; these are appended to `tested`, but for those of the open
     world, which share no pass."""
@@ -204,8 +208,13 @@ def _testing(
         mine = _differing_at_test(cell, method, context)
         if cell.others is None:
             part, at = context.tested(cell), (TRAINED, number)
+            trained = trust.classes if trust else ()  # a training is calibrated among all classes that it has
+            temperature = temperature_among(trust, mine, part.classes, part.template, trained=trained)
             with _test_pass(context.clip, part, part.test, bench, store, shared) as images:
-                tested.append((yield from _examining(mine, part, part.test, images, bench, seen=cell.seen, classes=cell.classes, at=at)))
+                passing = _examining(
+                    mine, part, part.test, images, bench, seen=cell.seen, classes=cell.classes, temperature=temperature, at=at
+                )
+                tested.append((yield from passing))
             made = tested[-1].record
         else:
             made = open_world_test(mine, parts_of(cell, context), bench, store=store)
@@ -258,21 +267,25 @@ def test(
 
 def examine(
     method: Method, dataset: Dataset, bench: Bench, *, seen: Tensor | bool, classes: Classes, split: Split = "test", rule: str = "",
-    store: FeatureStore | None = None,
+    store: FeatureStore | None = None, temperature: float | None = None,
 ) -> Tested:  # fmt: skip
-    """As `test`, with what was answered for each image."""
+    """As `test`, with what was answered for each image; its probabilities at the `temperature`."""
     items = getattr(dataset, split)
     with _test_pass(method.clip, dataset, items, bench, store) as images:
-        return finish(_examining(method, dataset, items, images, bench, seen=seen, classes=classes, split=split, rule=rule))
+        return finish(
+            _examining(method, dataset, items, images, bench, seen=seen, classes=classes, split=split, rule=rule, temperature=temperature)
+        )
 
 
 def _examining(
     method: Method, dataset: Dataset, items: Sequence[Item], images: TestPass, bench: Bench, *, seen: Tensor | bool, classes: Classes,
-    split: Split = "test", rule: str = "", at: At = (),
+    split: Split = "test", rule: str = "", temperature: float | None = None, at: At = (),
 ) -> Turns[Tested]:  # fmt: skip
     """As `examine`, a batch of the pass a turn."""
     started = datetime.now(timezone.utc)
-    passing = scoring(method, dataset, images, len(items), seen=seen, beside_zero_shot=bench.beside_zero_shot, at=at)
+    passing = scoring(
+        method, dataset, images, len(items), seen=seen, beside_zero_shot=bench.beside_zero_shot, temperature=temperature, at=at
+    )
     found, seconds = yield from timed(passing)
     same = isinstance(seen, bool) or bool(seen.all()) or not bool(seen.any())
     record = TestRecord(
@@ -294,7 +307,7 @@ def _examining(
     )
     said = [describe_broken(found.skipped, len(items), of=dataset.name)] if found.skipped else []
     below = below_zero_shot(method.title, record)
-    return Tested(record.model_copy(update={"warnings": (*said, *([below] if below else []))}), dataset, items, found)
+    return Tested(record.model_copy(update={"warnings": (*said, *([below] if below else []))}), dataset, items, found, temperature)
 
 
 test.__test__ = False  # type: ignore[attr-defined]  # not a test of ours, whatever pytest makes of its name

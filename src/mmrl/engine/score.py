@@ -154,11 +154,12 @@ def evaluate_dataset(
 
 def scoring(
     method: Method, dataset: Dataset, images: TestPass, count: int, *, seen: Tensor | Sequence[bool] | bool, beside_zero_shot: bool,
-    at: At = (),
+    temperature: float | None = None, at: At = (),
 ) -> Turns[Evaluation]:  # fmt: skip
     """As `evaluate_dataset`, on a pass over `count` images that other methods may take too: a turn before each batch.
 
     Args:
+        temperature: what logits are divided by for the probabilities of the answers, not for the scores.
         at: how far the turns before this test were.
     """
     answer = seen if isinstance(seen, bool) else torch.as_tensor(seen, dtype=torch.bool)
@@ -169,7 +170,8 @@ def scoring(
     images.ask(images=not frozen, features=frozen or beside)
     yield *at, 0  # all who are tested on these images have asked before the first of them is read
     with evaluating(method):
-        found, position = _Scoring(method, method.class_list(dataset.classes, dataset.template), answer, beside=beside_zero_shot), 0
+        classes, position = method.class_list(dataset.classes, dataset.template), 0
+        found = _Scoring(method, classes, answer, beside=beside_zero_shot, temperature=temperature)
         while (batch := images.at(position)) is not None:
             found.add(batch)
             position += 1
@@ -186,10 +188,12 @@ def _is_zero_shot(method: Method) -> bool:
 class _Scoring:
     """Answers of a method, batch by batch, and beside it those of zero-shot CLIP."""
 
-    def __init__(self, method: Method, classes: ClassList, seen: Tensor | bool, *, beside: bool) -> None:
+    def __init__(
+        self, method: Method, classes: ClassList, seen: Tensor | bool, *, beside: bool, temperature: float | None = None
+    ) -> None:
         self._method, self._classes, self._beside, self._same = method, classes, beside, _is_zero_shot(method)
         self._seen = seen.to(method.clip.device) if isinstance(seen, Tensor) else seen
-        self.adapted, self._frozen = Tally(classes.names), Tally(classes.names)
+        self.adapted, self._frozen = Tally(classes.names, temperature), Tally(classes.names)
         with torch.no_grad():
             self._head = method.head(classes)  # lives as long as this, so it cannot go stale
 

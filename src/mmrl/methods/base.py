@@ -122,6 +122,12 @@ class Method(nn.Module, ABC):
         return False
 
     @property
+    def one_scale(self) -> bool:
+        """Whether logits among a list with new classes are of the scale of those among the trained ones, so that a temperature which was
+        fitted among these serves such a list, too."""
+        return True
+
+    @property
     def trainable(self) -> bool:
         return any(True for _ in self.parameters())
 

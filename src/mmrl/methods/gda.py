@@ -112,6 +112,11 @@ class GDA(FrozenFeatures):
         assert isinstance(options, GDAOptions)
         return options.keep_samples
 
+    @property
+    def one_scale(self) -> bool:
+        """No: new classes have a Gaussian classifier of their own, and in a list with both frozen CLIP's mass counts as it is."""
+        return False
+
     # ---- the classes trained on ----
 
     @torch.no_grad()

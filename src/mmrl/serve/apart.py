@@ -68,12 +68,15 @@ def joined(one: EvaluationReport, other: EvaluationReport) -> EvaluationReport:
     """The report on the images of both, which are of one data set, among the same classes."""
     frozen = merged(one.zero_shot, other.zero_shot) if one.zero_shot and other.zero_shot else None
     warnings = tuple(dict.fromkeys((*one.record.warnings, *other.record.warnings)))
-    record = one.record.model_copy(update={"scores": merged(one.scores, other.scores), "zero_shot": frozen, "warnings": warnings})
+    scores = merged(one.record.scores, other.record.scores)
+    record = one.record.model_copy(update={"scores": scores, "zero_shot": frozen, "warnings": warnings})
     assert one.answers is not None and other.answers is not None  # both were just computed
     answers = Answers(*(np.concatenate(pair) for pair in zip(one.answers, other.answers, strict=True)))
     mine = frozenset(one.images)
     return EvaluationReport(
-        record, one.images + other.images, answers, one.skipped + other.skipped, lambda name: (one if name in mine else other).image(name)
+        record, one.images + other.images, answers, one.skipped + other.skipped,
+        lambda name: (one if name in mine else other).image(name),
+        one.temperature,
     )
 
 

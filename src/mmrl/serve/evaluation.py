@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from mmrl.data import Broken, Dataset, Draw, Item, dataset_names, usual_workers
 from mmrl.data.folder import ImagesBelow
 from mmrl.data.given import given_dataset
 from mmrl.engine import Bench, seen_classes
+from mmrl.engine.calibrate import temperature_among
 from mmrl.engine.metrics import Answers
 from mmrl.engine.run import Tested, examine
 from mmrl.errors import Notice, UsageError, unknown
@@ -25,6 +27,7 @@ from mmrl.reports.diagnostics import confused
 from mmrl.reports.records import Scores, TestRecord
 from mmrl.serve.classes import class_names
 from mmrl.templates import Template, check_template
+from mmrl.trust.calibration import calibration_bins, expected_calibration_error
 
 if TYPE_CHECKING:
     from mmrl.serve.predictor import Classifier
@@ -48,12 +51,16 @@ class Wrong(NamedTuple):
 class EvaluationReport:
     """How a classifier did on a list of images. Accuracies, probabilities and calibration errors are fractions.
 
+    Probabilities are those that `Classifier.predict_proba` gives, at the temperature of the calibration where that serves these classes.
+
     Attributes:
-        record: of the test, as in `run.json`: scores, those of zero-shot CLIP on the same images, prompt, warnings.
+        record: of the test, as in `run.json`: scores, those of zero-shot CLIP on the same images, prompt, warnings. What it tells of
+            probabilities is of softmax(logits).
         images: what the N images are called: paths, or keys of their data set.
         answers: for each of them, in the same order; None, and no images, of a test that only its record is left of.
         skipped: images that were left out, as they are missing or broken.
         read: gives an image of `images`; None where it was not kept (after pickling).
+        temperature: what the logits of the answers were divided by; None where they are as they are.
     """
 
     record: TestRecord
@@ -61,6 +68,7 @@ class EvaluationReport:
     answers: Answers | None = None
     skipped: tuple[Broken, ...] = ()
     read: Callable[[str], Image.Image] | None = field(default=None, repr=False)
+    temperature: float | None = None
 
     @classmethod
     def of(cls, tested: Tested) -> EvaluationReport:
@@ -69,11 +77,16 @@ class EvaluationReport:
         keys = [item.key for item in tested.items if item.key not in broken]
         names = tuple(str(folder / key) if folder else key for key in keys)
         key_of = dict(zip(names, keys, strict=True))
-        return cls(tested.record, names, tested.found.answers, tested.found.skipped, lambda name: read(key_of[name]))
+        return cls(tested.record, names, tested.found.answers, tested.found.skipped, lambda name: read(key_of[name]), tested.temperature)
 
-    @property
+    @cached_property
     def scores(self) -> Scores:
-        return self.record.scores
+        """Those of the record, but with the calibration error and bins of the probabilities of the answers."""
+        if self.temperature is None or self.answers is None:
+            return self.record.scores
+        labels, predicted, confidence, _ = self.answers
+        bins = calibration_bins(confidence, predicted == labels)
+        return self.record.scores.model_copy(update={"bins": bins, "ece": expected_calibration_error(bins)})
 
     @property
     def zero_shot(self) -> Scores | None:
@@ -105,8 +118,14 @@ class EvaluationReport:
 
     @property
     def ece(self) -> float | None:
-        """Expected calibration error over 15 bins; the bins are `scores.bins`."""
+        """Expected calibration error of the probabilities of `predict_proba`, over 15 bins; the bins are `scores.bins`. Of a report that
+        only a record is left of, it is that of softmax(logits)."""
         return self.scores.ece
+
+    @property
+    def raw_ece(self) -> float | None:
+        """That of softmax(logits), where `ece` is of calibrated probabilities; else None."""
+        return None if self.temperature is None else self.record.scores.ece
 
     @property
     def per_class(self) -> dict[str, float | None]:
@@ -160,6 +179,8 @@ class EvaluationReport:
             "count": self.count,
             "scores": self.scores.model_dump(mode="json"),
             "zero_shot": self.zero_shot.model_dump(mode="json") if self.zero_shot else None,
+            "raw_ece": self.raw_ece,
+            "temperature": self.temperature,
             "classifier": self.record.classifier,
             "mistakes": self.mistakes,
             "wrong": None if self.answers is None else [each._asdict() for each in self.wrong],
@@ -168,7 +189,7 @@ class EvaluationReport:
         }
 
     def __repr__(self) -> str:
-        return f"EvaluationReport({self.record.dataset}: {summary(self.scores, self.zero_shot)}, {self.mistakes} wrong)"
+        return f"EvaluationReport({self.record.dataset}: {summary(self)}, {self.mistakes} wrong)"
 
     def _repr_html_(self) -> str:
         from mmrl.serve.html import evaluation_html
@@ -179,11 +200,14 @@ class EvaluationReport:
         return {**self.__dict__, "read": None}  # where images came from need not be there where this is read
 
 
-def summary(scores: Scores, zero_shot: Scores | None) -> str:
-    """'top-1 92.5% of 40 images (zero-shot 80.0%), macro 91.0%, calibration error 4.0%'."""
+def summary(report: EvaluationReport) -> str:
+    """'top-1 92.5% of 40 images (zero-shot 80.0%), macro 91.0%, calibration error 4.0% (raw 9.0%)'."""
+    scores, zero_shot = report.scores, report.zero_shot
     beside = f" (zero-shot {zero_shot.top1:.1%})" if zero_shot else ""
-    more = [f", {name} {value:.1%}" for name, value in (("macro", scores.macro), ("calibration error", scores.ece)) if value is not None]
-    return f"top-1 {scores.top1:.1%} of {scores.count} images{beside}{''.join(more)}"
+    error = "calibration error" if report.answers is not None else "raw calibration error"  # a record does not tell of a calibration
+    more = [f", {name} {value:.1%}" for name, value in (("macro", scores.macro), (error, scores.ece)) if value is not None]
+    raw = "" if report.raw_ece is None else f" (raw {report.raw_ece:.1%})"
+    return f"top-1 {scores.top1:.1%} of {scores.count} images{beside}{''.join(more)}{raw}"
 
 
 def evaluate(
@@ -218,7 +242,12 @@ def evaluate(
         classifier.method.clip.name, skip_broken=skip_broken, workers=threads, batch_size=batch_size, beside_zero_shot=beside_zero_shot
     )
     with naming(dataset.classes, dataset.template):
-        return EvaluationReport.of(examine(classifier.method, dataset, bench, seen=seen, classes=classes, rule=rule))
+        temperature = temperature_among(
+            classifier.trust, classifier.method, dataset.classes, dataset.template, trained=classifier.trained
+        )
+        return EvaluationReport.of(
+            examine(classifier.method, dataset, bench, seen=seen, classes=classes, rule=rule, temperature=temperature)
+        )
 
 
 def _names(classifier: Classifier, dataset: Dataset, among: str | Sequence[str]) -> tuple[str, ...]:

@@ -47,12 +47,20 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"<table><tr>{cells}</tr>{body}</table>"
 
 
-def scores_table(rows: Iterable[tuple[str, Scores | None]]) -> str:
-    head = ("", "images", "top-1", "top-5", "macro", "calibration error")
+def scores_table(rows: Iterable[tuple[str, Scores | None, float | None]]) -> str:
+    """Of each row its name, its scores, and the calibration error before a calibration, for which there is a column where one has it."""
+    head = ["", "images", "top-1", "top-5", "macro", "calibration error", "before calibration"]
     shown = [
-        (name, str(each.count), *(percent(value) for value in (each.top1, each.top5, each.macro, each.ece))) for name, each in rows if each
+        [name, str(each.count), *map(percent, (each.top1, each.top5, each.macro, each.ece, raw))] for name, each, raw in rows if each
     ]
+    if not any(row[-1] for row in shown):
+        head, shown = head[:-1], [row[:-1] for row in shown]
     return table(head, shown)
+
+
+def beside(name: str, report: EvaluationReport, frozen: str) -> list[tuple[str, Scores | None, float | None]]:
+    """Rows of `scores_table`: of the report, called `name`, and of zero-shot CLIP, called `frozen`."""
+    return [(name, report.scores, report.raw_ece), (frozen, report.zero_shot, None)]
 
 
 def per_class_table(scores: Scores, zero_shot: Scores | None) -> str:
@@ -78,7 +86,7 @@ def evaluation_html(report: EvaluationReport) -> str:
     about = f"<b>{html.escape(report.record.dataset)}</b>: {report.mistakes} of {report.count} images wrong"
     notes = "".join(f"<p>{html.escape(each)}</p>" for each in report.record.warnings)
     return page(
-        f"<p>{about}</p>", notes, scores_table([("this classifier", report.scores), ("zero-shot CLIP", report.zero_shot)]),
+        f"<p>{about}</p>", notes, scores_table(beside("this classifier", report, "zero-shot CLIP")),
         per_class_table(report.scores, report.zero_shot), confused_table(report.scores), charts(report.scores), wrong_images(report),
     )  # fmt: skip
 
@@ -87,7 +95,7 @@ def report_html(report: FitReport) -> str:
     record, trained = report.record, report.record.trained
     about = f"{record.title or record.method} on {record.backbone}, {trained.images} images of {trained.dataset}, {trained.seconds:.1f} s"
     shown = [("held out", report.held_out), ("new classes", report.new_classes), ("trained on", report.train)]
-    rows = [row for name, test in shown if test for row in ((name, test.scores), (f"{name}, zero-shot", test.zero_shot))]
+    rows = [row for name, test in shown if test for row in beside(name, test, f"{name}, zero-shot")]
     held = report.held_out
     parts = [per_class_table(held.scores, held.zero_shot), confused_table(held.scores), charts(held.scores)] if held else []
     curve = "".join(diagnostics.training("Training", report.curve)[0])
@@ -99,7 +107,7 @@ def classifier_html(classifier: Classifier) -> str:
     names = ", ".join(classifier.classes[:20]) + (f" and {len(classifier.classes) - 20} more" if len(classifier.classes) > 20 else "")
     lines = [repr(classifier), f"classes: {names or 'none of its own'}"]
     held = classifier.report.held_out if classifier.report else None
-    rows = [("held out", held.scores), ("zero-shot CLIP", held.zero_shot)] if held else []
+    rows = beside("held out", held, "zero-shot CLIP") if held else []
     return page(*(f"<p>{html.escape(line)}</p>" for line in lines), scores_table(rows) if rows else "")
 
 

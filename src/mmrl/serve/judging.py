@@ -122,11 +122,11 @@ def rejection(
     return Rejecting(score, trust.threshold(score, RECALL if recall is None else recall))
 
 
-def probabilities(logits: Floats, trust: Trust, factors: Floats | None) -> Floats:
+def probabilities(logits: Floats, temperature: float, factors: Floats | None) -> Floats:
     """Calibrated (B, C) of logits (B, C); NaN for an image that has NaN."""
     out, there = np.full(logits.shape, np.nan), np.isfinite(logits).all(1)
     if there.any():
-        out[there] = calibrated_probabilities(logits[there], temperature=trust.temperature, factors=factors)
+        out[there] = calibrated_probabilities(logits[there], temperature=temperature, factors=factors)
     return out
 
 

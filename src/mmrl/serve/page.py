@@ -26,12 +26,12 @@ def document(found: Apart) -> str:
     name = html.escape(report.record.dataset)
     apart = [("new to it", found.new), ("used for it", found.trained)] if found.trained else []
     rows = [("all images", report), *apart]
-    scores = [(title, part.scores) for title, part in rows if part]
-    frozen = [(f"{title}, zero-shot CLIP", part.zero_shot) for title, part in rows if part]
+    scores = [(title, part.scores, part.raw_ece) for title, part in rows if part]
+    frozen = [(f"{title}, zero-shot CLIP", part.zero_shot, None) for title, part in rows if part]
     notes = "".join(f"<p>{html.escape(each)}</p>" for each in report.record.warnings)
     which = "On images that are new to it: " if found.trained and found.new else ""
     body = page(
-        f"<h1>{name}</h1><p>{which}{html.escape(summary(found.counted.scores, found.counted.zero_shot))}</p>", notes,
+        f"<h1>{name}</h1><p>{which}{html.escape(summary(found.counted))}</p>", notes,
         _wide(scores_table([*scores, *frozen])),
         "<h2>Classes</h2>", _wide(per_class_table(report.scores, report.zero_shot)),
         "<h2>Commonest mistakes</h2>", _wide(confused_table(report.scores) or "<p>none</p>"), _wide(charts(report.scores)),

@@ -14,7 +14,7 @@ from mmrl.clip import naming
 from mmrl.clip.device import checked_device
 from mmrl.data import Broken, Draw, warn_broken
 from mmrl.engine import save_adapter
-from mmrl.engine.calibrate import class_factors
+from mmrl.engine.calibrate import class_factors, temperature_among
 from mmrl.engine.features import preprocess_of
 from mmrl.engine.run import DRAW_NAME
 from mmrl.engine.score import trained_mask
@@ -108,7 +108,7 @@ class Classifier(Trusting):
 
     def __repr__(self) -> str:
         held = self._report.held_out if isinstance(self._report, FitReport) else None
-        score = f", {summary(held.scores, held.zero_shot)}" if held else ""
+        score = f", {summary(held)}" if held else ""
         return f"Classifier({self.method.name} on {self.method.clip.name}, {len(self.trained)} trained classes{score})"
 
     def _repr_html_(self) -> str:
@@ -176,13 +176,14 @@ class Classifier(Trusting):
         return self._rows(given, logits, len(head.names), skip_broken=skip_broken, allow_urls=allow_urls)
 
     def _probabilities(self, logits: Tensor, head: Head, *, calibrated: Calibrated) -> Tensor:
-        """(B, C) of logits; those of a classifier without a calibration are as they are."""
+        """(B, C) of logits; without a calibration, or for a list that it tells nothing of, they are as they are."""
         if isinstance(calibrated, str) and calibrated != DAC:
             raise unknown("calibration", calibrated, (DAC,))
-        if self.trust is None or not calibrated:
+        temperature = temperature_among(self.trust, self.method, head.names, head.template, trained=self.trained) if calibrated else None
+        if temperature is None:
             return logits.softmax(-1)
         factors = self._factors(head) if calibrated == DAC else None
-        return torch.from_numpy(probabilities(logits.numpy(), self.trust, factors)).float()
+        return torch.from_numpy(probabilities(logits.numpy(), temperature, factors)).float()
 
     def predict(
         self, images: Any, classes: str | Sequence[str] | None = None, *, template: Template | None = None, skip_broken: bool = False,
@@ -226,7 +227,8 @@ class Classifier(Trusting):
         """Probabilities (B, C), in the order of `classes`; NaN for images that `skip_broken` leaves out. Otherwise as `predict`.
 
         Args:
-            calibrated: divide logits by the temperature fitted on held-out images of trained classes, if there is one; "dac" also changes
+            calibrated: divide logits by the temperature fitted on held-out images of trained classes, if there is one, and if the method
+                has one scale for trained and new classes (GDA has not, and takes it to lists of trained classes alone); "dac" also changes
                 the confidence of new classes by how near tuning brought their names to trained ones; False for softmax(logits). The order
                 of an image's classes is always the same.
         """

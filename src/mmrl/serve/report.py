@@ -77,7 +77,7 @@ class FitReport:
     def __repr__(self) -> str:
         trained = self.record.trained
         shown = [("held out", self.held_out), ("new classes", self.new_classes), ("trained on", self._train)]
-        parts = [f"{name}: {summary(test.scores, test.zero_shot)}" for name, test in shown if test] or ["nothing held out, so no score"]
+        parts = [f"{name}: {summary(test)}" for name, test in shown if test] or ["nothing held out, so no score"]
         return f"FitReport({self.record.method} on {trained.images} images of {trained.dataset}; {'; '.join(parts)})"
 
     def _repr_html_(self) -> str:
