@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmrl import api
 from mmrl.clip import load_clip
-from mmrl.data import Dataset, Item, draw_shots, load_dataset, read_folder
+from mmrl.data import BrokenImageWarning, Dataset, Item, draw_shots, load_dataset, read_folder
 from mmrl.engine import UntestedWarning
 from mmrl.errors import Notice, UsageError
 
@@ -149,3 +149,25 @@ def test_the_toy_backbone_is_named_as_what_it_is(animals: Path) -> None:
     with pytest.warns(Notice, match="'tiny' is used, which is for trying .* 'ViT-B-16-quickgelu/openai': it is downloaded once"):
         classifier = api.fit(animals, shots=2, progress=False, **QUICK)
     assert classifier.trained_on == "animals" and classifier.method.clip.name == "tiny"
+
+
+def test_a_photo_that_ends_a_training_leaves_the_folder_to_the_corrected_command(animals: Path, tmp_path: Path) -> None:
+    for number in range(8, 16):
+        (animals / "cat" / f"{number}.png").write_text("no image")
+    out = tmp_path / "run"
+    with pytest.raises(UsageError, match="is not an image that can be read, or is broken"):
+        train(animals, shots=16, out=out)
+    assert not (out / "training_state.bin").exists()
+    with pytest.warns(UntestedWarning), pytest.warns(BrokenImageWarning, match="8 of 48 images"):
+        assert train(animals, shots=16, out=out, skip_broken=True).record.training is not None
+
+
+def test_photos_that_cannot_calibrate_are_named_and_not_counted(animals: Path) -> None:
+    apart = train(animals, shots=8).trust
+    assert apart is not None and apart.images == 12 == len(apart.keys)
+    lost = next(key for key in apart.keys if key.startswith("dog"))
+    (animals / lost).write_text("no image")
+    with pytest.warns(BrokenImageWarning, match="1 of 12 images of 'animals' left out"):
+        result = train(animals, shots=8, skip_broken=True)
+    assert result.trust is not None and set(result.trust.keys) == {*apart.keys} - {lost} and result.trust.images == 11
+    assert result.record.training is not None and any(lost in text for text in result.record.training.warnings)

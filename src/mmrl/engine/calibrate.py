@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmrl import trust
 from mmrl.clip import ClassList
-from mmrl.data import Broken, Dataset, Draw, Item, warn_broken
+from mmrl.data import Broken, Dataset, Draw, Item
 from mmrl.engine.features import FeatureStore, shown
 from mmrl.engine.score import BATCH, evaluating, trained_mask
 from mmrl.errors import UsageError
@@ -73,21 +73,18 @@ def without(dataset: Dataset, items: Sequence[Item]) -> Dataset:
 
 def calibrate(
     method: Method, dataset: Dataset, items: Sequence[Item], *, seen: Tensor | bool, source: Source = "given", batch_size: int = BATCH,
-    workers: int = 0, skip_broken: bool = False, store: FeatureStore | None = None,
+    workers: int = 0, skipped: list[Broken] | None = None, store: FeatureStore | None = None,
 ) -> Trust:  # fmt: skip
     """Fit the method's calibration among the classes of `dataset`, with its prompt, to `items` of it.
 
     Args:
-        seen, batch_size, workers, skip_broken, store: as in `evaluate_dataset`.
-
-    Warns:
-        BrokenImageWarning: images were left out.
+        seen, batch_size, workers, store: as in `evaluate_dataset`.
+        skipped: a list to put the images in that cannot be read, which are left out; without one they are an error.
 
     Raises:
         UsageError: no images, one that cannot be read, or classes that the method cannot know.
     """
     items = at_most(items, dataset.classes, MOST)
-    skipped: list[Broken] | None = [] if skip_broken else None
     frozen = method.frozen_images
     logits, labels = list[Floats](), list[Floats]()
     with evaluating(method), torch.no_grad():
@@ -105,12 +102,13 @@ def calibrate(
                 found = method.logits(images, head, seen)
             logits.append(found.float().cpu().numpy().astype(np.float64))
             labels.append(true.cpu().numpy())
-    warn_broken(skipped or (), len(items), of=dataset.name)
     if not logits:
         raise UsageError(f"'{dataset.name}' has no images to calibrate on.")
+    gone = {each.key for each in skipped or ()}
+    keys = [item.key for item in items if item.key not in gone] if source == "held out" else ()
     return Trust.fit(
         np.concatenate(logits), np.concatenate(labels), classes=dataset.classes, template=dataset.template, scale=method.logit_scale,
-        source=source, keys=[item.key for item in items] if source == "held out" else (),
+        source=source, keys=keys,
     )  # fmt: skip
 
 

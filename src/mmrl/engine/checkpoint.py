@@ -108,6 +108,10 @@ class RunFolder:
         content = buffer.getvalue()
         write_bytes(self.path / STATE, _seal(content) + content)
 
+    def leave(self) -> None:
+        """Give the folder up: no step was taken that a resumed run could go on from."""
+        (self.path / STATE).unlink(missing_ok=True)
+
 
 def read_state(path: Path) -> dict[str, Any]:
     """What `RunFolder.save` wrote, on the CPU; nothing in it is run. Raises an exception of some kind where a bit of it is another."""

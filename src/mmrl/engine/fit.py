@@ -321,9 +321,13 @@ def _trainer(
             for show in shown:
                 show(row)
 
+        kept = done
+
         def save(state: State) -> None:
+            nonlocal kept
             if held:
                 peers.on_main(lambda: held.save(state))
+                kept = state["step"]
 
         if config.precision != "fp32":  # before memory is asked for: what this takes is not free
             stack.enter_context(method.clip.weights_in(compute_type(config.precision)))
@@ -338,7 +342,12 @@ def _trainer(
             trainer.restore(before)
         elif held:
             save(trainer.state())  # from here on the folder is this run's, and its initial values are kept
-        yield trainer
+        try:
+            yield trainer
+        except UsageError:  # such as an image that cannot be read: the corrected command is another run, and may have the folder
+            if held and peers.main and not kept:
+                held.leave()
+            raise
 
 
 def _share(method: Method, batches: Batches, peers: Peers) -> Batches:

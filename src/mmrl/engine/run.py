@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from mmrl import methods
 from mmrl.clip import Clip
-from mmrl.data import Dataset, Draw, Item, dataset_names, describe_broken
+from mmrl.data import Broken, Dataset, Draw, Item, dataset_names, describe_broken, warn_broken
 from mmrl.engine.adapter import read_config, write_trust
 from mmrl.engine.calibrate import calibrate, temperature_among, without
 from mmrl.engine.context import Bench, Context
@@ -114,15 +115,20 @@ def running(
             shared = shared if peers.count == 1 else None
             data = _data(training, context, place, shared)
             fitted = yield from fitting(method, data, context.prepare(training).config, place, peers=peers)
-        trust = peers.on_main(lambda: _calibrated(training, context, method, fitted))
+        said: list[str] = []
+        trust = peers.on_main(lambda: _calibrated(training, context, method, fitted, said))
         tested: list[Tested] = []
-        tests = _testing(job, context, method, lambda: _begun(job, context, fitted, started, before), save, tested, shared, trust)
+        begun = partial(_begun, job, context, fitted, started, before, said)
+        tests = _testing(job, context, method, begun, save, tested, shared, trust)
         record = (yield from tests) if peers.count == 1 else peers.on_main(lambda: finish(tests))
     return RunResult(method, fitted, record, tuple(tested), context.prepare(training).draw if training else None, trust)
 
 
-def _calibrated(training: Training | None, context: Context, method: Method, fitted: FitResult | None) -> Trust | None:
-    """The calibration of a training, in its folder too if it has one; None where the bench asks for none, or too few images are left."""
+def _calibrated(
+    training: Training | None, context: Context, method: Method, fitted: FitResult | None, said: list[str]
+) -> Trust | None:  # fmt: skip
+    """The calibration of a training, in its folder too if it has one; None where the bench asks for none, or too few images are left.
+    What is `said` of images that were left out comes to the list."""
     if training is None or fitted is None or not context.bench.calibrate:
         return None
     if fitted.loaded and fitted.folder and (kept := read_config(fitted.folder).trust):
@@ -131,12 +137,14 @@ def _calibrated(training: Training | None, context: Context, method: Method, fit
     if not items:
         return None
     try:
+        skipped: list[Broken] = []
         trust = calibrate(
-            method, dataset, items, seen=True, source=source, workers=context.bench.workers, skip_broken=True, store=context.features
+            method, dataset, items, seen=True, source=source, workers=context.bench.workers, skipped=skipped, store=context.features
         )
     except UsageError as error:  # none of them can be read: no reason to lose the training
         warnings.warn(f"{training.method} is not calibrated: {error}", Notice, stacklevel=2)
         return None
+    said += warn_broken(skipped, len(items), of=dataset.name)
     if fitted.folder:
         write_trust(fitted.folder, trust)
     return trust
@@ -156,11 +164,14 @@ def _data(training: Training, context: Context, place: Place, shared: Shared | N
     return shared.data(key, make, ready.config, context.clip, folder=folder, processes=place.processes)
 
 
-def _begun(job: Job, context: Context, fitted: FitResult | None, started: datetime, before: RunRecord | None) -> RunRecord:
-    """The record after training, with the tests of `before`. A training that was only loaded is not described again."""
+def _begun(
+    job: Job, context: Context, fitted: FitResult | None, started: datetime, before: RunRecord | None, said: Sequence[str]
+) -> RunRecord:  # fmt: skip
+    """The record after training and what was `said` while calibrating, with the tests of `before`. A training that was only loaded is not
+    described again."""
     described = before.training if before and fitted and fitted.loaded else None
     if job.training and fitted:
-        described = described or _training_record(job, job.training, context, fitted, started)
+        described = described or _training_record(job, job.training, context, fitted, started, said)
         if fitted.folder:
             context.prepare(job.training).draw.save(fitted.folder / DRAW_NAME)
     name = job.training.method if job.training else ZERO_SHOT
@@ -171,7 +182,9 @@ def _begun(job: Job, context: Context, fitted: FitResult | None, started: dateti
     )  # fmt: skip
 
 
-def _training_record(job: Job, training: Training, context: Context, fitted: FitResult, started: datetime) -> TrainingRecord:
+def _training_record(
+    job: Job, training: Training, context: Context, fitted: FitResult, started: datetime, said: Sequence[str]
+) -> TrainingRecord:  # fmt: skip
     ready, dataset = context.prepare(training), context.dataset(training.dataset)
     return TrainingRecord(
         dataset=training.dataset,
@@ -188,7 +201,7 @@ def _training_record(job: Job, training: Training, context: Context, fitted: Fit
         trained_parameters=sum(parameter.numel() for parameter in fitted.method.parameters()),
         history=thin(fitted.history),
         environment=environment(context.clip.device, started),
-        warnings=(*job.notes, *fitted.data.warnings, *((SAW_TEST_IMAGES,) if fitted.method.sees_test_images else ())),
+        warnings=(*job.notes, *fitted.data.warnings, *said, *((SAW_TEST_IMAGES,) if fitted.method.sees_test_images else ())),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from mmrl.data import Dataset, Draw, Item, usual_workers
+from mmrl.data import Broken, Dataset, Draw, Item, usual_workers, warn_broken
 from mmrl.data.given import given_dataset
 from mmrl.engine.calibrate import calibrate
 from mmrl.engine.score import trained_mask
@@ -285,10 +285,12 @@ def fit_trust(
     items = [Item(item.key, place[name_key(dataset.classes[item.label])]) for item in dataset.test]
     own = check_template(template or classifier.template)
     dataset = replace(dataset, classes=tuple(names), template=own, train=[], val=[], test=items, rest_tests=False)
+    skipped: list[Broken] | None = [] if skip_broken else None
     found = calibrate(
         classifier.method, dataset, items, seen=trained_mask(names, classifier.trained) if classifier.trained else False,
-        workers=usual_workers(dataset.read) if workers is None else workers, skip_broken=skip_broken,
+        workers=usual_workers(dataset.read) if workers is None else workers, skipped=skipped,
     )  # fmt: skip
+    warn_broken(skipped or (), len(items), of=dataset.name)
     if found.images < FEW:
         warnings.warn(f"calibrated on {found.images} images: from fewer than {FEW}, thresholds and sets are rough.", Notice, stacklevel=3)
     return found
