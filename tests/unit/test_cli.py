@@ -175,7 +175,7 @@ BAD = [
     (("demo", "--data", "mini:digit", "--out", "{tmp}/demo"), "mini:digits"),
     (("train", "--nonsense",), "no such option: --nonsense"),
     (("train", "--data", "{photos}", "--out", "{tmp}/o", "--shots", "-1"), "--shots"),
-    (("train", "--data", "{photos}", "--out", "{tmp}/o", "--shots", "2", "--device", "foo"), "device 'foo' cannot be used here"),
+    (("train", "--data", "{photos}", "--out", "{tmp}/o", "--shots", "2", "--device", "foo"), "device 'foo' is not known. Available: "),
     (("predict", "{run}", "{photo}", "--device", "cuda:99"), "device 'cuda:99' cannot be used here"),
     (("predict", "zero-shot", "{photo}"), "or --classes on the command line"),
 ]  # fmt: skip

@@ -142,7 +142,7 @@ def test_a_node_that_is_lost_costs_nothing_and_nothing_comes_twice(
     """A cluster of two nodes of one worker each; the one that is not the driver's is killed while it trains."""
     from ray.cluster_utils import Cluster
 
-    jobs, said = jobs_of(two_sets[0], seeds=(1, 2, 3)), list[str]()
+    jobs, said = jobs_of(two_sets[0], seeds=(1, 2, 3, 4)), list[str]()
     store, alone = ResultsFolder(tmp_path / "out"), ResultsFolder(tmp_path / "alone")
     run_here(jobs, Context(BENCH, load_clip("tiny")), alone, say=lambda _: None)
     monkeypatch.setattr(cluster, "PATIENCE", 240.0)
@@ -163,7 +163,7 @@ def test_a_node_that_is_lost_costs_nothing_and_nothing_comes_twice(
         ray.shutdown()
         two.shutdown()
     assert said[0] == "Ray: up to 2 runs at a time" and len(lost) == 1
-    assert sum("its worker process died; once more" in line for line in said) == 1
+    assert sum("its worker process died; once more" in line for line in said) <= 1  # none where it had just finished
     assert sorted(outcome.done) == sorted(job.key for job in jobs) and not outcome.failed
     finished = [line.split(":")[0] for line in said if line.endswith(" s)")]
     assert sorted(finished) == sorted({job.label for job in jobs}), "each is finished once"

@@ -149,7 +149,7 @@ def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _delimiter(text: str) -> str:
     """What the columns of a table are divided by: that with which its header has the columns needed; a comma where none gives them."""
-    header = text.partition("\n")[0].strip("\r")
+    header = text.partition("\n")[0].partition("\r")[0]
     for delimiter in DELIMITERS:
         if {*_NEEDED} <= {*next(csv.reader([header], delimiter=delimiter), [])}:
             return delimiter
