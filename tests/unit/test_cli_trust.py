@@ -48,7 +48,7 @@ def test_calibrate_then_predict(cli: Cli, adapter: Path, held_out: Path, photos:
     trust = read_config(adapter).trust
     assert trust is not None and trust.images == 24 and (adapter / "adapter_model.safetensors").read_bytes() == before
     card = (adapter / "README.md").read_text()
-    assert "Calibrated on 24 images (given later)" in card and "Not measured yet" not in card
+    assert "Calibrated on 24 images (given later), on which it must not be measured: prob" in card and "Not measured yet" not in card
 
     code, printed, _ = cli("predict", adapter, image, "--json")
     (plain,) = map(json.loads, printed.splitlines())

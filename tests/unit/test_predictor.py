@@ -81,7 +81,7 @@ def test_bad_input(classifier: Classifier, small_clip: Clip, photo: Image.Image,
         classifier.predict(photo, ["dog " * 40])
     with pytest.raises(UsageError, match="must be strings, but one of the class list is 2"):
         classifier.predict(photo, ["a", 2])  # type: ignore[list-item]
-    with pytest.raises(UsageError, match="images is a NoneType"):
+    with pytest.raises(UsageError, match="images is of type NoneType"):
         classifier.predict(None)
     with pytest.raises(UsageError, match="top is 0"):
         classifier.rank([photo], top=0)

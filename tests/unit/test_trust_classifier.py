@@ -219,7 +219,7 @@ def test_it_is_saved_loaded_and_pickled(calibrated: Classifier, small_clip: Clip
     image = pictures(1)
     assert np.array_equal(loaded.predict_proba(image), calibrated.predict_proba(image))
     assert pickle.loads(pickle.dumps(calibrated)).trust == calibrated.trust  # noqa: S301
-    assert "Calibrated on 30 images (given later)" in (folder / "README.md").read_text()
+    assert "Calibrated on 30 images (given later), on which it must not be measured: prob" in (folder / "README.md").read_text()
     content = json.loads((folder / "adapter_config.json").read_text())
     damages = {"temperature": 0, "scores": {"mcm": [1.0]}, "nonconformity": {"lac": [0.5], "aps": [0.5]}, "source": "test", "more": 1}
     for key, value in damages.items():

@@ -153,8 +153,10 @@ def read_config(folder: Path | str) -> AdapterConfig:
     path = folder / CONFIG
     if not path.is_file():
         kind = "has no adapter: it lacks" if folder.is_dir() else "is no folder with an adapter: there is no"
-        unfinished = " Its training has not finished; resume it." if (folder / "training_state.bin").exists() else ""
-        raise UsageError(f"{folder} {kind} {CONFIG}.{unfinished}")
+        remedy = "Give the folder that `mmrl train --out` or `save_pretrained` wrote."
+        if (folder / "training_state.bin").exists():
+            remedy = "Its training has not finished; resume it: the same command with --resume, in Python resume=True."
+        raise UsageError(f"{folder} {kind} {CONFIG}. {remedy}")
     content = read_json(path, what="adapter configuration")
     version = content.get("format") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT:

@@ -74,7 +74,8 @@ class RunFolder:
         found = [name for name in TAKEN if (self.path / name).exists()]
         if not self.resume:
             if found:
-                raise UsageError(f"{self.path} holds another run already ({found[0]}); choose another folder, or resume that run.")
+                remedy = "choose another folder, or resume that run (--resume, in Python resume=True)."
+                raise UsageError(f"{self.path} holds another run already ({found[0]}); {remedy}")
             return
         if found and STATE not in found:
             raise UsageError(f"{self.path} has {found[0]} but no {STATE}, so there is no training to resume; choose another folder.")
@@ -98,7 +99,8 @@ class RunFolder:
         if version != STATE_FORMAT:
             raise MmrlError(f"{path} was written by another mmrl (format {version}; this one reads {STATE_FORMAT}): resume with that one.")
         if different:
-            raise UsageError(f"{self.path} holds a run with other settings, which cannot be resumed with these: {'; '.join(different)}.")
+            said = f"{self.path} holds a run with other settings, which cannot be resumed with these: {'; '.join(different)}."
+            raise UsageError(f"{said} Give what it had, or choose another folder.")
         return state
 
     def save(self, state: Mapping[str, Any]) -> None:

@@ -47,7 +47,7 @@ def given_images(images: Any, allow_urls: bool | Urls = False) -> Given:
         return Given(found, single=len(found) == 1 and not _stands_for_several(images))
     if isinstance(images, Mapping) or hasattr(images, "columns") or not isinstance(images, Iterable):
         column = " Give its column of images." if hasattr(images, "columns") or hasattr(images, "column_names") else ""
-        raise UsageError(f"images is a {type(images).__name__}; pass {KINDS}.{column}")
+        raise UsageError(f"images is of type {type(images).__name__}; pass {KINDS}.{column}")
     return Given([source for each in images for source in _expanded(each, allow_urls)], single=False)
 
 
