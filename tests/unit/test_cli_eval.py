@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,15 @@ def test_a_report_on_every_image_reads_each_of_them(objects: Path, taught: Path)
     assert all(whole.image(name).size == to_rgb(name).size for name in (whole.images[0], whole.images[-1]))
     assert found.taught(whole.images[-1]) and not found.taught(whole.images[0])
     assert len(whole.wrong) == len(found.new.wrong) + len(found.trained.wrong)
+
+
+def test_that_it_is_below_zero_shot_is_said_of_new_images_alone(monkeypatch: pytest.MonkeyPatch, objects: Path, taught: Path) -> None:
+    for module in ("mmrl.engine.run", "mmrl.serve.apart"):
+        monkeypatch.setattr(sys.modules[module], "below_zero_shot", lambda method, test: f"{method} is below on {test.scores.count} images")
+    classifier = api.from_pretrained(taught, device="cpu")
+    options = {"classifier_rule": "auto", "template": None, "skip_broken": False, "beside_zero_shot": True, "batch_size": 64, "workers": 0}
+    found = evaluate_apart(classifier, objects, split="test", root=None, among="trained", **options)
+    assert found.new is not None and found.all.record.warnings == (f"{classifier.method.title} is below on 8 images",)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import numpy as np
 from mmrl.data import Item
 from mmrl.data.given import given_dataset
 from mmrl.engine.metrics import Answers
+from mmrl.engine.run import below_zero_shot
 from mmrl.reports.diagnostics import pooled
 from mmrl.reports.records import Scores
 from mmrl.serve import evaluation
@@ -61,7 +62,12 @@ def evaluate_apart(classifier: Classifier, data: Any, *, split: str, root: Any, 
 
     new, trained = (report([item for item in dataset.train if (item.key in used) == wanted]) for wanted in (False, True))
     calibrated = sum(item.key in used - drawn for item in dataset.train)
-    return Apart(new, trained and replace(trained, record=trained.record.model_copy(update={"split": "train"})), calibrated)
+    if trained is not None:
+        record = trained.record
+        below = below_zero_shot(classifier.method.title, record) if new else None  # how good it is, the new ones say
+        said = tuple(text for text in record.warnings if text != below)
+        trained = replace(trained, record=record.model_copy(update={"split": "train", "warnings": said}))
+    return Apart(new, trained, calibrated)
 
 
 def joined(one: EvaluationReport, other: EvaluationReport) -> EvaluationReport:
