@@ -61,6 +61,7 @@ def test_eval_scores_a_shifted_set_with_the_class_token_alone(cli: Cli, adapter:
     assert scores(cli, adapter, "--data", "mini:objects", "--classes", "base", "--classifier", "fused", "--device", "cpu")[1] == fused
     rule, _, seen = scores(cli, adapter, "--data", "mini:objects", "--device", "cpu")
     assert rule == "fused on 10 classes that were trained on, the class token alone on 10 new ones"
+    assert seen_classes(("a", "b"), ("a",))[1] == "fused on 1 class that was trained on, the class token alone on 1 new one"
     assert isinstance(seen, list) and len(seen) == 20 and sum(seen) == 10
 
 

@@ -71,6 +71,8 @@ def test_broken_photos_are_skipped_when_asked(cli: Cli, photos: Path, tmp_path: 
     assert err.count("is not an image that can be read") == 6 and str(root / "red_thing" / "7.jpg") in err
     code, printed, err = cli("predict", out, root / "red_thing" / "7.jpg", root / "red_thing" / "6.jpg", "--skip-broken")
     assert code == 2 and "none of the 2 images can be read" in err
+    code, printed, err = cli("predict", out, root / "red_thing" / "7.jpg")
+    assert code == 2 and err.endswith("Give one that can be read.\n") and "--skip-broken" not in err
 
 
 def test_listings(cli: Cli) -> None:

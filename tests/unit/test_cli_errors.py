@@ -124,6 +124,19 @@ def test_ctrl_c_is_answered(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monkey
     assert code == 130 and err.endswith("what is done is kept; the same command again does what is missing\ninterrupted\n")
 
 
+def test_an_interrupted_training_says_how_it_goes_on(cli: Cli, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmrl.api.train", stopped)
+    words = ("train", "--data", photos, "--out", tmp_path / "o", "--shots", "2", "--backbone", "tiny")
+    assert cli(*words)[::2] == (130, "interrupted\n")  # nothing was kept yet
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "training_state.bin").touch()
+    said = f"what is trained so far is kept in {tmp_path / 'o'}; the same command with --resume goes on"
+    assert cli(*words)[::2] == (130, f"{said}\ninterrupted\n")
+
+
 def test_a_note_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
     def command() -> None:
         for text in ("one", "two", "one"):
@@ -136,7 +149,7 @@ def test_a_note_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
 def test_debugging_shows_the_traceback() -> None:
     ended = run("predict", "nowhere", "nothing.jpg", stdout=subprocess.PIPE, env={"MMRL_DEBUG": "1"})
     assert ended.returncode == 1 and "Traceback" in ended.stderr and "no such image: nothing.jpg" in ended.stderr
-    assert run("predict", "nowhere", "nothing.jpg", stdout=subprocess.PIPE).stderr == "error: no such image: nothing.jpg.\n"
+    assert run("predict", "nowhere", "nothing.jpg", stdout=subprocess.PIPE).stderr == "error: no such image: nothing.jpg. Check the path.\n"
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,9 @@ def test_calibrate_then_predict(cli: Cli, adapter: Path, held_out: Path, photos:
     assert cli("predict", adapter, image, "--reject", "--json")[0] == 0
 
 
-def test_eval_measures_calibrated_probabilities(cli: Cli, adapter: Path, held_out: Path, photos: Path, tmp_path: Path) -> None:
+def test_eval_measures_calibrated_probabilities(
+    cli: Cli, adapter: Path, held_out: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = json.loads(cli("eval", adapter, photos, "--json")[1])
     assert found["calibration"] == {"ece": found["tests"][0]["scores"]["ece"], "raw_ece": None, "temperature": None}
     assert "raw ECE" not in cli("eval", adapter, photos)[1]
@@ -89,7 +91,9 @@ def test_eval_measures_calibrated_probabilities(cli: Cli, adapter: Path, held_ou
     assert parts[0].ece is not None and parts[0].raw_ece is not None and parts[1].ece is not None and parts[1].raw_ece is not None
     assert f"calibration error {parts[0].ece:.1%} (raw {parts[0].raw_ece:.1%})" in page
     assert f"<td>{100 * parts[1].ece:.1f} %</td><td>{100 * parts[1].raw_ece:.1f} %</td>" in page  # of all images
+    monkeypatch.setenv("COLUMNS", "80")
     head, row, *_ = (line.split() for line in cli("eval", adapter, photos)[1].splitlines())
+    assert row[:3] == ["new", "to", "it"]  # on one line
     assert head[-4:] == ["ECE", "raw", "ECE", "images"] and row[-3:-1] == [f"{100 * parts[0].ece:.1f}", f"{100 * parts[0].raw_ece:.1f}"]
 
 

@@ -83,7 +83,7 @@ def test_which_classes_compete(classifier: Classifier, photos: Path) -> None:
     listed = classifier.evaluate(photos, ["owl", "Red_Thing", "blue thing"])
     assert listed.classes == ("owl", "Red_Thing", "blue thing") and listed.record.seen == (False, True, True)
     assert classifier.evaluate(photos, "owl,Red_Thing,blue thing").scores == listed.scores
-    with pytest.raises(UsageError, match="images of '.*' are of red thing, which is not among the names in among.*among='data'"):
+    with pytest.raises(UsageError, match="images of '.*' are of red thing, which is not among the classes that compete, .*among='data'"):
         classifier.evaluate(photos, ["blue thing", "owl"])
     other = Classifier(classifier.method, trained=("owl",))
     with pytest.raises(UsageError, match="are of blue thing, red thing, which are not among the classes that this classifier was"):

@@ -93,6 +93,7 @@ def test_saved_and_loaded(classifier: Classifier, photos: Path, tmp_path: Path) 
     loaded = mmrl.from_pretrained(folder, backbone=tiny("tiny", device="cpu"))
     held = report_of(loaded).held_out
     assert held is not None and held.scores == report_of(classifier).record.metrics.all and report_of(loaded).train is None
+    assert f"top-1 {held.top1:.1%} of 4 images" in repr(mmrl.from_pretrained(folder, backbone=tiny("tiny", device="cpu")))
     assert repr(report_of(loaded)).startswith("FitReport(mmrl on 12 images") and "<svg" in report_of(loaded)._repr_html_()
     with pytest.raises(UsageError, match="which images were wrong is not in the record of a run; evaluate them again"):
         print(held.wrong)
@@ -100,6 +101,7 @@ def test_saved_and_loaded(classifier: Classifier, photos: Path, tmp_path: Path) 
     (folder / "run.json").write_text("{")
     with pytest.raises(MmrlError, match="run record"):
         print(mmrl.from_pretrained(folder, backbone=tiny("tiny", device="cpu")).report)
+    assert repr(mmrl.from_pretrained(folder, backbone=tiny("tiny", device="cpu"))).endswith("2 trained classes)")
     (folder / "run.json").unlink()
     assert mmrl.from_pretrained(folder, backbone=tiny("tiny", device="cpu")).report is None
 

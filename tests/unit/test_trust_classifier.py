@@ -178,7 +178,7 @@ def test_what_needs_a_calibration_says_how_to_make_one(classifier: Classifier, c
     assert fresh.predict(image, threshold=1e4) == UNKNOWN
     with pytest.raises(UsageError, match="coverage is known among the 3 classes that were calibrated .*not among these 2"):
         calibrated.predict_sets(image, ["cat", "owl"])
-    with pytest.warns(Notice, match="fitted among 3 classes that are not these 2"):
+    with pytest.warns(Notice, match="fitted among other classes .*, so how many"):
         calibrated.predict(image, ["cat", "owl"], reject=True)
     with pytest.warns(Notice, match="with another prompt"):
         calibrated.predict(image, reject=True, template="{}.")
@@ -367,6 +367,8 @@ def test_a_closed_form_is_calibrated_too(animals: Path, monkeypatch: pytest.Monk
 def test_too_few_photos_all_test(animals: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     assert LEAST > 8
     monkeypatch.setattr("mmrl.engine.context.LEAST", 8 if options else LEAST)
-    with pytest.warns(Notice, match="2 classes, 28 photos: 4 to train, 24 held out"):
+    with pytest.warns(Notice, match="2 classes, 28 photos: 4 to train, 24 held out") as told:
         result = trained(animals, method="linear-probe", **options)
+    said = [str(each.message) for each in told if "not calibrated" in str(each.message)]
+    assert len(said) == (0 if options else 1) and all("8 images are left of 'animals' to calibrate on, and 10 are" in each for each in said)
     assert result.trust is None and result.record.metrics.all is not None and result.record.metrics.all.count == 24

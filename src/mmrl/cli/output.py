@@ -43,7 +43,8 @@ def scores_table(rows: Sequence[tuple[str, Scores, Scores | None]], method: str,
     from rich.text import Text
 
     before = [("raw ECE", each) for each in raw if each is not None]
-    table = Table("tested on", "method", "top-1", "top-5", "macro", "ECE", *dict(before), "images", box=None, padding=(0, 2))
+    space = 1 if before else 2  # with one column more, two would break a name at 80 columns
+    table = Table("tested on", "method", "top-1", "top-5", "macro", "ECE", *dict(before), "images", box=None, padding=(0, space))
     for at, (name, adapted, zero_shot) in enumerate(rows):
         beside = [] if zero_shot is None or method == "zero-shot" else [("zero-shot", zero_shot)]
         for label, scores in [(method, adapted), *beside]:

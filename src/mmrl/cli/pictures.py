@@ -63,7 +63,7 @@ def _those_of(name: str) -> Iterator[Picture]:
         for file in image_files(name):
             path = Path(file)
             if not path.exists():
-                yield Picture(file, f"no such image: {file}.{near_path(path)}")
+                yield Picture(file, f"no such image: {file}.{near_path(path) or ' Check the path.'}")
             elif not is_litter(path.name):
                 yield Picture(file)
     except UsageError as error:

@@ -48,6 +48,7 @@ def train(
     from mmrl.cli.launcher import process
     from mmrl.cli.options import training_settings
     from mmrl.cli.output import quiet_warnings, scores_table
+    from mmrl.engine.checkpoint import STATE
     from mmrl.engine.parallel import leave
     from mmrl.errors import UsageError
     from mmrl.files import user_path
@@ -66,8 +67,13 @@ def train(
     )  # fmt: skip
     options = training_settings(set_, epochs=epochs, lr=lr, batch_size=batch_size)
     what = api.What(method, backbone, seed, protocol, options, source="command line")
-    with quiet_warnings():
-        result = api.train(images, what, api.Where(out, resume, device, workers, progress=not quiet))
+    try:
+        with quiet_warnings():
+            result = api.train(images, what, api.Where(out, resume, device, workers, progress=not quiet))
+    except KeyboardInterrupt:
+        if (out / STATE).is_file() and not process():
+            typer.echo(f"what is trained so far is kept in {out}; the same command with --resume goes on", err=True)
+        raise
     leave()
     if process():
         return  # the main one prints

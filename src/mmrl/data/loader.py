@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmrl.data.broken import Broken
 from mmrl.data.decoded import Decoded, Pixels, plain
+from mmrl.data.images import REMEDY
 from mmrl.data.parallel import ordered
 from mmrl.data.preprocess import Cut, Planes, Preprocess
 from mmrl.data.records import Dataset, Item
@@ -268,4 +269,6 @@ def _batches(
         some = True
         yield together([image for image, _ in chunk]), torch.tensor([label for _, label in chunk])
     if skipped and not some:
-        raise UsageError(f"none of the {len(skipped)} images can be read; the first: {skipped[0].message}")
+        first = skipped[0].message.replace(REMEDY, "Give one that can be read.")  # left out, it would leave nothing
+        said = first if len(skipped) == 1 else f"none of the {len(skipped)} images can be read; the first: {first}"
+        raise UsageError(said)

@@ -82,11 +82,25 @@ class Bench:
 
 
 class HeldOut(NamedTuple):
-    """Images to calibrate on, of a data set with the trained classes alone, and which of its images they are."""
+    """Images to calibrate on, of a data set with the trained classes alone, and which of its images they are; `too_few` says why there are
+    none where some are asked for."""
 
     dataset: Dataset
     items: list[Item]
     source: Source
+    too_few: str = ""
+
+
+def _too_few(dataset: Dataset, left: int, source: Source) -> str:
+    if left and source == "validation":
+        fix = "more validation images"
+    else:
+        fix = "fewer shots, with a share held out to test (holdout, --test-share)" if dataset.rest_tests else "fewer shots"
+    return (
+        f"{left or 'no'} {'image is' if left == 1 else 'images are'} left of '{dataset.name}' to calibrate on, and {LEAST} are needed. "
+        f"There are more with {fix}; or give labelled images of its classes later: clf.calibrate(DATA), "
+        "`mmrl calibrate ADAPTER DATA`."
+    )
 
 
 class Fewer(NamedTuple):
@@ -205,7 +219,9 @@ class Context:
         if not self.bench.calibrate:
             return HeldOut(dataset, [], "validation")
         items, source = held_out_images(dataset, self.prepare(training).draw, apart=self.bench.set_apart)
-        return HeldOut(dataset, items if len(items) >= LEAST else [], source)
+        if len(items) < LEAST:
+            return HeldOut(dataset, [], source, _too_few(dataset, len(items), source))
+        return HeldOut(dataset, items, source)
 
     def applicable(self, cell: Cell) -> bool:
         """Whether the cell can be scored: a method with a closed vocabulary knows no classes but those it was trained on."""

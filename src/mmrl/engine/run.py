@@ -127,14 +127,15 @@ def running(
 def _calibrated(
     training: Training | None, context: Context, method: Method, fitted: FitResult | None, said: list[str]
 ) -> Trust | None:  # fmt: skip
-    """The calibration of a training, in its folder too if it has one; None where the bench asks for none, or too few images are left.
-    What is `said` of images that were left out comes to the list."""
+    """The calibration of a training, in its folder too if it has one; None where the bench asks for none, or too few images are left, which
+    is told. What is `said` of images that were left out comes to the list."""
     if training is None or fitted is None or not context.bench.calibrate:
         return None
     if fitted.loaded and fitted.folder and (kept := read_config(fitted.folder).trust):
         return kept
-    dataset, items, source = context.calibration(training)
+    dataset, items, source, too_few = context.calibration(training)
     if not items:
+        warnings.warn(f"{training.method} is not calibrated: {too_few}", Notice, stacklevel=2)
         return None
     try:
         skipped: list[Broken] = []

@@ -92,8 +92,9 @@ def seen_classes(
         return none, f"the class token alone: trained on '{trained_on}', which is another data set"
     mask = trained_mask(names, trained)
     seen = int(mask.sum())
-    parts = [f"fused on {seen} classes that were trained on"] if seen else []
-    parts += [f"the class token alone on {len(names) - seen} new ones"] if seen < len(names) else []
+    new = len(names) - seen
+    parts = [f"fused on {seen} {'class that was' if seen == 1 else 'classes that were'} trained on"] if seen else []
+    parts += [f"the class token alone on {new} new {'one' if new == 1 else 'ones'}"] if new else []
     return mask, ", ".join(parts)
 
 

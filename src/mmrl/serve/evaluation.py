@@ -260,7 +260,7 @@ def _names(classifier: Classifier, dataset: Dataset, among: str | Sequence[str])
     labels = {item.label for item in dataset.test}
     missing = [name for label, name in enumerate(dataset.classes) if label in labels and name_key(name) not in known]
     if missing:
-        which = "the classes that this classifier was trained on" if among == TRAINED else "the names in among"
+        which = "the classes that this classifier was trained on" if among == TRAINED else "the classes that compete"
         raise UsageError(
             f"images of '{dataset.name}' are of {listed(missing)}, which {'is' if len(missing) == 1 else 'are'} not among {which}, so they "
             f"could not be right. Let the data's own classes compete (among='data', --among data), or give a list of names that has them."

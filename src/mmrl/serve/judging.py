@@ -116,7 +116,9 @@ def rejection(
     if trust is None:
         raise UsageError(f"there is no threshold to reject by, as this classifier is not calibrated. {REMEDY} Or give a threshold.")
     if not trust.holds_for(head.names, head.template):
-        said = f"the threshold was fitted among {len(trust.classes)} classes that are not these {len(head.names)}, or with another prompt"
+        other = not trust.holds_for(head.names, trust.template)
+        how = f"among other classes ({listed(trust.classes)})" if other else "with another prompt"
+        said = f"the threshold was fitted {how}"
         fix = "Calibrate with this list of classes, or give a threshold"
         warnings.warn(f"{said}, so how many images of these classes it keeps is not known. {fix}.", Notice, stacklevel=3)
     return Rejecting(score, trust.threshold(score, RECALL if recall is None else recall))

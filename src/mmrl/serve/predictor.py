@@ -107,7 +107,11 @@ class Classifier(Trusting):
         return self
 
     def __repr__(self) -> str:
-        held = self._report.held_out if isinstance(self._report, FitReport) else None
+        try:
+            report = self.report
+        except MmrlError:  # of a folder whose record is damaged: what asks for the report is told
+            report = None
+        held = report.held_out if report else None
         score = f", {summary(held)}" if held else ""
         return f"Classifier({self.method.name} on {self.method.clip.name}, {len(self.trained)} trained classes{score})"
 
