@@ -208,9 +208,10 @@ class Context:
         """The data set with the images and classes that `cell` is tested on; images that its training drew are not among them."""
         dataset = self.dataset(cell.dataset)
         if cell.training and cell.training.dataset == cell.dataset:
-            held_out = self.calibration(cell.training)
             dataset = dataset.held_out(self.prepare(cell.training).draw.train)
-            dataset = without(dataset, held_out.items) if held_out.source == "held out" else dataset
+            if self.bench.set_apart:
+                held_out = self.calibration(cell.training)
+                dataset = without(dataset, held_out.items) if held_out.source == "held out" else dataset
         return dataset.restrict(cell.classes)
 
     def calibration(self, training: Training) -> HeldOut:
