@@ -9,10 +9,10 @@ from mmrl.version import __version__
 
 if TYPE_CHECKING:
     from mmrl.api import advise, fit, from_pretrained, train, zero_shot
+    from mmrl.classifier.predictor import Classifier
     from mmrl.clip import load_clip
     from mmrl.data import load_dataset
     from mmrl.reports.frames import load_results, mean_results
-    from mmrl.serve.predictor import Classifier
     from mmrl.sklearn import MMRLClassifier
     from mmrl.trust.state import UNKNOWN
 
@@ -26,7 +26,7 @@ _HOME = {
     "load_dataset": "mmrl.data",
     "load_results": "mmrl.reports.frames",
     "mean_results": "mmrl.reports.frames",
-    "Classifier": "mmrl.serve.predictor",
+    "Classifier": "mmrl.classifier.predictor",
     "MMRLClassifier": "mmrl.sklearn",
     "UNKNOWN": "mmrl.trust.state",
 }

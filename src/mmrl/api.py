@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmrl import methods
+from mmrl.classifier.evaluation import OF_DATA, EvaluationReport
+from mmrl.classifier.predictor import Classifier
+from mmrl.classifier.report import FitReport
 from mmrl.clip import Clip, load_clip, naming
 from mmrl.clip.device import AUTO
 from mmrl.clip.outside import why_not_fetched, without_waiting
@@ -36,9 +39,6 @@ from mmrl.fit_options import FitOptions
 from mmrl.protocols import Training
 from mmrl.protocols.plan import Trained, values
 from mmrl.reports.records import RECORD_NAME, RunRecord
-from mmrl.serve.evaluation import OF_DATA, EvaluationReport
-from mmrl.serve.predictor import Classifier
-from mmrl.serve.report import FitReport
 from mmrl.templates import DEFAULT_TEMPLATE, Template
 
 if TYPE_CHECKING:

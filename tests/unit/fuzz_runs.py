@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load, save, save_file
 
 from mmrl import engine, methods
+from mmrl.classifier.classes import class_names
+from mmrl.classifier.predictor import Classifier
 from mmrl.cli.options import parse_seeds, parse_settings, parse_shots, parse_values
 from mmrl.clip import load_clip
 from mmrl.clip.load import read_openai_weights
@@ -31,8 +33,6 @@ from mmrl.reports.card import model_card
 from mmrl.reports.cost import CostTable
 from mmrl.reports.records import RunRecord, TestRecord, TrainingRecord, read_record
 from mmrl.reports.status import status
-from mmrl.serve.classes import class_names
-from mmrl.serve.predictor import Classifier
 from tests import results_folder
 from tests.unit.colours import NAMES, fresh, smallest_clip
 from tests.unit.fuzz_data import Once

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from mmrl import methods
+from mmrl.classifier.inputs import given_images
+from mmrl.classifier.predictor import Classifier
 from mmrl.clip import Clip
 from mmrl.data import BrokenImageWarning
 from mmrl.errors import UsageError
-from mmrl.serve.inputs import given_images
-from mmrl.serve.predictor import Classifier
 
 NAMES = ("cat", "dog", "great_white shark")
 

@@ -14,11 +14,11 @@ from PIL import Image
 
 import mmrl
 from mmrl import methods
+from mmrl.classifier import packed as packing
+from mmrl.classifier.predictor import Classifier
 from mmrl.clip import Clip, load_clip
 from mmrl.data import Draw, Item
 from mmrl.errors import MmrlError, UsageError
-from mmrl.serve import packed as packing
-from mmrl.serve.predictor import Classifier
 
 NAMES = ("cat", "dog", "owl")
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from mmrl import api
+from mmrl.classifier.apart import evaluate_apart, merged
 from mmrl.data import load_dataset, to_rgb
 from mmrl.engine import score
-from mmrl.serve.apart import evaluate_apart, merged
 from tests.unit.conftest import Cli
 
 SCRIPT = "<script>document.title='ran'</script>"
@@ -117,7 +117,7 @@ def test_a_report_on_every_image_reads_each_of_them(objects: Path, taught: Path)
 
 
 def test_that_it_is_below_zero_shot_is_said_of_new_images_alone(monkeypatch: pytest.MonkeyPatch, objects: Path, taught: Path) -> None:
-    for module in ("mmrl.engine.run", "mmrl.serve.apart"):
+    for module in ("mmrl.engine.run", "mmrl.classifier.apart"):
         monkeypatch.setattr(sys.modules[module], "below_zero_shot", lambda method, test: f"{method} is below on {test.scores.count} images")
     classifier = api.from_pretrained(taught, device="cpu")
     options = {"classifier_rule": "auto", "template": None, "skip_broken": False, "beside_zero_shot": True, "batch_size": 64, "workers": 0}

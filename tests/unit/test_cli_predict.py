@@ -106,7 +106,7 @@ def test_urls_are_fetched_if_asked(cli: Cli, trained: Path, photos: Path, monkey
             raise UsageError(f"{url} cannot be fetched: 404.")
         return photo.read_bytes() if url.endswith("red.jpg") else b"<html>"
 
-    monkeypatch.setattr("mmrl.serve.web.fetched", fetched)
+    monkeypatch.setattr("mmrl.classifier.web.fetched", fetched)
     urls = [f"https://photos.example/{name}" for name in ("red.jpg", "gone.jpg", "page.html")]
     code, printed, err = cli("predict", trained, photo, *urls, "--json", "--allow-urls")
     lines = list(map(json.loads, printed.splitlines()))

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from mmrl import engine
+from mmrl.classifier.predictor import Classifier
 from mmrl.clip import Clip
 from mmrl.data import Broken, BrokenImageWarning, Dataset, Draw, Item, Preprocess, describe_broken, readable, test_batches, to_rgb
 from mmrl.data.broken import warn_broken
@@ -23,7 +24,6 @@ from mmrl.engine import Bench, Context, FitConfig, FitResult, Job, Place, Traini
 from mmrl.engine.run import own_tests
 from mmrl.errors import UsageError
 from mmrl.protocols import Training
-from mmrl.serve.predictor import Classifier
 from tests.unit.colours import base_draw, clip_on_one_thread, colours, fresh, read, smallest_clip
 
 clip = pytest.fixture(scope="module")(clip_on_one_thread)

@@ -12,10 +12,10 @@ from PIL import Image
 
 import mmrl
 from mmrl import engine, methods, trust
+from mmrl.classifier.predictor import Classifier
 from mmrl.clip import Clip
 from mmrl.data import BrokenImageWarning, Draw, load_dataset, read_folder
 from mmrl.errors import Notice, UsageError
-from mmrl.serve.predictor import Classifier
 
 NAMES = ("red thing", "blue thing", "cat")
 

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 import mmrl
+from mmrl.classifier.predictor import Classifier
+from mmrl.classifier.report import FitReport
 from mmrl.clip import load_clip
 from mmrl.errors import MmrlError, UsageError
-from mmrl.serve.predictor import Classifier
-from mmrl.serve.report import FitReport
 
 QUICK = {"epochs": 2, "warmup_epochs": 0, "batch_size": 2, "rep_dim": 8, "rep_tokens": 1}
 pytestmark = pytest.mark.filterwarnings("ignore::mmrl.errors.Notice", "ignore::mmrl.engine.BelowZeroShotWarning")

@@ -37,8 +37,8 @@ ALLOWED = {
 }
 ALLOWED["engine"] = BASE | set(ALLOWED)
 ALLOWED["fit_options"] = {"clip", "data", "templates"}  # for type checkers alone
-ALLOWED["serve"] = ALLOWED["engine"] | {"engine"}
-ALLOWED["api"] = ALLOWED["serve"] | {"serve", "fit_options"}
+ALLOWED["classifier"] = ALLOWED["engine"] | {"engine"}
+ALLOWED["api"] = ALLOWED["classifier"] | {"classifier", "fit_options"}
 ALLOWED["cli"] = ALLOWED["sklearn"] = ALLOWED["api"] | {"api"}
 ALLOWED |= {"errors": set(), "version": set(), "files": {"errors"}, "names": {"errors"}, "pickles": set(), "templates": {"errors", "names"}}
 ALLOWED["plugins"] = ALLOWED["rows"] = {"errors", "files"}

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save
 
 from mmrl import engine, methods
+from mmrl.classifier.predictor import Classifier
 from mmrl.clip import Clip
 from mmrl.engine.checkpoint import read_state
 from mmrl.engine.guard import NonFiniteError
 from mmrl.errors import MmrlError
-from mmrl.serve.predictor import Classifier
 from tests.unit.colours import NAMES, OPTIONS, PROMPT, Same, clip_on_one_thread, colours, fresh, items, noise, read, train, train_on
 
 CLOSED_FORMS = ("ape", "clap", "gda", "linear-probe", "lpp", "tip-adapter")

@@ -11,9 +11,9 @@ from PIL import Image
 
 import mmrl
 from mmrl import methods
+from mmrl.classifier.predictor import Classifier
 from mmrl.clip import Clip
 from mmrl.errors import MmrlError, UsageError
-from mmrl.serve.predictor import Classifier
 
 NAMES = ("cat", "dog", "great_white shark")
 

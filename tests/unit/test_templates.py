@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmrl import api, engine
+from mmrl.classifier.predictor import Classifier
 from mmrl.clip import Clip
 from mmrl.data import Dataset
 from mmrl.errors import UsageError
 from mmrl.methods import Method, build
 from mmrl.methods.two_tower import cosine_logits
 from mmrl.reports import read_record
-from mmrl.serve.predictor import Classifier
 from mmrl.templates import check_template, fill
 from tests.oracle.pair import relative_error
 from tests.unit.colours import OPTIONS, base_draw, clip_on_one_thread, colours

@@ -10,9 +10,9 @@ from PIL import Image
 
 import mmrl
 from mmrl import methods
+from mmrl.classifier.predictor import Classifier
 from mmrl.clip import Clip
 from mmrl.errors import UsageError
-from mmrl.serve.predictor import Classifier
 
 BLACK = Image.new("RGB", (8, 8))
 LONG = "cat and dog and owl and fox and hen and pig and cow and bee and ant and bat"  # 19 words, a token each

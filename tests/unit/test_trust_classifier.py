@@ -13,12 +13,12 @@ from pydantic import ValidationError
 
 import mmrl
 from mmrl import api, methods, trust
+from mmrl.classifier.predictor import Classifier
 from mmrl.clip import Clip
 from mmrl.data import Dataset, Draw, Item, draw_shots
 from mmrl.engine.adapter import read_config
 from mmrl.engine.calibrate import LEAST, held_out_images, set_apart
 from mmrl.errors import MmrlError, Notice, UsageError
-from mmrl.serve.predictor import Classifier
 from mmrl.trust.state import UNKNOWN, Trust
 
 NAMES = ("cat", "dog", "great_white shark")

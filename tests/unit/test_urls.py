@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 import mmrl
+from mmrl.classifier import web
+from mmrl.classifier.web import Urls, fetched
 from mmrl.clip import Clip
 from mmrl.data import BrokenImageWarning
 from mmrl.errors import UsageError
-from mmrl.serve import web
-from mmrl.serve.web import Urls, fetched
 
 HERE = Urls(private=True)
 

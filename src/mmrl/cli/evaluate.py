@@ -10,10 +10,10 @@ import typer
 from mmrl.cli.options import DEVICE
 
 if TYPE_CHECKING:
+    from mmrl.classifier.apart import Apart
+    from mmrl.classifier.predictor import Classifier
     from mmrl.data import Dataset
     from mmrl.reports.records import RunRecord
-    from mmrl.serve.apart import Apart
-    from mmrl.serve.predictor import Classifier
 
 
 def evaluate(
@@ -52,11 +52,11 @@ def evaluate(
 
     from rich.console import Console
 
+    from mmrl.classifier.apart import evaluate_apart
     from mmrl.cli.evaluated import print_report
     from mmrl.cli.output import print_json
     from mmrl.errors import UsageError
     from mmrl.files import user_path, write_text
-    from mmrl.serve.apart import evaluate_apart
 
     if photos is not None and data is not None:
         raise UsageError(f"data is given twice, as '{photos}' and with --data '{data}'; give it once.")
@@ -77,7 +77,7 @@ def evaluate(
     if out is not None:
         record.write(out)
     if html is not None:
-        from mmrl.serve.page import document
+        from mmrl.classifier.page import document
 
         write_text(user_path(html), document(found))
     if as_json:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from mmrl.serve.apart import Apart
-    from mmrl.serve.evaluation import EvaluationReport
+    from mmrl.classifier.apart import Apart
+    from mmrl.classifier.evaluation import EvaluationReport
 
 CLASSES = 50  # of a table; of more, those with the lowest accuracy
 CONFUSED = 8

@@ -20,10 +20,10 @@ def import_checkpoint(
     set_: list[str] = typer.Option([], "--set", help="KEY=VALUE, for what the file does not say, such as alpha or ctx_init."),
 ) -> None:
     """Turn a checkpoint of the authors' code into an adapter. Nothing in the file is executed."""
+    from mmrl.classifier.classes import class_names
     from mmrl.cli.options import parse_settings
     from mmrl.data import dataset_info
     from mmrl.engine import import_authors
-    from mmrl.serve.classes import class_names
 
     if data is not None:
         dataset_info(data)

@@ -35,7 +35,7 @@ def pictures(given: Sequence[str], *, allow_urls: bool = False) -> list[Picture]
     Raises:
         UsageError: none of them is there.
     """
-    from mmrl.serve.web import is_url
+    from mmrl.classifier.web import is_url
 
     found = [picture for name in given for picture in ([_fetched(name, allow_urls)] if is_url(name) else _those_of(name))]
     if all(each.problem for each in found):
@@ -44,8 +44,8 @@ def pictures(given: Sequence[str], *, allow_urls: bool = False) -> list[Picture]
 
 
 def _fetched(url: str, allowed: bool) -> Picture:
+    from mmrl.classifier.web import Urls, fetched
     from mmrl.data.images import REMEDY
-    from mmrl.serve.web import Urls, fetched
 
     if not allowed:
         return Picture(url, f"'{url}' is a URL, and fetching is off: give --allow-urls, or download it and give the file.")

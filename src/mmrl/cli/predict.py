@@ -11,9 +11,9 @@ import typer
 from mmrl.cli.options import DEVICE
 
 if TYPE_CHECKING:
+    from mmrl.classifier.judging import Judged
     from mmrl.cli.pictures import Picture
     from mmrl.cli.predictions import Answer
-    from mmrl.serve.judging import Judged
 
 
 def predict(

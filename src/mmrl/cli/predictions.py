@@ -15,7 +15,7 @@ from mmrl.trust.state import UNKNOWN
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mmrl.serve.judging import Prediction
+    from mmrl.classifier.judging import Prediction
 
 COLUMNS = ("image", "rank", "class", "probability", "trained", "error")
 MORE = ("score", "unknown", "set")  # where it was asked for

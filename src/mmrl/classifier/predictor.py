@@ -10,6 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mmrl.classifier import evaluation
+from mmrl.classifier.classes import class_names
+from mmrl.classifier.evaluation import EvaluationReport, summary
+from mmrl.classifier.inputs import Given, given_images, pixel_batches
+from mmrl.classifier.judging import DAC, SCORE, Calibrated, Head, Prediction, Trusting, probabilities, rejection
+from mmrl.classifier.packed import packed, unpacked
+from mmrl.classifier.report import FitReport
+from mmrl.classifier.web import Urls
 from mmrl.clip import naming
 from mmrl.clip.device import checked_device
 from mmrl.data import Broken, Draw, warn_broken
@@ -22,14 +30,6 @@ from mmrl.errors import MmrlError, UsageError, unknown
 from mmrl.methods import Method, TwoTower
 from mmrl.names import check_names
 from mmrl.reports.records import RECORD_NAME
-from mmrl.serve import evaluation
-from mmrl.serve.classes import class_names
-from mmrl.serve.evaluation import EvaluationReport, summary
-from mmrl.serve.inputs import Given, given_images, pixel_batches
-from mmrl.serve.judging import DAC, SCORE, Calibrated, Head, Prediction, Trusting, probabilities, rejection
-from mmrl.serve.packed import packed, unpacked
-from mmrl.serve.report import FitReport
-from mmrl.serve.web import Urls
 from mmrl.templates import DEFAULT_TEMPLATE, Template, check_template
 from mmrl.trust.arrays import Floats
 from mmrl.trust.state import UNKNOWN, Trust
@@ -45,7 +45,7 @@ class Classifier(Trusting):
 
     Class lists may be changed at every call, and may mix trained and new classes. A method with two classifiers scores trained ones with
     its fused features and new ones with the class token's, on one scale. Several threads may ask at the same time. It can be pickled and
-    copied: what is in it then, `mmrl.serve.packed` says.
+    copied: what is in it then, `mmrl.classifier.packed` says.
 
     Args:
         method: trained, or zero-shot.
@@ -116,7 +116,7 @@ class Classifier(Trusting):
         return f"Classifier({self.method.name} on {self.method.clip.name}, {len(self.trained)} trained classes{score})"
 
     def _repr_html_(self) -> str:
-        from mmrl.serve.html import classifier_html
+        from mmrl.classifier.html import classifier_html
 
         return classifier_html(self)
 
@@ -202,7 +202,7 @@ class Classifier(Trusting):
                 or a list of these.
             classes: names to choose from, trained or not, also as 'a,b,c' or a file of them; default: the trained ones.
             skip_broken: None for an image that cannot be read, instead of raising an error.
-            allow_urls: whether http:// and https:// texts are fetched: True, or `mmrl.serve.web.Urls` with limits.
+            allow_urls: whether http:// and https:// texts are fetched: True, or `mmrl.classifier.web.Urls` with limits.
             reject: answer `mmrl.UNKNOWN`, "unknown", for an image that looks like none of the classes: its score is below the threshold
                 that keeps `recall` (default 0.95) of the held-out images, or below `threshold`. Either of these rejects, too.
             score: "energy" or "mcm" (`known_scores`).

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import html
 
-from mmrl.serve.apart import Apart
-from mmrl.serve.evaluation import Wrong, summary
-from mmrl.serve.html import charts, confused_table, page, per_class_table, scores_table, thumbnail
+from mmrl.classifier.apart import Apart
+from mmrl.classifier.evaluation import Wrong, summary
+from mmrl.classifier.html import charts, confused_table, page, per_class_table, scores_table, thumbnail
 
 SHOWN = 300  # pictures, of a few kB each; those with the surest answers
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # names come from folders: whatever they hold, nothing of it runs

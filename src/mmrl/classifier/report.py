@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmrl.classifier.evaluation import EvaluationReport, summary
 from mmrl.reports.records import RECORD_NAME, RunRecord, read_record
-from mmrl.serve.evaluation import EvaluationReport, summary
 
 
 class FitReport:
@@ -81,7 +81,7 @@ class FitReport:
         return f"FitReport({self.record.method} on {trained.images} images of {trained.dataset}; {'; '.join(parts)})"
 
     def _repr_html_(self) -> str:
-        from mmrl.serve.html import report_html
+        from mmrl.classifier.html import report_html
 
         return report_html(self)
 

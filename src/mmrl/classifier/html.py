@@ -14,9 +14,9 @@ from mmrl.reports import diagnostics
 from mmrl.reports.records import Scores
 
 if TYPE_CHECKING:
-    from mmrl.serve.evaluation import EvaluationReport, Wrong
-    from mmrl.serve.predictor import Classifier
-    from mmrl.serve.report import FitReport
+    from mmrl.classifier.evaluation import EvaluationReport, Wrong
+    from mmrl.classifier.predictor import Classifier
+    from mmrl.classifier.report import FitReport
 
 SHOWN = 12  # wrong images with a thumbnail
 SIDE = 96  # px

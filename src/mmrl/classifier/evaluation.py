@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mmrl.classifier.classes import class_names
 from mmrl.clip import naming
 from mmrl.data import Broken, Dataset, Draw, Item, dataset_names, usual_workers
 from mmrl.data.folder import ImagesBelow
@@ -25,12 +26,11 @@ from mmrl.names import check_names, listed, name_key
 from mmrl.protocols.plan import Classes
 from mmrl.reports.diagnostics import confused
 from mmrl.reports.records import Scores, TestRecord
-from mmrl.serve.classes import class_names
 from mmrl.templates import Template, check_template
 from mmrl.trust.calibration import calibration_bins, expected_calibration_error
 
 if TYPE_CHECKING:
-    from mmrl.serve.predictor import Classifier
+    from mmrl.classifier.predictor import Classifier
 
 TRAINED, OF_DATA = "trained", "data"
 SPLITS = ("train", "val", "test")
@@ -192,7 +192,7 @@ class EvaluationReport:
         return f"EvaluationReport({self.record.dataset}: {summary(self)}, {self.mistakes} wrong)"
 
     def _repr_html_(self) -> str:
-        from mmrl.serve.html import evaluation_html
+        from mmrl.classifier.html import evaluation_html
 
         return evaluation_html(self)
 

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmrl.classifier import evaluation
+from mmrl.classifier.evaluation import EvaluationReport, trained_images
 from mmrl.data import Item
 from mmrl.data.given import given_dataset
 from mmrl.engine.metrics import Answers
 from mmrl.engine.run import below_zero_shot
 from mmrl.reports.diagnostics import pooled
 from mmrl.reports.records import Scores
-from mmrl.serve import evaluation
-from mmrl.serve.evaluation import EvaluationReport, trained_images
 from mmrl.trust.calibration import expected_calibration_error
 
 if TYPE_CHECKING:
-    from mmrl.serve.predictor import Classifier
+    from mmrl.classifier.predictor import Classifier
 
 
 @dataclass(frozen=True)

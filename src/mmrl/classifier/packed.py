@@ -19,7 +19,7 @@ from mmrl.engine import load_adapter, save_adapter
 from mmrl.errors import MmrlError, UsageError
 
 if TYPE_CHECKING:
-    from mmrl.serve.predictor import Classifier
+    from mmrl.classifier.predictor import Classifier
 
 _LIVING: weakref.WeakValueDictionary[tuple[str, str], Clip] = weakref.WeakValueDictionary()  # by identity and device
 _LOCK = threading.Lock()
@@ -49,7 +49,7 @@ def unpacked(content: dict[str, Any]) -> Classifier:
     Raises:
         MmrlError: the backbone cannot be loaded, or is not the one that it was.
     """
-    from mmrl.serve.predictor import Classifier
+    from mmrl.classifier.predictor import Classifier
 
     try:
         device = checked_device(content["device"])

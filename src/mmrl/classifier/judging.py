@@ -11,6 +11,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from mmrl.classifier.classes import class_names
+from mmrl.classifier.inputs import given_images
+from mmrl.classifier.web import Urls
 from mmrl.data import Broken, Dataset, Draw, Item, usual_workers, warn_broken
 from mmrl.data.given import given_dataset
 from mmrl.engine.calibrate import calibrate
@@ -18,9 +21,6 @@ from mmrl.engine.score import trained_mask
 from mmrl.errors import Notice, UsageError, unknown
 from mmrl.methods import Method
 from mmrl.names import check_names, listed, name_key
-from mmrl.serve.classes import class_names
-from mmrl.serve.inputs import given_images
-from mmrl.serve.web import Urls
 from mmrl.templates import Template, check_template
 from mmrl.trust.arrays import Floats
 from mmrl.trust.calibration import calibrated_probabilities

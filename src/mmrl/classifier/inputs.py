@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from PIL import Image
 from torch import Tensor
 
+from mmrl.classifier.web import Urls, fetched, is_url
 from mmrl.data import Broken, Item, Preprocess, image_batches, to_rgb, usual_workers
 from mmrl.data.globs import image_files
 from mmrl.data.images import file_content
 from mmrl.errors import UsageError
-from mmrl.serve.web import Urls, fetched, is_url
 
 BATCH = 64
 KINDS = (
