@@ -39,10 +39,16 @@ ALLOWED["engine"] = BASE | set(ALLOWED)
 ALLOWED["fit_options"] = {"clip", "data", "templates"}  # for type checkers alone
 ALLOWED["classifier"] = ALLOWED["engine"] | {"engine"}
 ALLOWED["api"] = ALLOWED["classifier"] | {"classifier", "fit_options"}
-ALLOWED["cli"] = ALLOWED["sklearn"] = ALLOWED["api"] | {"api"}
+ALLOWED["sklearn"] = ALLOWED["bulk"] = ALLOWED["api"] | {"api"}
+ALLOWED["runtime"] = {"errors", "version"}  # runs where neither torch nor the rest of the package's dependencies are
+ALLOWED["client"] = {"errors", "version"}
+ALLOWED["export"] = ALLOWED["api"] | {"api", "runtime"}
+ALLOWED["server"] = ALLOWED["api"] | {"api"}
+ALLOWED["app"] = ALLOWED["export"] | {"export"}
+ALLOWED["cli"] = ALLOWED["app"] | {"app", "bulk", "client", "server", "sklearn"}
 ALLOWED |= {"errors": set(), "version": set(), "files": {"errors"}, "names": {"errors"}, "pickles": set(), "templates": {"errors", "names"}}
 ALLOWED["plugins"] = ALLOWED["rows"] = {"errors", "files"}
-ALLOWED |= {"__init__": ALLOWED["cli"] | {"sklearn"}, "__main__": {"cli"}}
+ALLOWED |= {"__init__": ALLOWED["cli"], "__main__": {"cli"}}
 
 WITHOUT_TORCH = ("recipes", "reports", "protocols", "trust")
 TORCH = {"torch", "torchvision", "open_clip", "timm", "safetensors"}
