@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mmrl.clip import Clip
     from mmrl.data import Draw
     from mmrl.data.given import Labelled
+    from mmrl.engine.progress import Watch
     from mmrl.templates import Template
 
 

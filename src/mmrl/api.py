@@ -32,6 +32,7 @@ from mmrl.engine.adapter import read_config, write_card
 from mmrl.engine.advise import Advice, Race
 from mmrl.engine.advise import advise as race_of
 from mmrl.engine.jobs import require_images
+from mmrl.engine.progress import Watch
 from mmrl.engine.run import DRAW_NAME, below_zero_shot, own_tests
 from mmrl.errors import MmrlError, Notice, UsageError, unknown
 from mmrl.files import near_path, user_path
@@ -143,6 +144,8 @@ class Where:
         device: auto (the best there is), cpu, cuda, cuda:1, ...
         workers: threads that prepare images; default: one a core, at most 8, and none for sets in memory.
         progress: whether a bar is shown on a terminal.
+        watch: a function that is told how far the run is (`mmrl.engine.progress.Progress`), at every training step and every batch of
+            images that is looked at once. What it raises ends the run.
     """
 
     out: str | Path | None = None
@@ -150,6 +153,7 @@ class Where:
     device: str = AUTO
     workers: int | None = None
     progress: bool = True
+    watch: Watch | None = None
 
 
 def train(
@@ -209,8 +213,9 @@ def _train(data: Labelled | Data, what: What | None, where: Where | None, option
             record.write(folder / RECORD_NAME)
             write_card(folder, read_config(folder), record)
 
+    place = Place(where.out, where.resume, where.progress, workers, own.skip_broken, watch=where.watch)
     with naming(dataset.restrict(own.classes).classes, own.template or dataset.template):
-        result = run(job, context, Place(where.out, where.resume, where.progress, workers, own.skip_broken), save=keep)
+        result = run(job, context, place, save=keep)
     for test in result.record.tests:
         if text := below_zero_shot(result.record.title, test):
             warnings.warn(text, BelowZeroShotWarning, stacklevel=3)

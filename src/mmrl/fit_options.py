@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mmrl.clip import Clip
     from mmrl.data import Draw
     from mmrl.data.given import Labelled
+    from mmrl.engine.progress import Watch
     from mmrl.templates import Template
 
 
@@ -67,6 +68,9 @@ class FitOptions(TypedDict, total=False):
     """threads that prepare images; default: one a core, at most 8, and none for sets in memory."""
     progress: bool
     """whether a bar is shown on a terminal."""
+    watch: Watch | None
+    """a function that is told how far the run is (`mmrl.engine.progress.Progress`), at every training step and every batch of images
+    that is looked at once. What it raises ends the run."""
     epochs: int
     """passes over the training images."""
     iterations: int | None

@@ -36,7 +36,7 @@ ALLOWED = {
     "trust": BASE | {"reports"},
 }
 ALLOWED["engine"] = BASE | set(ALLOWED)
-ALLOWED["fit_options"] = {"clip", "data", "templates"}  # for type checkers alone
+ALLOWED["fit_options"] = {"clip", "data", "engine", "templates"}  # for type checkers alone
 ALLOWED["classifier"] = ALLOWED["engine"] | {"engine"}
 ALLOWED["api"] = ALLOWED["classifier"] | {"classifier", "fit_options"}
 ALLOWED["sklearn"] = ALLOWED["bulk"] = ALLOWED["api"] | {"api"}

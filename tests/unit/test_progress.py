@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import mmrl
 from mmrl.engine import progress
-from mmrl.engine.progress import training_progress
+from mmrl.engine.progress import Progress, training_progress
+from tests.unit.colours import OPTIONS, colours, smallest_clip
 
 ROWS = [
     {"step": float(i), "epoch": float((i - 1) // 50 + 1), "lr": 0.1, "loss": 12.3456, "accuracy": 0.5, "cross_entropy": 1.5, "cosine": 3.25}
@@ -93,3 +95,30 @@ def test_train_says_what_trains_and_is_held_out(cli, photos: Path, tmp_path: Pat
     assert code == 0 and "note: 2 classes, 16 photos: 12 to train, 4 held out" in lines
     assert "note: warmup_epochs is 0 instead of 1, since epochs is 1." in lines
     assert [line for line in lines if line.startswith("training coop: epoch 1/1  step 3/3  loss ")]
+
+
+@pytest.mark.filterwarnings("ignore::mmrl.errors.Notice")
+def test_a_watch_is_told_of_every_step_and_may_end_the_run() -> None:
+    clip, told = smallest_clip(), list[Progress]()
+    usual = {"backbone": clip, "shots": 4, "epochs": 2, "batch_size": 8, "progress": False, **OPTIONS}
+    result = mmrl.train(colours(), classes="base", watch=told.append, calibrate=False, **usual)
+    steps = [each for each in told if each.stage == "training"]
+    assert [(each.done, each.total, each.epochs) for each in steps] == [(1, 2, 2), (2, 2, 2)]
+    assert [each.row["loss"] for each in steps] == pytest.approx([row["loss"] for row in result.record.trained.history], abs=1e-3)
+    assert {each.stage for each in told} == {"training", "testing"} and told[-1].stage == "testing"
+
+    images = list[Progress]()
+    mmrl.fit(colours(), method="gda", backbone=clip, shots=4, watch=images.append)
+    assert images[0].stage == "images" and images[0].total > 0 and "training" not in {each.stage for each in images}
+
+    class Enough(Exception):
+        pass
+
+    def once(progress: Progress) -> None:
+        told.append(progress)
+        raise Enough
+
+    told.clear()
+    with pytest.raises(Enough):
+        mmrl.fit(colours(), watch=once, **usual)
+    assert len(told) == 1

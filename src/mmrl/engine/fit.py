@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from mmrl.engine.memory import GIB, room, text_memory
 from mmrl.engine.parallel import Peers, joined
 from mmrl.engine.pool import shown_in_turn
 from mmrl.engine.precision import check_surroundings, check_text_precision, compute_type, resolved_precision
-from mmrl.engine.progress import training_log, training_progress
+from mmrl.engine.progress import Progress, Watch, training_log, training_progress, watching
 from mmrl.engine.randomness import seeded
 from mmrl.engine.schedule import length_of
 from mmrl.engine.score import BATCH
@@ -53,6 +53,8 @@ class Place:
         skip_broken: leave out images that are missing or broken; those to train on are found before the first step.
         processes: how many train on this machine at the same time, and share its memory.
         images_disk_gib: room for decoded training images in a temporary file of `out`, beyond those that are kept in memory, in GiB.
+        watch: told of every training step and of every batch of images that is looked at once; what it raises ends the run between two
+            of them. For a run of one process.
     """
 
     out: Path | str | None = None
@@ -62,6 +64,7 @@ class Place:
     skip_broken: bool = False
     processes: int = 1
     images_disk_gib: float = 4.0
+    watch: Watch | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ class TrainingData:
             config.drop_last, workers=place.workers, memory_gib=room(IMAGES_GIB, place.processes) / GIB, disk_gib=place.images_disk_gib,
             folder=None if place.out is None else user_path(place.out), fast=config.pixels == "fast", device=clip.device,
         )  # fmt: skip
-        features = _Features(clip, dataset, {"train": items, "val": val}, config, place.workers, store)
+        features = _Features(clip, dataset, {"train": items, "val": val}, config, place.workers, store, place.watch)
         about = {"dataset": dataset.name, "images": len(items), "hash": items_hash(items), "val": items_hash(val), "flip": dataset.flip}
         return cls(batches, dataset.classes, dataset.template, len(items), len(val), features=features, about=about, warnings=found)
 
@@ -159,6 +162,7 @@ class _Features:
     config: FitConfig
     workers: int
     store: FeatureStore | None = None
+    watch: Watch | None = None
 
     def __call__(self, part: str, views: int = 0) -> tuple[Tensor, Tensor]:
         items, device = self.items[part], self.clip.device
@@ -171,7 +175,12 @@ class _Features:
                 batches = view_batches(self.dataset, items, preprocess, BATCH, self.config.seed, views, self.workers, device=device)
             else:
                 batches = image_batches(self.dataset.image, items, preprocess, BATCH, self.workers, device=device)
-            features = torch.cat([self.clip.encode_image(images, normalise=False) for images, _ in batches])
+            made, total = list[Tensor](), -(-len(items) // BATCH) * max(1, views)
+            for images, _ in batches:
+                if self.watch is not None:
+                    self.watch(Progress("images", len(made), total))
+                made.append(self.clip.encode_image(images, normalise=False))
+            features = torch.cat(made)
             _require_finite(features, items)
             if entry:
                 entry.keep(features)
@@ -313,9 +322,10 @@ def _trainer(
     done, title = before["step"] if before else 0, f"training {method.name}"
     with ExitStack() as stack:
         bar = training_progress(title, epochs=epochs, steps=steps, done=done, show=place.progress and peers.main)
-        shown = [stack.enter_context(bar)]
+        shown: list[Callable[[Row], object]] = [stack.enter_context(bar)]
         if config.log and held and peers.main:
             shown.append(stack.enter_context(training_log(held.path, first_step=done)))
+        shown += watching(place.watch, steps, epochs)
 
         def watch(row: Row) -> None:
             for show in shown:

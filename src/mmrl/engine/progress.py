@@ -6,17 +6,62 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from mmrl.engine.guard import Row
+from mmrl.engine.turns import Turns
+
+T = TypeVar("T")
 
 TENSORBOARD_FOLDER = "tensorboard"
 NOT_SHOWN = ("step", "epoch", "lr")
 INTERVAL = 0.1  # seconds between two changes of a bar
 BAR = 20  # columns; a fixed number, so that numbers that grow leave bar, count and time where they are
 WIDTH = 80  # columns of a bar in text, where there is no terminal to ask
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        stage: "images" (frozen passes over the training images, of methods that work on features), "training" or "testing".
+        done, total: batches of images, or training steps; total is 0 where it is not known before the end.
+        row: of a training step: step and epoch (from 1), lr, loss, accuracy and the loss terms.
+        epochs: of the training; 0 outside of it.
+    """
+
+    stage: Literal["images", "training", "testing"]
+    done: int
+    total: int = 0
+    row: Row = field(default_factory=dict)
+    epochs: int = 0
+
+
+Watch = Callable[[Progress], object]
+
+
+def watching(watch: Watch | None, steps: int, epochs: int) -> list[Callable[[Row], object]]:
+    """What tells `watch`, if there is one, of a row of a training of so many steps and epochs."""
+    return [] if watch is None else [lambda row: watch(Progress("training", int(row["step"]), steps, row, epochs))]
+
+
+def watched(turns: Turns[T], watch: Watch) -> Turns[T]:
+    """`turns` of tests; `watch` is told before each."""
+    done = 0
+    with closing(turns):
+        while True:
+            try:
+                at = next(turns)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            watch(Progress("testing", done))
+            done += 1
+            yield at
 
 
 def _numbers(row: Row) -> str:

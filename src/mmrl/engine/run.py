@@ -25,6 +25,7 @@ from mmrl.engine.fit import FitResult, Place, TrainingData, fitting, items_hash
 from mmrl.engine.jobs import Job
 from mmrl.engine.open_world import open_world_test, parts_of
 from mmrl.engine.parallel import joined
+from mmrl.engine.progress import watched
 from mmrl.engine.record import environment, thin
 from mmrl.engine.score import Evaluation, scoring
 from mmrl.engine.shared import Shared
@@ -120,6 +121,7 @@ def running(
         tested: list[Tested] = []
         begun = partial(_begun, job, context, fitted, started, before, said)
         tests = _testing(job, context, method, begun, save, tested, shared, trust)
+        tests = watched(tests, place.watch) if place.watch else tests
         record = (yield from tests) if peers.count == 1 else peers.on_main(lambda: finish(tests))
     return RunResult(method, fitted, record, tuple(tested), context.prepare(training).draw if training else None, trust)
 
