@@ -40,7 +40,7 @@ ALLOWED["fit_options"] = {"clip", "data", "engine", "templates"}  # for type che
 ALLOWED["classifier"] = ALLOWED["engine"] | {"engine"}
 ALLOWED["api"] = ALLOWED["classifier"] | {"classifier", "fit_options"}
 ALLOWED["sklearn"] = ALLOWED["bulk"] = ALLOWED["api"] | {"api"}
-ALLOWED["runtime"] = {"errors", "version"}  # runs where neither torch nor the rest of the package's dependencies are
+ALLOWED["runtime"] = {"errors", "files", "names", "templates", "version"}  # runs where the package's dependencies are not
 ALLOWED["client"] = {"errors", "version"}
 ALLOWED["export"] = ALLOWED["api"] | {"api", "runtime"}
 ALLOWED["server"] = ALLOWED["api"] | {"api"}

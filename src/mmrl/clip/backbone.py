@@ -95,7 +95,7 @@ class ClassList:
 
 def averaged(features: Tensor, classes: int) -> Tensor:
     """CLIP's prompt ensembling: of normalised features (T * C, d) the mean over T templates, normalised again (C, d)."""
-    if len(features) == classes:  # one template: not a bit is changed
+    if features.shape[0] == classes:  # one template: not a bit is changed
         return features
     return F.normalize(features.unflatten(0, (-1, classes)).mean(0), dim=-1)
 
@@ -134,7 +134,12 @@ class Clip:
         model: an open_clip model; its parameters are frozen here.
         tokenizer: open_clip's, called with `context_length`.
         preprocess: mean, std (3 each, for images in [0, 1]) and interpolation.
+
+    Attributes:
+        frozen_chunk: prompts that are encoded at a time where no gradient is kept; None: all at once.
     """
+
+    frozen_chunk: int | None = FROZEN_CHUNK
 
     def __init__(self, name: str, model: Any, tokenizer: Any, *, preprocess: dict[str, Any]) -> None:
         self.name = name
@@ -239,7 +244,11 @@ class Clip:
         """Token ids (C, 4 * context) and the position of each EOT (C,), on the CPU."""
         with torch.device("cpu"):  # also where a method is built without values: its shapes may follow from how long a text is
             tokens = self.tokenizer(list(prompts), context_length=4 * self.context_length)
-        return tokens, (tokens == self._eos_id).int().argmax(-1) if self._eos_pool else tokens.argmax(-1)
+        return tokens, self.ends(tokens)
+
+    def ends(self, tokens: Tensor) -> Tensor:
+        """The position of EOT (C,) in token ids (C, N)."""
+        return tokens.eq(self._eos_id or 0).int().argmax(-1) if self._eos_pool else tokens.argmax(-1)
 
     def encode_image(self, images: AnyImages, *, normalise: bool = True) -> Tensor:
         """Zero-shot image features (B, embed_dim), without gradient, of images (B, 3, H, W)."""
@@ -249,14 +258,13 @@ class Clip:
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str], *, normalise: bool = True) -> Tensor:
         """Zero-shot text features (N, embed_dim) of prompts. Those of long lists are kept in the user's cache folder."""
+        return kept_features(self, texts, len(texts), lambda: self._encoded(texts, normalise=normalise), normalise=normalise)
 
-        def make() -> Tensor:
-            if self.not_staged is None:
-                return self.encode_prompts(self.prompts(texts), normalise=normalise)
-            features: Tensor = self.model.encode_text(self.tokenize(texts)[0])
-            return F.normalize(features, dim=-1) if normalise else features
-
-        return kept_features(self, texts, len(texts), make, normalise=normalise)
+    def _encoded(self, texts: Sequence[str], *, normalise: bool) -> Tensor:
+        if self.not_staged is None:
+            return self.encode_prompts(self.prompts(texts), normalise=normalise)
+        features: Tensor = self.model.encode_text(self.tokenize(texts)[0])
+        return F.normalize(features, dim=-1) if normalise else features
 
     def class_list(
         self, names: Sequence[str], template: str | Sequence[str], *, start: int = 0, memory_gib: float | None = None
@@ -355,15 +363,17 @@ class Clip:
         _, shared = self.text.run_prefix(hidden, prompts.start, self.text.depth, edits)
         count, length, _ = body.shape
 
-        def part(body: Tensor, at: slice) -> Tensor:
+        def part(body: Tensor, at: slice | None = None) -> Tensor:
+            """Features of the prompts `at`, or of all; no number of prompts is asked for then, as a traced one is not known."""
             body = body.to(hidden.prefix.dtype)  # where it is held in half precision
-            packing = packing_of(lengths[at], length, body.device) if share else None  # what an edit draws depends on shapes
-            features = self.text.finish_body(body, end[at], packing, prompts.start, rows_of(shared, at, count), edits)
+            own, at_end, keys = (lengths, end, shared) if at is None else (lengths[at], end[at], rows_of(shared, at, count))
+            packing = packing_of(own, length, body.device) if share else None  # what an edit draws depends on shapes
+            features = self.text.finish_body(body, at_end, packing, prompts.start, keys, edits)
             return F.normalize(features, dim=-1) if normalise else features
 
-        chunk = prompts.chunk if torch.is_grad_enabled() else FROZEN_CHUNK
+        chunk = prompts.chunk if torch.is_grad_enabled() else self.frozen_chunk
         if chunk is None or chunk >= count:
-            features = part(body, slice(0, count))
+            features = part(body)
         else:
             from torch.utils.checkpoint import checkpoint
 

@@ -77,15 +77,16 @@ def place(edit: Edit, extra: Tensor | None) -> Tensor | None:
 def join(*parts: Tensor | None) -> Tensor:
     """Parts (M or 1, N_i, d) of one sequence, one behind the other: (M, sum of N_i, d)."""
     present = [part for part in parts if part is not None and part.shape[1]]
-    batch = max(len(part) for part in present)
+    batch = max(part.shape[0] for part in present)
     return present[0] if len(present) == 1 else torch.cat([each_of(part, batch) for part in present], dim=1)
 
 
 def each_of(x: Tensor, batch: int) -> Tensor:
     """`x` (M, ...) for a batch of B = M * n, each of its M standing n times in a row."""
-    if len(x) == batch:
+    count = x.shape[0]
+    if count == batch:
         return x
-    return x.expand(batch, *x.shape[1:]) if len(x) == 1 else x.repeat_interleave(batch // len(x), dim=0)
+    return x.expand(batch, *x.shape[1:]) if count == 1 else x.repeat_interleave(batch // count, dim=0)
 
 
 class Layer:
@@ -150,8 +151,8 @@ class Layer:
             others = (*others, (k, v))
         else:
             (q,) = self._project(normed, "q", edit, packing)
-        k, v = (torch.cat([each_of(part, len(q)) for part in parts], dim=2) for parts in zip(*others)) if len(others) > 1 else (
-            each_of(part, len(q)) for part in others[0]
+        k, v = (torch.cat([each_of(part, q.shape[0]) for part in parts], dim=2) for parts in zip(*others)) if len(others) > 1 else (
+            each_of(part, q.shape[0]) for part in others[0]
         )
         mixed = attend(q, k, v, mask).transpose(1, 2).flatten(2)  # (B, N, d)
         x = x + block.ls_1(block.attn.out_proj(mixed if packing is None else packing.pack(mixed)))

@@ -95,7 +95,7 @@ class TextTower:
             else:
                 mask = causal_mask(whole.shape[1], 0, whole.device)
                 mask = torch.cat([mask[:1], mask[1 + slots :]])
-                out = layer(each_of(join(first, rest), len(whole)), [shared[-1]], own=False, mask=mask, edit=edit)
+                out = layer(each_of(join(first, rest), whole.shape[0]), [shared[-1]], own=False, mask=mask, edit=edit)
                 first, rest = out[:, :1], out[:, 1:]
         return TextHidden(join(first, extra, rest), body, 0 if extra is None else extra.shape[1]), shared
 
@@ -148,9 +148,9 @@ def rows_of(shared: list[KeysValues], rows: slice, count: int) -> list[KeysValue
     """Keys and values for the prompts `rows` of `count`; a prefix that all share stays as it is."""
 
     def part(x: Tensor) -> Tensor:
-        if len(x) == 1 or rows == slice(0, count):
+        if x.shape[0] == 1 or rows == slice(0, count):
             return x
-        each = count // len(x)
+        each = count // x.shape[0]
         return x[rows] if each == 1 else x[torch.arange(rows.start, rows.stop, device=x.device) // each]
 
     return [(part(k), part(v)) for k, v in shared]

@@ -64,7 +64,7 @@ class VisionTower:
         """Images (B, 3, H, W), normalised -> the states that enter layer 0."""
         visual = self.visual
         patches = visual.conv1(images).flatten(2).transpose(1, 2)  # (B, M, d)
-        first = visual.class_embedding.to(patches.dtype).expand(len(images), 1, -1)
+        first = visual.class_embedding.to(patches.dtype).expand(images.shape[0], 1, -1)
         x = torch.cat([first, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
         return ImageHidden(visual.ln_pre(x))
 
@@ -116,5 +116,5 @@ class VisionTower:
         """What enters a layer, the tokens of its edit in place."""
         main, extra, readers = hidden
         if edit.readers is not None:
-            readers = edit.readers.expand(len(main), -1, -1)  # (B, K', d)
+            readers = edit.readers.expand(main.shape[0], -1, -1)  # (B, K', d)
         return ImageHidden(main, place(edit, extra), readers)

@@ -233,6 +233,12 @@ class RepresentationMethod(TwoTower):
         rep_logits = cosine_logits(images.representation, text, self.logit_scale)
         return fuse(class_logits, rep_logits, trained, alpha=self.options.alpha, fusion=self.options.fusion)
 
+    def rule(self) -> dict[str, Any]:
+        o = self.options
+        if not o.visual or o.inference == "class":
+            return super().rule()
+        return {"name": "fused", "alpha": o.alpha, "fusion": o.fusion, "trained_only": o.inference == "decoupled"}
+
 
 class MMRLOptions(RepresentationOptions):
     space: Literal["shared", "free", "text-to-visual"] = Field(

@@ -47,6 +47,11 @@ class TwoTower(Method):
         """Logits (B, C) from image features and class features (C, embed_dim); `seen` as in `logits`."""
         return cosine_logits(images.class_token, text, self.logit_scale)
 
+    def rule(self) -> dict[str, Any]:
+        """What `combine` does, in plain data, for exported classifiers (docs/export.md). A method that overrides `combine` says its own
+        here too, or only its trained classes can be exported."""
+        return {"name": "cosine"}
+
     def loss(self, images: AnyImages, labels: Tensor, classes: ClassList) -> Loss:
         """Cross-entropy, unless a method overrides it."""
         logits = self.combine(self.image_features(images), self.text_features(classes), seen=True)

@@ -1,0 +1,97 @@
+"""A classifier becomes a folder that other programs run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from mmrl.errors import UsageError, unknown
+from mmrl.export.folder import whole_folder
+from mmrl.export.onnx_graph import USUAL_OPSET, check_opset
+
+if TYPE_CHECKING:
+    from mmrl.classifier.predictor import Classifier
+
+Precision = Literal["float32", "int8"]
+MAX_LOSS = 1.0  # points of accuracy
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a classifier is exported.
+
+    Attributes:
+        precision: of the weights: "float32", or "int8", which `check` must allow.
+        check: labelled images, all that `Classifier.evaluate` takes, on which int8 is compared with float32.
+        max_loss: points of accuracy that int8 may lose there.
+        opset: of ONNX.
+        text: whether the text tower goes along, with which new classes are named.
+    """
+
+    precision: Precision = "float32"
+    check: Any = None
+    max_loss: float = MAX_LOSS
+    opset: int = USUAL_OPSET
+    text: bool = True
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise unknown("precision", self.precision, get_args(Precision))
+        check_opset(self.opset)
+        if not 0 <= self.max_loss <= 100:
+            raise UsageError(f"max_loss is {self.max_loss}; it is points of accuracy, from 0 to 100.")
+        if self.precision == "int8" and self.check is None:
+            raise UsageError("int8 loses accuracy, and how much must be measured: give labelled images with check (--check DATA).")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        folder: where.
+        bytes: of all files.
+        largest_difference: from torch, of any number that came out, over all batch sizes that were tried.
+        notes: what the user should know of it.
+    """
+
+    folder: Path
+    bytes: int
+    largest_difference: float
+    notes: tuple[str, ...] = ()
+
+
+def export_adapter(
+    adapter: Classifier | str | Path, folder: str | Path, *, to: str = "onnx", backbone: str | None = None, **options: Any
+) -> Exported:
+    """Write a classifier as a folder that other programs run: ONNX Runtime, `mmrl.runtime` without torch, a browser.
+
+    What was written is run, on batches of sizes that were not traced, and compared with torch before the folder appears.
+
+    Args:
+        adapter: a `Classifier`; or the folder of one, or a hub name, as `mmrl.from_pretrained` takes them.
+        folder: a new one, or an earlier export, which is replaced.
+        to: "onnx", ... (`mmrl.export.TARGETS`).
+        backbone: as of `mmrl.from_pretrained`.
+        options: fields of `ExportOptions`.
+
+    Raises:
+        UsageError: an unknown target, a bad option, a folder with something else in it, or a method that cannot be exported.
+        MmrlError: the program differs from torch, or a file cannot be written.
+    """
+    from mmrl.api import from_pretrained
+    from mmrl.export.targets import TARGETS
+
+    if to not in TARGETS:
+        raise unknown("target of an export", to, TARGETS)
+    try:
+        chosen = ExportOptions(**options)
+    except TypeError as error:
+        raise unknown("option of an export", next(name for name in options if name not in ExportOptions.__annotations__),
+                      ExportOptions.__annotations__) from error  # fmt: skip
+    with whole_folder(folder) as (place, temporary):
+        classifier = adapter if not isinstance(adapter, (str, Path)) else from_pretrained(adapter, backbone=backbone, device="cpu")
+        difference, notes = TARGETS[to](classifier, temporary, chosen)
+        size = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
+    return Exported(place, size, difference, tuple(notes))
