@@ -10,6 +10,7 @@ from mmrl.version import __version__
 if TYPE_CHECKING:
     from mmrl.api import advise, fit, from_pretrained, train, zero_shot
     from mmrl.classifier.predictor import Classifier
+    from mmrl.client import Client
     from mmrl.clip import load_clip
     from mmrl.data import load_dataset
     from mmrl.reports.frames import load_results, mean_results
@@ -26,6 +27,7 @@ _HOME = {
     "load_dataset": "mmrl.data",
     "load_results": "mmrl.reports.frames",
     "mean_results": "mmrl.reports.frames",
+    "Client": "mmrl.client",
     "Classifier": "mmrl.classifier.predictor",
     "MMRLClassifier": "mmrl.sklearn",
     "UNKNOWN": "mmrl.trust.state",
@@ -34,6 +36,7 @@ _HOME = {
 __all__ = [
     "UNKNOWN",
     "Classifier",
+    "Client",
     "MMRLClassifier",
     "MmrlError",
     "UsageError",

@@ -74,6 +74,7 @@ NAMING = {  # files outside `methods` that may name a method, and why
     "reports/claims.py": "the paper's claims are about MMRL",
     "reports/ranking.py": "others are compared with it",
     "reports/paper/__init__.py": "a row of the paper's Table 4",
+    "server/settings.py": THE_PACKAGE,
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -238,6 +238,19 @@ class Trusting:
         head, given = self._head(classes, template), given_images(images, allow_urls)
         rule = rejection(self.trust, head, reject=reject, recall=recall, threshold=threshold, score=score)
         logits, gone = self._logits(given, head, skip_broken=skip_broken, allow_urls=allow_urls)
+        return self.judged(logits, head, gone, top=top, rule=rule, score=score, coverage=coverage, calibrated=calibrated)
+
+    def judged(
+        self, logits: Tensor, head: Head, gone: Collection[int] = (), *, top: int = 5, rule: Rejecting | None = None, score: str = SCORE,
+        coverage: float | None = None, calibrated: Calibrated = True,
+    ) -> list[Judged]:  # fmt: skip
+        """What `judge` says of logits (B, C) on the CPU, as `score_pixels` gives them.
+
+        Args:
+            head: what the logits were made with.
+            gone: positions of images that were left out, whose logits are NaN.
+            rule: by which images are rejected, as `rejection` makes it.
+        """
         within = [] if coverage is None else sets(logits.numpy(), self.trust, head, coverage, METHODS[0])
         scores = scored(logits.numpy(), score, self.method.logit_scale)
         ranked = self._ranked(logits, gone, head, top, calibrated)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,23 +127,55 @@ class Classifier(Trusting):
     def __reduce__(self) -> tuple[Any, ...]:
         return unpacked, (packed(self),)
 
-    def _head(self, classes: str | Sequence[str] | None, template: Template | None) -> Head:
-        """Class features of a list of names, cached for the last few lists until a parameter changes."""
+    def head(self, classes: str | Sequence[str] | None = None, template: Template | None = None) -> Head:
+        """What is computed once for a list of names, such as class features. The caller owns it; it holds until the method changes.
+
+        Raises:
+            UsageError: the list or the template is bad, or a prompt is longer than the text tower reads.
+        """
+        names, template = self.asked(classes, template)
+        seen = trained_mask(names, self.trained).to(self.device)
+        with torch.no_grad(), naming(names, template):
+            return Head(names, self.method.head(self.method.class_list(names, template)), seen, template)
+
+    def asked(self, classes: str | Sequence[str] | None, template: Template | None) -> tuple[tuple[str, ...], Template]:
+        """The class names and the template that a call means: those given, checked, or else its own."""
         names = self.trained if classes is None else check_names(class_names(classes))
         if not names:
             raise UsageError("this classifier has no classes of its own; pass some (classes=[...], or --classes on the command line).")
-        template = check_template(template or self.template)
+        return names, check_template(template or self.template)
+
+    def _head(self, classes: str | Sequence[str] | None, template: Template | None) -> Head:
+        """As `head`, kept for the last few lists until a parameter changes."""
+        names, template = self.asked(classes, template)
         with self._lock:
             versions = tuple(tensor._version for tensor in (*self.method.parameters(), *self.method.buffers()))
             key = (names, template, versions)
             if key not in self._heads:
-                seen = trained_mask(names, self.trained).to(self.device)
-                with torch.no_grad(), naming(names, template):
-                    head = self.method.head(self.method.class_list(names, template))
+                head = self.head(names, template)
                 while len(self._heads) >= _HEADS_KEPT:
                     self._heads.pop(next(iter(self._heads)))
-                self._heads[key] = Head(names, head, seen, template)
+                self._heads[key] = head
             return self._heads[key]
+
+    def score_pixels(self, pixels: Tensor, asked: Sequence[tuple[Head, Sequence[int]]]) -> list[Tensor]:
+        """Logits (b, C), on the CPU, of images that are prepared already, some of them for each class list.
+
+        All of them pass the image tower together where the method has one vector an image or scores frozen features; else those of a
+        list do.
+
+        Args:
+            pixels: (B, 3, H, W) on `device`, as `preprocess.batch` gives them.
+            asked: what `head` made of a list, and the positions of the images that it is asked about.
+
+        Raises:
+            MmrlError: a score is not finite.
+        """
+        with torch.no_grad():
+            found = [each.float().cpu() for each in self.method.logits_of_some(pixels, [(head.head, head.seen, at) for head, at in asked])]
+        for each in found:
+            _require_finite(each)
+        return found
 
     def _factors(self, head: Head) -> Floats | None:
         """DAC's confidence (C,) of each class; None where it is 1, or the method has no text feature a class."""
@@ -162,8 +194,7 @@ class Classifier(Trusting):
         for pixels in pixel_batches(given, self.preprocess, self.device, allow_urls=allow_urls, skipped=skipped):
             with torch.no_grad():
                 found = function(pixels)
-            if not bool(found.isfinite().all()):
-                raise MmrlError("the scores are not finite: the adapter's or the backbone's weights are damaged. Train or load them again.")
+            _require_finite(found)
             rows.append(found.float().cpu())
         out, gone = torch.full((len(given.sources), width), torch.nan), {int(each.key) for each in skipped or ()}
         if rows:
@@ -250,7 +281,7 @@ class Classifier(Trusting):
         logits, gone = self._logits(given, head, skip_broken=skip_broken, allow_urls=allow_urls)
         return self._ranked(logits, gone, head, top, calibrated)
 
-    def _ranked(self, logits: Tensor, gone: set[int], head: Head, top: int, calibrated: Calibrated) -> list[list[Prediction]]:
+    def _ranked(self, logits: Tensor, gone: Collection[int], head: Head, top: int, calibrated: Calibrated) -> list[list[Prediction]]:
         if top < 1:
             raise UsageError(f"top is {top}; it must be at least 1.")
         order = logits.topk(min(top, len(head.names)), dim=-1).indices
@@ -347,3 +378,8 @@ class Classifier(Trusting):
             self._save(folder)
             HfApi().create_repo(repo_id, exist_ok=True)
             return str(HfApi().upload_folder(repo_id=repo_id, folder_path=folder, **options))
+
+
+def _require_finite(scores: Tensor) -> None:
+    if not bool(scores.isfinite().all()):
+        raise MmrlError("the scores are not finite: the adapter's or the backbone's weights are damaged. Train or load them again.")

@@ -26,6 +26,7 @@ from mmrl.cli import (
     pack,
     predict,
     report,
+    serve,
     status,
     train,
 )
@@ -73,6 +74,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("calibrate")(calibrate.calibrate)
 app.command("predict")(predict.predict)
+app.command("serve")(serve.serve)
 app.command("advise")(advise.advise)
 app.command("bench")(bench.bench)
 app.command("ablate")(ablate.ablate)

@@ -277,3 +277,11 @@ class Method(nn.Module, ABC):
     def logits_each(self, images: AnyImages, asked: Sequence[tuple[Any, Tensor | bool]]) -> list[Tensor]:
         """`logits` of the same images for several pairs of head and `seen`. A method that can passes the images once."""
         return [self.logits(images, head, seen) for head, seen in asked]
+
+    def logits_of_some(self, images: Tensor, asked: Sequence[tuple[Any, Tensor | bool, Sequence[int]]]) -> list[Tensor]:
+        """`logits` (b, C) of some of the images (B, 3, H, W) for each head, `seen` and positions of images. A method that can passes all
+        images together."""
+        if not self.frozen_images:
+            return [self.logits(images[list(at)], head, seen) for head, seen, at in asked]
+        features = self.clip.encode_image(images, normalise=False)
+        return [self.logits_of_features(features[list(at)], head, seen) for head, seen, at in asked]

@@ -21,6 +21,11 @@ class ImageFeatures(NamedTuple):
     class_token: Tensor
     representation: Tensor | None = None
 
+    def rows(self, at: Sequence[int]) -> ImageFeatures:
+        """Those of the images at these positions."""
+        own = list(at)
+        return ImageFeatures(self.class_token[own], None if self.representation is None else self.representation[own])
+
 
 class TwoTower(Method):
     """A method with one vector a class and one an image, compared by cosine. Its head are the class features."""
@@ -72,6 +77,12 @@ class TwoTower(Method):
             return super().logits_each(images, asked)
         features = self.image_features(images)
         return [self.combine(features, head, seen) for head, seen in asked]
+
+    def logits_of_some(self, images: Tensor, asked: Sequence[tuple[Any, Tensor | bool, Sequence[int]]]) -> list[Tensor]:
+        if type(self).logits is not TwoTower.logits:
+            return super().logits_of_some(images, asked)
+        features = self.image_features(images)
+        return [self.combine(features.rows(at), head, seen) for head, seen, at in asked]
 
 
 def cosine_logits(image: Tensor, text: Tensor, scale: float) -> Tensor:

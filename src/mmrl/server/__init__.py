@@ -1,0 +1,1 @@
+"""Adapters over HTTP: several on one backbone, with requests batched together. Needs the extra `serve`."""

@@ -1,0 +1,109 @@
+"""Class features of the lists that are asked for, kept up to a number and a size. Each is made once, in a thread, however many wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmrl.classifier.judging import Head
+from mmrl.server.adapters import Served
+from mmrl.server.metrics import Meters
+from mmrl.server.settings import Limits
+from mmrl.templates import Template
+
+Key = tuple[int, tuple[str, ...], Template]
+_DEEPEST = 6
+_A_NAME = 100  # bytes, about
+
+
+@dataclass(frozen=True)
+class KeptHead:
+    head: Head
+    bytes: int
+
+
+class Heads:
+    """The lists that were asked for latest, of all adapters. All of it happens on the event loop, but for the making."""
+
+    def __init__(self, limits: Limits, metrics: Meters) -> None:
+        self._limits, self._metrics = limits, metrics
+        self._kept: OrderedDict[Key, KeptHead] = OrderedDict()
+        self._making: dict[Key, asyncio.Task[Head]] = {}
+        self._maker = ThreadPoolExecutor(1, thread_name_prefix="class-list")
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    async def get(self, served: Served, classes: Sequence[str] | None, template: Template | None) -> Head:
+        """The head of a list; None for the adapter's own classes, or its own prompt.
+
+        Raises:
+            UsageError: as `Classifier.head`.
+        """
+        names, template = served.classifier.asked(classes, template)
+        own = served.own
+        if own is not None and own.names == names and own.template == template:
+            return own
+        key = (served.serial, names, template)
+        if key in self._kept:
+            self._metrics.lists.labels("kept").inc()
+            self._kept.move_to_end(key)
+            return self._kept[key].head
+        if key not in self._making:
+            self._metrics.lists.labels("made").inc()
+            task = asyncio.get_running_loop().create_task(self._make(key, served))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever asked may have gone
+            self._making[key] = task
+        return await asyncio.shield(self._making[key])
+
+    async def _make(self, key: Key, served: Served) -> Head:
+        try:
+            head = await asyncio.get_running_loop().run_in_executor(self._maker, served.head_of, key[1], key[2])
+        finally:
+            self._making.pop(key, None)
+        self._keep(key, KeptHead(head, size_of(head)))
+        return head
+
+    def _keep(self, key: Key, kept: KeptHead) -> None:
+        if kept.bytes > self._limits.head_bytes:
+            return
+        self._kept[key] = kept
+        self.bytes += kept.bytes
+        while len(self._kept) > self._limits.heads or self.bytes > self._limits.head_bytes:
+            self._forget(next(iter(self._kept)))
+
+    def drop(self, served: Served) -> None:
+        """Forget the lists of an adapter that is no longer served."""
+        for key in [key for key in self._kept if key[0] == served.serial]:
+            self._forget(key)
+
+    def _forget(self, key: Key) -> None:
+        self.bytes -= self._kept.pop(key).bytes
+
+    def close(self) -> None:
+        self._maker.shutdown(wait=False, cancel_futures=True)
+
+
+def size_of(head: Head) -> int:
+    """Bytes of the tensors in a head, about."""
+    return sum({id(each): each.nbytes for each in _tensors((head.head, head.seen), _DEEPEST)}.values()) + _A_NAME * len(head.names)
+
+
+def _tensors(thing: Any, deep: int) -> Iterator[Tensor]:
+    if isinstance(thing, Tensor):
+        yield thing
+    elif deep and not isinstance(thing, (str, bytes, nn.Module)):
+        inside = thing.values() if isinstance(thing, Mapping) else thing if isinstance(thing, (tuple, list)) else _fields(thing)
+        for each in inside:
+            yield from _tensors(each, deep - 1)
+
+
+def _fields(thing: Any) -> list[Any]:
+    return list(vars(thing).values()) if hasattr(thing, "__dict__") and not isinstance(thing, type) else []

@@ -1,0 +1,159 @@
+"""From a question and its images to answers: decoding, class features and the batch, within the time that is allowed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mmrl.classifier.judging import SCORE, Head, Judged, Rejecting, rejection
+from mmrl.data.preprocess import Planes
+from mmrl.errors import MmrlError, UsageError
+from mmrl.server.adapters import Adapters, Served
+from mmrl.server.batching import Batcher, Wanted
+from mmrl.server.gate import Gate, Ticket
+from mmrl.server.heads import Heads
+from mmrl.server.images import Decoding, decoded
+from mmrl.server.metrics import Meters
+from mmrl.server.refusals import Refused, one_line, plain_name
+from mmrl.server.settings import Settings
+from mmrl.templates import Template, template_list
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about images; the fields are those of `Classifier.judge`.
+
+    Attributes:
+        classes: None for the adapter's own.
+        template: None for the adapter's own.
+        top: classes to name, at most; None for all.
+        details: whether more is answered than names and probabilities.
+    """
+
+    classes: tuple[str, ...] | None = None
+    template: Template | None = None
+    top: int | None = None
+    reject: bool = False
+    recall: float | None = None
+    threshold: float | None = None
+    score: str = SCORE
+    coverage: float | None = None
+    calibrated: bool = True
+    details: bool = False
+
+    @property
+    def rejects(self) -> bool:
+        return self.reject or self.recall is not None or self.threshold is not None
+
+
+class Judgement(NamedTuple):
+    """Answers, one an image.
+
+    Attributes:
+        recall_known: whether the recall that was asked for is known for this class list; None where none was.
+    """
+
+    served: Served
+    head: Head
+    judged: list[Judged]
+    recall_known: bool | None = None
+
+
+class Service:
+    """All that a process has. It is made before the event loop runs; `start` and `close` are called on it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.limits = settings, settings.limits
+        self.metrics = Meters()
+        self.gate = Gate(self.limits, self.metrics)
+        self.heads = Heads(self.limits, self.metrics)
+        self.adapters = Adapters(settings, self.metrics, dropped=self.heads.drop)
+        self.batcher = Batcher(self.limits, self.metrics, coming=self._coming)
+        self._decoding = Decoding(self.adapters.default.classifier.preprocess, self.limits, allow_urls=settings.allow_urls)
+        self._decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
+        self._backbone = self.adapters.clip.name
+        self._watch: asyncio.Task[None] | None = None
+        self.ready = False
+
+    def _coming(self) -> int:
+        return self.gate.slots - self.batcher.images
+
+    def start(self) -> None:
+        self.batcher.start()
+        if self.settings.reload:
+            self._watch = asyncio.get_running_loop().create_task(self.adapters.watch(self.settings.reload))
+        self.ready = True
+
+    async def close(self) -> None:
+        self.ready = False
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+        await asyncio.to_thread(self.batcher.close)
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self.heads.close()
+
+    async def answer(self, name: str | None, question: Question, sources: Sequence[bytes | str], ticket: Ticket) -> Judgement:
+        """What is answered for images: bytes of files, base64 or URLs.
+
+        Raises:
+            Refused: with the status that says whose mistake it is.
+        """
+        served = self.adapters.get(name)
+        ticket.adapter, ticket.images = served.name, len(sources)
+        self._check(question, sources)
+        self.gate.take(ticket, len(sources) - ticket.slots)  # one was taken at the door
+        try:
+            return await asyncio.wait_for(self._answer(served, question, sources), self.limits.seconds)
+        except asyncio.TimeoutError as error:
+            raise Refused(504, f"the answer took more than {self.limits.seconds:g} s. Ask again, with fewer images or classes.") from error
+        except UsageError as error:
+            raise Refused(422, self._said(error)) from error
+        except MmrlError as error:
+            raise Refused(500, self._said(error)) from error
+
+    def _said(self, error: MmrlError) -> str:
+        return one_line(str(error).replace(self._backbone, plain_name(self._backbone)))
+
+    def _check(self, question: Question, sources: Sequence[bytes | str]) -> None:
+        if not sources:
+            raise Refused(400, "there is no image in the request.")
+        if len(sources) > self.limits.images:
+            raise Refused(413, f"the request has {len(sources)} images; at most {self.limits.images} are answered together.")
+        names, templates = len(question.classes or ()), len(template_list(question.template or ""))
+        if names * templates > self.limits.prompts or templates > self.limits.prompts:
+            said = f"{names:,} class names with {templates:,} prompt template{'s' if templates > 1 else ''}"
+            raise Refused(413, f"the request has {said}; at most {self.limits.prompts:,} prompts are served.")
+
+    async def _answer(self, served: Served, question: Question, sources: Sequence[bytes | str]) -> Judgement:
+        head_of = asyncio.ensure_future(self.heads.get(served, question.classes, question.template))
+        try:
+            planes = await self._decoded(sources)
+            head = await head_of
+        finally:
+            if not head_of.done():
+                head_of.cancel()
+            elif not head_of.cancelled():
+                head_of.exception()  # seen: another error came first
+        rule = self._rule(served, head, question)
+        wanted = Wanted(question.top or len(head.names), rule, question.score, question.coverage, question.calibrated)
+        judged = await self.batcher.judge(served, head, planes, wanted)
+        known = None
+        if rule is not None and question.threshold is None and served.classifier.trust is not None:
+            known = served.classifier.trust.holds_for(head.names, head.template)
+        return Judgement(served, head, judged, known)
+
+    async def _decoded(self, sources: Sequence[bytes | str]) -> list[Planes]:
+        loop, many = asyncio.get_running_loop(), len(sources) > 1
+        which = [f"image {at} of {len(sources)}: " if many else "" for at in range(1, len(sources) + 1)]
+        calls = [loop.run_in_executor(self._decoders, decoded, self._decoding, *each) for each in zip(sources, which)]
+        return list(await asyncio.gather(*calls))
+
+    def _rule(self, served: Served, head: Head, question: Question) -> Rejecting | None:
+        trust, recall, threshold = served.classifier.trust, question.recall, question.threshold
+        return rejection(trust, head, reject=question.reject, recall=recall, threshold=threshold, score=question.score)
