@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench docs clean
 .DELETE_ON_ERROR:
 
 demo: .venv-demo/.installed
@@ -22,6 +22,10 @@ bench: .venv-test/.stamp
 	.venv-test/bin/python -m benchmarks.train_step --classes 24,100 --batch 4 --backbone ViT-B-16
 	.venv-test/bin/python -m benchmarks.inference
 	.venv-test/bin/python -m benchmarks.test_pipeline
+
+# The site, in site/: any web server can serve it, such as python3 -m http.server -d site
+docs: .venv-test/.stamp
+	NO_MKDOCS_2_WARNING=1 .venv-test/bin/python -m mkdocs build --strict --quiet
 
 # Dependencies once; the package itself again after every change of its sources (seconds, since --no-deps).
 .venv-demo/.installed: .venv-demo/.stamp $(SOURCES)
@@ -41,4 +45,4 @@ bench: .venv-test/.stamp
 	@touch $@
 
 clean:
-	rm -rf .venv-demo .venv-test .pytest_cache .mypy_cache .ruff_cache .hypothesis demo dist
+	rm -rf .venv-demo .venv-test .pytest_cache .mypy_cache .ruff_cache .hypothesis demo dist site

@@ -246,7 +246,7 @@ def fit(data: Labelled | Data, **options: Unpack[FitOptions]) -> Classifier:
         `mmrl.fit("photos/", method="mmrlpp", backbone="tiny", holdout=0.2, epochs=20, lam=0.5)`
 
     Raises:
-        as `train`.
+        UsageError, MmrlError: as `train`.
     """
     skip_broken = bool(options.get("skip_broken", isinstance(data, Data) and data.skip_broken))
     result, dataset = _train(data, None, None, {**options})

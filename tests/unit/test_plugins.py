@@ -1,4 +1,4 @@
-"""What is added from outside: the walk-through of docs/plugins.md as it stands there, every way to name a plugin, and what is refused."""
+"""What is added from outside: the files that docs/plugins.md and docs/add_dataset.md show, every way to name one, what is refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from tests.unit.grids import COMMON, contents, photos
 from tests.unit.test_cli_bench import Bench, mmrl  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).parents[2]
-METHOD, DATA, RECIPE = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8"), re.DOTALL)
+METHOD, RECIPE = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8"), re.DOTALL)
+DATA, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "add_dataset.md").read_text(encoding="utf-8"), re.DOTALL)
 SMALLEST = COMMON[:4]
 OFFSET = """
 import torch, torch.nn.functional as F

@@ -31,7 +31,7 @@ class _Kept(logging.Handler):
 def heeded(name: str) -> Iterator[None]:
     """What is logged or warned of while the backbone `name` is loaded becomes a `Notice` each; if loading fails, its error says all.
 
-    Warnings that are for programmers (of names that will go away) are left out.
+    Warnings that are for programmers (of names that will go away) are left out, and tqdm's, of a notebook without widgets.
 
     Warns:
         Notice: for each different text.
@@ -44,7 +44,8 @@ def heeded(name: str) -> Iterator[None]:
             yield
     finally:
         root.handlers = handlers
-    theirs = [str(each.message) for each in caught if not issubclass(each.category, FOR_PROGRAMMERS)]
+    told = [each for each in caught if not (issubclass(each.category, FOR_PROGRAMMERS) or each.category.__module__.startswith("tqdm"))]
+    theirs = [str(each.message) for each in told]
     for text in dict.fromkeys([*kept.texts, *theirs]):
         warnings.warn(f"{name}: {text}", Notice, stacklevel=4)
 
