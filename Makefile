@@ -25,7 +25,7 @@ bench: .venv-test/.stamp
 
 # The site, in site/: any web server can serve it, such as python3 -m http.server -d site
 docs: .venv-test/.stamp
-	NO_MKDOCS_2_WARNING=1 .venv-test/bin/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-test/bin/python -m mkdocs build --strict
 
 # Dependencies once; the package itself again after every change of its sources (seconds, since --no-deps).
 .venv-demo/.installed: .venv-demo/.stamp $(SOURCES)
