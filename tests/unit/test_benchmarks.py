@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import common, feature_cache, gpu, grid, inference, memory, rows, test_pipeline, text_memory, train_step, views
+from benchmarks import common, feature_cache, gpu, grid, inference, kernels, memory, rows, test_pipeline, text_memory, train_step, views
 from benchmarks.methods import COLUMNS, ROOT, golden_rows, here, linked, method_rows, mini_table, put, step_table
 from benchmarks.sides import PLAIN, Work, fast_step, make_method, plain_step, without_dropout
 from benchmarks.train_step import BOUND
@@ -53,6 +53,16 @@ def tables(text: str) -> list[list[dict[str, str]]]:
 def run(main: Any, arguments: list[str], out: Path) -> tuple[int, list[list[dict[str, str]]], dict[str, Any]]:
     code = main([*SMALL, *arguments, "--out", str(out)])
     return code, tables(out.read_text()), json.loads(out.with_suffix(".json").read_text())
+
+
+def test_kernels(tmp_path: Path) -> None:
+    code, (table,), numbers = run(kernels.main, ["--classes", "3", "--top", "2"], tmp_path / "kernels.md")
+    assert code == 0 and [row["side"] for row in table] == ["plain"] * 3 + ["fast"] * 3
+    for side in ("plain", "fast"):
+        shares = [float(row["share"].rstrip("%")) for row in table if row["side"] == side]
+        assert sum(shares) == pytest.approx(100, abs=0.2)
+        found = {each["name"]: each["seconds"] for each in numbers["kernels"][side]}
+        assert "aten::addmm" in found and all(seconds > 0 for seconds in found.values())
 
 
 def test_views(tmp_path: Path) -> None:
