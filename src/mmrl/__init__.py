@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from mmrl.client import Client
     from mmrl.clip import load_clip
     from mmrl.data import load_dataset
+    from mmrl.export import export_adapter
     from mmrl.reports.frames import load_results, mean_results
     from mmrl.sklearn import MMRLClassifier
-    from mmrl.trust.state import UNKNOWN
+    from mmrl.trust.rejection import UNKNOWN
 
 _HOME = {
     "advise": "mmrl.api",
@@ -23,6 +24,7 @@ _HOME = {
     "from_pretrained": "mmrl.api",
     "train": "mmrl.api",
     "zero_shot": "mmrl.api",
+    "export_adapter": "mmrl.export",
     "load_clip": "mmrl.clip",
     "load_dataset": "mmrl.data",
     "load_results": "mmrl.reports.frames",
@@ -30,7 +32,7 @@ _HOME = {
     "Client": "mmrl.client",
     "Classifier": "mmrl.classifier.predictor",
     "MMRLClassifier": "mmrl.sklearn",
-    "UNKNOWN": "mmrl.trust.state",
+    "UNKNOWN": "mmrl.trust.rejection",
 }
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "advise",
+    "export_adapter",
     "fit",
     "from_pretrained",
     "load_clip",

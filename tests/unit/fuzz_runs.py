@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load, save, save_file
 
 from mmrl import engine, methods
-from mmrl.classifier.classes import class_names
+from mmrl.class_lists import class_names
 from mmrl.classifier.predictor import Classifier
 from mmrl.cli.options import parse_seeds, parse_settings, parse_shots, parse_values
 from mmrl.clip import load_clip

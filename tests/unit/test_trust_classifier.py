@@ -19,7 +19,8 @@ from mmrl.data import Dataset, Draw, Item, draw_shots
 from mmrl.engine.adapter import read_config
 from mmrl.engine.calibrate import LEAST, held_out_images, set_apart
 from mmrl.errors import MmrlError, Notice, UsageError
-from mmrl.trust.state import UNKNOWN, Trust
+from mmrl.trust.rejection import UNKNOWN
+from mmrl.trust.state import Trust
 
 NAMES = ("cat", "dog", "great_white shark")
 TEMPLATE = "a photo of a {}."

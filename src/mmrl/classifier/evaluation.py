@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmrl.classifier.classes import class_names
+from mmrl.class_lists import class_names
 from mmrl.clip import naming
 from mmrl.data import Broken, Dataset, Draw, Item, dataset_names, usual_workers
 from mmrl.data.folder import ImagesBelow

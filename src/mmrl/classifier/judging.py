@@ -8,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 from torch import Tensor
 
-from mmrl.classifier.classes import class_names
+from mmrl.class_lists import class_names
 from mmrl.classifier.inputs import given_images
 from mmrl.classifier.web import Urls
 from mmrl.data import Broken, Dataset, Draw, Item, usual_workers, warn_broken
@@ -22,28 +21,16 @@ from mmrl.errors import Notice, UsageError, unknown
 from mmrl.methods import Method
 from mmrl.names import check_names, listed, name_key
 from mmrl.templates import Template, check_template
+from mmrl.trust.answers import SCORE, rejection, scored, sets
+from mmrl.trust.answers import Prediction as Prediction
 from mmrl.trust.arrays import Floats
-from mmrl.trust.calibration import calibrated_probabilities
-from mmrl.trust.conformal import METHODS, prediction_sets
-from mmrl.trust.state import FEW, UNKNOWN, Trust, checked_score, known_scores
+from mmrl.trust.conformal import METHODS
+from mmrl.trust.rejection import checked_score
+from mmrl.trust.state import FEW, Trust
 
-RECALL = 0.95
-SCORE = "energy"  # it tells images of other data sets apart better than "mcm" on the mini sets (docs/trust.md)
 DAC = "dac"
 Calibrated = bool | Literal["dac"]
 PARTS = ("train", "val", "test")
-REMEDY = (
-    "Calibrate it on labelled images that it was not trained on, and that it will not be measured on: clf.calibrate(DATA) in Python, "
-    "`mmrl calibrate ADAPTER DATA` on the command line."
-)
-
-
-class Prediction(NamedTuple):
-    """One class with its probability in [0, 1]; `trained` is whether the classifier was trained on it."""
-
-    name: str
-    probability: float
-    trained: bool
 
 
 class Judged(NamedTuple):
@@ -75,90 +62,6 @@ class Head(NamedTuple):
     head: Any
     seen: Tensor
     template: Template
-
-
-class Rejecting(NamedTuple):
-    """Images whose `score` is below `threshold` are rejected."""
-
-    score: str
-    threshold: float
-
-    def best(self, logits: Floats, scale: float) -> list[int]:
-        """Position of the likeliest class of each image, of logits (B, C); C for one that is rejected."""
-        rejected = scored(logits, self.score, scale) < self.threshold
-        return np.where(rejected, logits.shape[1], logits.argmax(1)).tolist()
-
-
-def rejection(
-    trust: Trust | None, head: Head, *, reject: bool, recall: float | None, threshold: float | None, score: str
-) -> Rejecting | None:
-    """The rule that a call asks for; None where it asks for none.
-
-    Warns:
-        Notice: the recall is known for another list of classes alone.
-
-    Raises:
-        UsageError: no calibration to take a threshold from, an unknown score, recall and threshold together, or a class that has the name
-            of the answer itself.
-    """
-    checked_score(score)
-    if not reject and recall is None and threshold is None:
-        return None
-    if own := [name for name in head.names if name_key(name) == UNKNOWN]:
-        said = f"'{own[0]}' is one of the classes, and also the answer for an image of none of them"
-        raise UsageError(f"{said}. Rename the class, such as '{own[0]} thing', or take scores of your own: known_scores.")
-    if threshold is not None:
-        if recall is not None:
-            raise UsageError(f"recall is {recall} and threshold is {threshold}; give one: a recall stands for the threshold that has it.")
-        if not np.isfinite(threshold):
-            raise UsageError(f"threshold is {threshold}; it must be a number, of the size of the scores that known_scores gives.")
-        return Rejecting(score, float(threshold))
-    if trust is None:
-        raise UsageError(f"there is no threshold to reject by, as this classifier is not calibrated. {REMEDY} Or give a threshold.")
-    if not trust.holds_for(head.names, head.template):
-        other = not trust.holds_for(head.names, trust.template)
-        how = f"among other classes ({listed(trust.classes)})" if other else "with another prompt"
-        said = f"the threshold was fitted {how}"
-        fix = "Calibrate with this list of classes, or give a threshold"
-        warnings.warn(f"{said}, so how many images of these classes it keeps is not known. {fix}.", Notice, stacklevel=3)
-    return Rejecting(score, trust.threshold(score, RECALL if recall is None else recall))
-
-
-def probabilities(logits: Floats, temperature: float, factors: Floats | None) -> Floats:
-    """Calibrated (B, C) of logits (B, C); NaN for an image that has NaN."""
-    out, there = np.full(logits.shape, np.nan), np.isfinite(logits).all(1)
-    if there.any():
-        out[there] = calibrated_probabilities(logits[there], temperature=temperature, factors=factors)
-    return out
-
-
-def scored(logits: Floats, score: str, scale: float) -> Floats:
-    """How known each image looks (B,), of logits (B, C); NaN for an image that has NaN."""
-    out, there = np.full(len(logits), np.nan), np.isfinite(logits).all(1)
-    if there.any():
-        out[there] = known_scores(logits[there], checked_score(score), scale)
-    return out
-
-
-def sets(logits: Floats, trust: Trust | None, head: Head, coverage: float, method: str) -> list[list[str]]:
-    """Prediction sets of images with logits (B, C), likeliest class first; empty for an image that has NaN.
-
-    Raises:
-        UsageError: no calibration, or one among other classes or with another prompt, as coverage is known for its own alone.
-    """
-    if trust is None:
-        raise UsageError(f"there is no coverage to state, as this classifier is not calibrated. {REMEDY}")
-    if not trust.holds_for(head.names, head.template):
-        raise UsageError(
-            f"coverage is known among the {len(trust.classes)} classes that were calibrated ({listed(trust.classes)}), with their prompt, "
-            f"and not among these {len(head.names)}. Leave the list out, or calibrate with labelled images of these classes."
-        )
-    quantile, there = trust.quantile(method, coverage), np.isfinite(logits).all(1)
-    inside = np.zeros(logits.shape, bool)
-    if there.any():
-        inside[there] = prediction_sets(calibrated_probabilities(logits[there]), quantile, method)
-    order = np.argsort(-logits, axis=1, kind="stable")
-    return [[head.names[at] for at in places if own[at]] for places, own in zip(order, inside)]
 
 
 class Trusting:

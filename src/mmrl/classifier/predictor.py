@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mmrl.class_lists import class_names
 from mmrl.classifier import evaluation
-from mmrl.classifier.classes import class_names
 from mmrl.classifier.evaluation import EvaluationReport, summary
-from mmrl.classifier.inputs import Given, given_images, pixel_batches
-from mmrl.classifier.judging import DAC, SCORE, Calibrated, Head, Prediction, Trusting, probabilities, rejection
+from mmrl.classifier.inputs import pixel_batches
+from mmrl.classifier.judging import DAC, Calibrated, Head, Prediction, Trusting
 from mmrl.classifier.packed import packed, unpacked
 from mmrl.classifier.report import FitReport
 from mmrl.classifier.web import Urls
 from mmrl.clip import naming
 from mmrl.clip.device import checked_device
 from mmrl.data import Broken, Draw, warn_broken
+from mmrl.data.sources import Given, given_images
 from mmrl.engine import save_adapter
 from mmrl.engine.calibrate import class_factors, temperature_among
 from mmrl.engine.features import preprocess_of
@@ -31,8 +32,10 @@ from mmrl.methods import Method, TwoTower
 from mmrl.names import check_names
 from mmrl.reports.records import RECORD_NAME
 from mmrl.templates import DEFAULT_TEMPLATE, Template, check_template
+from mmrl.trust.answers import SCORE, probabilities, rejection
 from mmrl.trust.arrays import Floats
-from mmrl.trust.state import UNKNOWN, Trust
+from mmrl.trust.rejection import UNKNOWN
+from mmrl.trust.state import Trust
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import http.client
 import ipaddress
-import re
 import socket
 import threading
 import time
@@ -18,10 +17,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mmrl.data.images import REMEDY
+from mmrl.data.sources import is_url as is_url
 from mmrl.errors import UsageError, first_line
 from mmrl.version import __version__
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 PIECE = 2**16  # bytes
 
 
@@ -41,11 +40,6 @@ class Urls:
     seconds: float = 10.0
     redirects: int = 3
     private: bool = False
-
-
-def is_url(text: object) -> bool:
-    """Whether it is a text that begins with a scheme, such as https://."""
-    return isinstance(text, str) and _SCHEME.match(text) is not None
 
 
 def fetched(url: str, limits: Urls) -> bytes:

@@ -20,7 +20,7 @@ def import_checkpoint(
     set_: list[str] = typer.Option([], "--set", help="KEY=VALUE, for what the file does not say, such as alpha or ctx_init."),
 ) -> None:
     """Turn a checkpoint of the authors' code into an adapter. Nothing in the file is executed."""
-    from mmrl.classifier.classes import class_names
+    from mmrl.class_lists import class_names
     from mmrl.cli.options import parse_settings
     from mmrl.data import dataset_info
     from mmrl.engine import import_authors

@@ -20,6 +20,7 @@ from mmrl.cli import (
     data,
     demo,
     evaluate,
+    export,
     hints,
     importer,
     methods,
@@ -84,6 +85,7 @@ app.command("methods")(methods.methods)
 app.command("demo")(demo.demo)
 app.command("status")(status.status)
 app.command("report")(report.report)
+app.command("export")(export.export)
 app.command("pack")(pack.pack)
 app.command("import-checkpoint")(importer.import_checkpoint)
 app.add_typer(data.app, name="data")

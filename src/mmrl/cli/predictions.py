@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmrl.errors import UsageError
-from mmrl.trust.state import UNKNOWN
+from mmrl.trust.rejection import UNKNOWN
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -4,7 +4,7 @@ from mmrl.clip.backbone import ClassList, Clip, Prompts
 from mmrl.clip.images import AnyImages, Images
 from mmrl.clip.layers import NO_EDITS, Edit, Edits
 from mmrl.clip.load import load_clip, outline, random_clip
-from mmrl.clip.too_long import TooLongError, naming
+from mmrl.too_long import TooLongError, naming
 
 __all__ = [
     "NO_EDITS",

@@ -19,11 +19,11 @@ from mmrl.clip.kept_text import kept_features
 from mmrl.clip.layers import NO_EDITS, Edits, Layer, check_edits
 from mmrl.clip.packing import packing_of
 from mmrl.clip.text import TextHidden, TextTower, rows_of
-from mmrl.clip.too_long import TooLongError
 from mmrl.clip.vision import ImageHidden, VisionTower
 from mmrl.errors import UsageError
 from mmrl.names import check_names
 from mmrl.templates import fill
+from mmrl.too_long import TooLongError
 
 FROZEN_CHUNK = 128  # prompts at a time where no gradient is kept: bounds memory at 1000 classes and more
 _ACTIVATIONS = 24  # values a token and layer keeps for the backward pass, in units of the width (attention, MLP, norms)

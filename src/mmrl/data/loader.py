@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from mmrl.data.broken import Broken
+from mmrl.data.central import Planes
 from mmrl.data.decoded import Decoded, Pixels, plain
 from mmrl.data.images import REMEDY
 from mmrl.data.parallel import ordered
-from mmrl.data.preprocess import Cut, Planes, Preprocess
+from mmrl.data.preprocess import Cut, Preprocess
 from mmrl.data.records import Dataset, Item
 from mmrl.errors import UsageError
 

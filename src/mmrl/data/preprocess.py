@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from mmrl.data.central import RESAMPLING, Planes, central, planes_of, resized
 from mmrl.errors import UsageError, unknown
 
-Planes = NDArray[np.uint8]  # (3, size, size)
-
-RESAMPLING = {mode.name.lower(): mode for mode in (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR, Image.Resampling.NEAREST)}
 CROP_RATIO = (3 / 4, 4 / 3)  # width to height
 
 
@@ -94,8 +92,8 @@ class Preprocess:
     def varied(self, image: Image.Image, seed: int) -> Planes:
         """As `train`, but not yet normalised: uint8 (3, size, size)."""
         top, left, height, width, mirrored = self.cut(image.height, image.width, seed)
-        out = self._resized(image.crop((left, top, left + width, top + height)), self.size, self.size)
-        return _planes(out.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else out)
+        out = resized(image.crop((left, top, left + width, top + height)), self.size, self.size, self._mode)
+        return planes_of(out.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else out)
 
     def cut(self, height: int, width: int, seed: int) -> Cut:
         """What `varied` takes of an image of that size."""
@@ -105,10 +103,7 @@ class Preprocess:
 
     def central(self, image: Image.Image) -> Planes:
         """As `test`, but not yet normalised: uint8 (3, size, size)."""
-        shorter = min(image.size)
-        out = self._resized(image, *(self.size if side == shorter else int(self.size * side / shorter) for side in image.size))
-        left, top = (round((side - self.size) / 2) for side in out.size)
-        return _planes(out.crop((left, top, left + self.size, top + self.size)))
+        return central(image, self.size, self._mode)
 
     def batch(self, planes: Sequence[Planes], device: torch.device | str = "cpu") -> Tensor:
         """A normalised float32 batch (B, 3, size, size) of uint8 images; the same numbers on every device."""
@@ -135,9 +130,6 @@ class Preprocess:
             self._on[device] = full, mean, std
         return self._on[device]
 
-    def _resized(self, image: Image.Image, width: int, height: int) -> Image.Image:
-        return image if image.size == (width, height) else image.resize((width, height), self._mode)
-
     def _crop(self, height: int, width: int, generator: random.Random) -> tuple[int, int, int, int]:
         """Top, left, height and width of a crop, chosen as torchvision's RandomResizedCrop does, but from `generator`."""
         for _ in range(10):
@@ -149,8 +141,3 @@ class Preprocess:
         ratio = min(max(width / height, CROP_RATIO[0]), CROP_RATIO[1])  # too wide or too tall: a central crop
         w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
         return (height - h) // 2, (width - w) // 2, max(h, 1), max(w, 1)
-
-
-def _planes(image: Image.Image) -> Planes:
-    """(H, W, 3) -> (3, H, W)."""
-    return np.ascontiguousarray(np.asarray(image, np.uint8).transpose(2, 0, 1))

@@ -23,8 +23,8 @@ from torch import Tensor
 from mmrl.clip import Clip, Images
 from mmrl.clip.device import arithmetic
 from mmrl.data import Broken, Dataset, Item, Preprocess, test_batches
+from mmrl.data.central import Planes
 from mmrl.data.loader import KeptPlanes
-from mmrl.data.preprocess import Planes
 from mmrl.engine.batches import Batch, on_the_way
 from mmrl.engine.states import StateFiles
 from mmrl.errors import UsageError

@@ -24,6 +24,7 @@ class ExportOptions:
     Attributes:
         precision: of the weights: "float32", or "int8", which `check` must allow.
         check: labelled images, all that `Classifier.evaluate` takes, on which int8 is compared with float32.
+        root: folder with the downloaded data sets, for `check`.
         max_loss: points of accuracy that int8 may lose there.
         opset: of ONNX.
         text: whether the text tower goes along, with which new classes are named.
@@ -31,6 +32,7 @@ class ExportOptions:
 
     precision: Precision = "float32"
     check: Any = None
+    root: Path | None = None
     max_loss: float = MAX_LOSS
     opset: int = USUAL_OPSET
     text: bool = True

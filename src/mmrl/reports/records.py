@@ -32,7 +32,6 @@ from mmrl.templates import Template
 
 SCHEMA = "mmrl.run/2"
 RECORD_NAME = "run.json"
-ECE_BINS = 15
 LARGEST_RECORD = 2**25  # bytes; ten thousand classes take some 2 MB
 LARGEST = 10_000  # classes of a confusion matrix without names: more are a damaged file, and would fill the memory
 MOST = 2**53  # of anything counted: what a float holds exactly, as tables and charts calculate with it

@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mmrl.errors import UsageError
-from mmrl.reports.records import ECE_BINS, Bin
 from mmrl.trust.arrays import Floats, labels_of, line, log_softmax, positive, rows
 
+if TYPE_CHECKING:
+    from mmrl.reports.records import Bin
+
+ECE_BINS = 15  # of equal width, as in most publications
 COLDEST, HOTTEST = 1e-2, 1e2  # temperatures looked at
 NEIGHBOURS = 5
 SAME = 0.05  # a class nearer than this to a trained one, in Euclidean distance of unit features, counts as that one
@@ -127,6 +131,8 @@ def adaptive_bins(confidence: ArrayLike, correct: ArrayLike, bins: int = ECE_BIN
 
 
 def _bins(p: Floats, right: Floats, place: NDArray[np.int64], bins: int) -> tuple[Bin, ...]:
+    from mmrl.reports.records import Bin  # here, as records need pydantic, and a runtime without it takes probabilities from this module
+
     count = np.bincount(place, minlength=bins)
     mean = [np.bincount(place, weights=values, minlength=bins) / np.maximum(count, 1) for values in (p, right)]
     return tuple(Bin(count=int(n), confidence=min(float(c), 1.0), accuracy=float(a)) for n, c, a in zip(count, *mean, strict=True))

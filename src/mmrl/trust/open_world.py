@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mmrl.errors import UsageError, unknown
-from mmrl.reports.records import harmonic_mean
 from mmrl.trust.arrays import Floats, labels_of, line, log_softmax, rows
 from mmrl.trust.rejection import auroc
 
@@ -93,6 +92,8 @@ def open_world(logits: ArrayLike, labels: ArrayLike, base: ArrayLike, *, detecti
     Raises:
         UsageError: shapes that do not fit, or no images or classes of one of the kinds.
     """
+    from mmrl.reports.records import harmonic_mean  # here, as in calibration.py
+
     z = rows(logits, what="the logits")
     y = labels_of(labels, z)
     mask = _mask(base, z.shape[1])

@@ -8,10 +8,15 @@ maximum of the logits. Both are higher for known images here (the code of MCM re
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mmrl.errors import unknown
 from mmrl.trust.arrays import Floats, counted, line, log_softmax, positive, rows, share
+
+UNKNOWN = "unknown"  # the answer for an image of none of the classes
 
 
 def mcm_scores(logits: ArrayLike, temperature: float = 1.0) -> Floats:
@@ -32,6 +37,24 @@ def energy_scores(logits: ArrayLike, temperature: float = 1.0) -> Floats:
     """
     z = rows(logits, what="the logits") / positive(temperature, what="the temperature")
     return temperature * (z.max(1) - log_softmax(z).max(1))  # the log of the sum is what was taken away
+
+
+SCORES: dict[str, Callable[[ArrayLike, float], Floats]] = {  # of logits, and of what cosines were multiplied with to make them
+    "energy": lambda logits, scale: energy_scores(logits),
+    "mcm": mcm_scores,
+}
+
+
+def checked_score(name: str) -> str:
+    """Raises UsageError for the name of no rejection score."""
+    if name not in SCORES:
+        raise unknown("rejection score", name, tuple(SCORES))
+    return name
+
+
+def known_scores(logits: ArrayLike, name: str, scale: float) -> Floats:
+    """How known each image looks, (N,), from logits (N, C), by the score "energy" or "mcm". Raises UsageError for another."""
+    return SCORES[checked_score(name)](logits, scale)
 
 
 def threshold_at_recall(scores: ArrayLike, recall: float) -> float:

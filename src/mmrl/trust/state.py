@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from numpy.typing import ArrayLike
@@ -14,15 +14,10 @@ from mmrl.templates import Template
 from mmrl.trust.arrays import Floats, labels_of, rows
 from mmrl.trust.calibration import COLDEST, HOTTEST, calibrated_probabilities, fit_temperature
 from mmrl.trust.conformal import METHODS, conformal_quantile, conformal_scores
-from mmrl.trust.rejection import energy_scores, mcm_scores, threshold_at_recall
+from mmrl.trust.rejection import SCORES, checked_score, threshold_at_recall
 
 MOST = 10_000  # images
 FEW = 20  # images; with fewer, a recall of 0.95 cannot be had
-UNKNOWN = "unknown"  # the answer for an image of none of the classes
-SCORES: dict[str, Callable[[ArrayLike, float], Floats]] = {  # of logits, and of what cosines were multiplied with to make them
-    "energy": lambda logits, scale: energy_scores(logits),
-    "mcm": mcm_scores,
-}
 
 Source = Literal["validation", "not drawn", "held out", "given"]
 Numbers = Annotated[tuple[float, ...], Field(min_length=1, max_length=MOST, fail_fast=True)]
@@ -103,18 +98,6 @@ class Trust(BaseModel):
         if method not in METHODS:
             raise unknown("kind of prediction sets", method, METHODS)
         return conformal_quantile(self.nonconformity[method], coverage)
-
-
-def checked_score(name: str) -> str:
-    """Raises UsageError for the name of no rejection score."""
-    if name not in SCORES:
-        raise unknown("rejection score", name, tuple(SCORES))
-    return name
-
-
-def known_scores(logits: ArrayLike, name: str, scale: float) -> Floats:
-    """How known each image looks, (N,), from logits (N, C), by the score "energy" or "mcm". Raises UsageError for another."""
-    return SCORES[checked_score(name)](logits, scale)
 
 
 def _sorted(values: Floats) -> tuple[float, ...]:

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from mmrl.errors import UsageError, shortened
 from mmrl.names import spoken
 from mmrl.templates import fill
 
-if TYPE_CHECKING:
-    from mmrl.clip.backbone import Clip
-
 SHORTEST = "{}."  # the template that adds the fewest tokens
 QUOTED = 200  # letters of a prompt in a message
+
+
+class Reader(Protocol):
+    """A text tower: what it is called, how many tokens it reads, and how many each of some prompts has."""
+
+    name: str
+    context_length: int
+
+    def lengths(self, prompts: Sequence[str], /) -> list[int]: ...
 
 
 class TooLongError(UsageError):
     """A prompt is longer than the context: the longest of those asked for, which stands at `position` among them."""
 
-    def __init__(self, clip: Clip, prompt: str, position: int, length: int) -> None:
+    def __init__(self, clip: Reader, prompt: str, position: int, length: int) -> None:
         self.clip, self.prompt, self.position, self.length = clip, prompt, position, length
         super().__init__(f"{self.said}. Shorten the class name or the template.")
 
