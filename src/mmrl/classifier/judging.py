@@ -21,8 +21,11 @@ from mmrl.errors import Notice, UsageError, unknown
 from mmrl.methods import Method
 from mmrl.names import check_names, listed, name_key
 from mmrl.templates import Template, check_template
-from mmrl.trust.answers import SCORE, rejection, scored, sets
+from mmrl.trust.answers import SCORE as SCORE
 from mmrl.trust.answers import Prediction as Prediction
+from mmrl.trust.answers import Rejecting as Rejecting
+from mmrl.trust.answers import rejection as rejection
+from mmrl.trust.answers import scored, sets
 from mmrl.trust.arrays import Floats
 from mmrl.trust.conformal import METHODS
 from mmrl.trust.rejection import checked_score

@@ -13,7 +13,7 @@ def export(
     to: str = typer.Option("onnx", "--to", help="What to write: onnx (ONNX Runtime, mmrl.runtime without torch), pt2 (torch.export), ..."),
     backbone: str = typer.Option(None, "--backbone", help="Backbone, if not the one the adapter names."),
     precision: str = typer.Option("float32", "--precision", help="Of the weights: float32, or int8, which --check must allow."),
-    check: str = typer.Option(None, "--check", metavar="DATA", help="Labelled images, or a data set's name, to measure int8's accuracy on."),
+    check: str = typer.Option(None, "--check", metavar="DATA", help="Labelled images or a data set to measure int8's accuracy on."),
     root: Path = typer.Option(None, "--root", help="Folder with the downloaded data sets, for --check."),
     max_loss: float = typer.Option(1.0, "--max-loss", help="Points of accuracy that int8 may lose there; more, and nothing is written."),
     opset: int = typer.Option(18, "--opset", help="Of ONNX: 18 to 22."),

@@ -17,7 +17,7 @@ from mmrl.export.adapter import ExportOptions
 from mmrl.export.compare import SIZES, TOLERANCE, largest_difference
 from mmrl.export.folder import write_manifest
 from mmrl.export.onnx_graph import require_onnx, write_onnx_graph
-from mmrl.export.parts import Exportable, Text, exportable, templates_of
+from mmrl.export.parts import Exportable, TextPart, exportable, templates_of
 from mmrl.export.tracing import traced
 from mmrl.runtime.manifest import CLASSES, FORMAT, IMAGE, PIXELS, TEXT, TEXT_FEATURES, VOCABULARY
 from mmrl.version import __version__
@@ -65,7 +65,7 @@ def session_of(path: Path) -> Any:
     return run
 
 
-def _write_text(text: Text, folder: Path, opset: int) -> float:
+def _write_text(text: TextPart, folder: Path, opset: int) -> float:
     example = text.tokens(_TRIED[:2])
     program, path = traced(text.program, example, [1] * len(example), NAMES), folder / TEXT
     names = text_inputs(text)
@@ -73,7 +73,7 @@ def _write_text(text: Text, folder: Path, opset: int) -> float:
     return largest_difference(text.program, session_of(path), lambda size: text.tokens(_TRIED[:size]), what="the text program")
 
 
-def text_inputs(text: Text) -> list[str]:
+def text_inputs(text: TextPart) -> list[str]:
     """Names of the inputs of the text program, one for each group of prompts."""
     return ["tokens", *(f"tokens_{number}" for number in range(2, len(text.groups) + 1))]
 

@@ -22,7 +22,7 @@ from mmrl.templates import template_list
 
 
 @dataclass(frozen=True)
-class Text:
+class TextPart:
     """What makes class features of new names.
 
     Attributes:
@@ -58,7 +58,7 @@ class Exportable:
     image: nn.Module
     outputs: tuple[str, ...]
     classes: NDArray[np.float32] | None
-    text: Text | None
+    text: TextPart | None
     no_text: str
     rule: dict[str, Any] | None
 
@@ -108,7 +108,7 @@ def rule_of(method: Method) -> dict[str, Any] | None:
     return method.rule() if says <= combines else None
 
 
-def _text(method: TwoTower, classifier: Classifier) -> tuple[Text | None, str]:
+def _text(method: TwoTower, classifier: Classifier) -> tuple[TextPart | None, str]:
     vocabulary = vocabulary_file(method.clip.tokenizer)
     if vocabulary is None:
         return None, f"the tokenizer of '{method.clip.name}' is not CLIP's own byte-pair encoding"
@@ -117,7 +117,7 @@ def _text(method: TwoTower, classifier: Classifier) -> tuple[Text | None, str]:
             program, groups = text_program(method, classifier.template)
     except (UsageError, RuntimeError, ValueError) as error:
         return None, f"the text tower of method '{method.name}' cannot be traced: {error}"
-    return Text(program, groups, vocabulary), ""
+    return TextPart(program, groups, vocabulary), ""
 
 
 def _trained(classifier: Classifier) -> Exportable:

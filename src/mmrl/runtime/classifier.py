@@ -34,7 +34,7 @@ _LISTS_KEPT = 4
 _PROMPTS = 128  # at a time
 
 
-class ClassList(NamedTuple):
+class Competing(NamedTuple):
     """A list of classes that compete: names, prompt, which were trained (C,), and features (C, d) or positions (C,) among the trained."""
 
     names: tuple[str, ...]
@@ -72,7 +72,7 @@ class ExportedClassifier:
         self.calibration = None if manifest.calibration is None else Calibration.read(manifest.calibration)
         self._programs = programs
         self._mode = RESAMPLING[manifest.preprocess.interpolation]
-        self._lists: dict[tuple[str, ...], ClassList] = {}
+        self._lists: dict[tuple[str, ...], Competing] = {}
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -162,7 +162,7 @@ class ExportedClassifier:
                 parts.append(self._programs.text.run([text.output], inputs)[0])
         return np.concatenate(parts)
 
-    def _listed(self, classes: str | Sequence[str] | None) -> ClassList:
+    def _listed(self, classes: str | Sequence[str] | None) -> Competing:
         names = self.classes if classes is None else check_names(class_names(classes))
         if not names:
             raise UsageError("this classifier has no classes of its own; pass some (classes=[...], or --classes on the command line).")
@@ -173,7 +173,7 @@ class ExportedClassifier:
                 self._lists[names] = self._made(names)
             return self._lists[names]
 
-    def _made(self, names: tuple[str, ...]) -> ClassList:
+    def _made(self, names: tuple[str, ...]) -> Competing:
         place = {name_key(name): at for at, name in enumerate(self.classes)}
         columns = np.array([place.get(name_key(name), -1) for name in names])
         trained = columns >= 0
@@ -181,7 +181,7 @@ class ExportedClassifier:
             if not trained.all():
                 new = names[int(np.argmin(trained))]
                 raise UsageError(f"'{new}' is a new class, and this export knows its trained ones alone: {self.manifest.no_text}.")
-            return ClassList(names, self.template, trained, columns)
+            return Competing(names, self.template, trained, columns)
         known = self._programs.classes
         values = np.empty((len(names), self.manifest.embed_dim), np.float32)
         spoken_alike = np.array([at >= 0 and self.classes[at] == name for at, name in zip(columns, names)])
@@ -189,7 +189,7 @@ class ExportedClassifier:
             values[spoken_alike] = known[columns[spoken_alike]]
         if not spoken_alike.all():
             values[~spoken_alike] = self.class_features([name for name, own in zip(names, spoken_alike) if not own])
-        return ClassList(names, self.template, trained, values)
+        return Competing(names, self.template, trained, values)
 
     def _passes(self, sources: Sequence[Any]) -> Iterator[list[Array]]:
         """What the image program puts out, batch by batch."""
@@ -203,7 +203,7 @@ class ExportedClassifier:
             pixels /= std
             yield self._programs.image.run(list(self.manifest.outputs), {PIXELS: pixels})
 
-    def _logits(self, sources: Sequence[Any], listed: ClassList) -> Array:
+    def _logits(self, sources: Sequence[Any], listed: Competing) -> Array:
         rows, m = [], self.manifest
         for found in self._passes(sources):
             if m.kind != FULL:
@@ -216,7 +216,7 @@ class ExportedClassifier:
             raise MmrlError("the scores are not finite: the export's weights are damaged. Export again.")
         return logits
 
-    def _probabilities(self, logits: Array, listed: ClassList, calibrated: bool) -> NDArray[np.float64]:
+    def _probabilities(self, logits: Array, listed: Competing, calibrated: bool) -> NDArray[np.float64]:
         if calibrated not in (True, False):
             raise UsageError(f"calibrated is {calibrated!r}; an export takes True or False. \"dac\" needs `mmrl.Classifier`.")
         own, temperature = self.calibration, 1.0
@@ -224,7 +224,7 @@ class ExportedClassifier:
             temperature = own.temperature
         return probabilities(logits.astype(np.float64), temperature, None)
 
-    def _carries(self, own: Calibration, listed: ClassList) -> bool:
+    def _carries(self, own: Calibration, listed: Competing) -> bool:
         """Whether the temperature serves a list; as `mmrl.engine.calibrate.temperature_among`."""
         trained = {name_key(name) for name in self.classes}
         inside = all(name_key(name) in trained for name in (*listed.names, *own.classes))

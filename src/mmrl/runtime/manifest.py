@@ -53,7 +53,7 @@ class Preprocessing(NamedTuple):
     std: tuple[float, float, float]
 
 
-class Prompts(NamedTuple):
+class PromptInput(NamedTuple):
     """An input of the text program: what it is called, and the templates of its prompts."""
 
     name: str
@@ -62,14 +62,14 @@ class Prompts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Text:
+class TextFile:
     """The text program."""
 
     file: str
     output: str
     vocabulary: str
     context_length: int
-    inputs: tuple[Prompts, ...]
+    inputs: tuple[PromptInput, ...]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Manifest:
     image: str
     outputs: tuple[str, ...]
     classes: str | None
-    text: Text | None
+    text: TextFile | None
     no_text: str
     calibration: Mapping[str, Any] | None
     precision: str
@@ -151,12 +151,12 @@ def _manifest(folder: Path, content: Mapping[str, Any]) -> Manifest:
     )  # fmt: skip
 
 
-def _text_part(text: Mapping[str, Any]) -> Text:
+def _text_part(text: Mapping[str, Any]) -> TextFile:
     inputs = tuple(
-        Prompts(_text(each["name"]), template_list(check_template([_text(one) for one in each["templates"]])), each["underscores"] is True)
+        PromptInput(_text(each["name"]), template_list(check_template([_text(one) for one in each["templates"]])), each["underscores"] is True)
         for each in text["inputs"]
     )
-    return Text(_file_name(text["file"]), _text(text["output"]), _file_name(text["vocabulary"]), _count(text["context_length"]), inputs)
+    return TextFile(_file_name(text["file"]), _text(text["output"]), _file_name(text["vocabulary"]), _count(text["context_length"]), inputs)
 
 
 def _file_name(name: Any) -> str:
