@@ -28,6 +28,7 @@ class ExportOptions:
         max_loss: points of accuracy that int8 may lose there.
         opset: of ONNX.
         text: whether the text tower goes along, with which new classes are named.
+        ort: of a page, where the npm package onnxruntime-web is: its folder, or the .tgz of `npm pack`; default: npm is asked once.
     """
 
     precision: Precision = "float32"
@@ -36,6 +37,7 @@ class ExportOptions:
     max_loss: float = MAX_LOSS
     opset: int = USUAL_OPSET
     text: bool = True
+    ort: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
