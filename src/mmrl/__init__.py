@@ -9,6 +9,7 @@ from mmrl.version import __version__
 
 if TYPE_CHECKING:
     from mmrl.api import advise, fit, from_pretrained, train, zero_shot
+    from mmrl.bulk.predict import predict_many
     from mmrl.classifier.predictor import Classifier
     from mmrl.client import Client
     from mmrl.clip import load_clip
@@ -25,6 +26,7 @@ _HOME = {
     "train": "mmrl.api",
     "zero_shot": "mmrl.api",
     "export_adapter": "mmrl.export",
+    "predict_many": "mmrl.bulk.predict",
     "load_clip": "mmrl.clip",
     "load_dataset": "mmrl.data",
     "load_results": "mmrl.reports.frames",
@@ -51,6 +53,7 @@ __all__ = [
     "load_dataset",
     "load_results",
     "mean_results",
+    "predict_many",
     "train",
     "zero_shot",
 ]

@@ -140,6 +140,24 @@ def prepared(rooms: tuple[int, ...], *, reserve: int) -> Case:
     return Case(rooms, lambda folder: folder.mkdir(parents=True), work, lambda folder: sorted(files_below(folder)))
 
 
+def predicted() -> Case:
+    """Answers in a file, which --resume goes on with; a line that was cut short is no answer."""
+    images = [PLACE / "photos" / "*" / "*"] * 4
+
+    def look(folder: Path) -> Any:
+        out = folder / "x.jsonl"
+        lines = out.read_bytes().splitlines(keepends=True) if out.exists() else []
+        return {str(at): json.loads(line) for at, line in enumerate(lines) if line.endswith(b"\n")}
+
+    words = ["--classes", "cat,dog", "--resume", "--quiet"]
+    return Case(
+        (0, PAGE, 2 * PAGE),  # for nothing, what was asked, and the first answers
+        lambda folder: None,
+        lambda folder: command("predict", "zero-shot", *images, "--out", folder / "x.jsonl", *words),
+        look,
+    )
+
+
 PLACE = Path()  # of what is not on the small disk
 
 
@@ -151,6 +169,7 @@ def cases() -> dict[str, Case]:
         "save": saved(smallest_clip()),
         "bench": benched(),
         "report": reported(),
+        "predict": predicted(),
         "prepare": prepared((0, 1_000_000), reserve=unpack.RESERVE),
         "prepare meanwhile": prepared((0, 20_000, 70_000), reserve=-PLENTY),
     }
@@ -243,7 +262,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return of_a_process("tests.unit.test_full_disk", place, within=NEW_NAMESPACE)
 
 
-NAMED = ("train", "train again", "save", "bench", "report", "prepare", "prepare meanwhile")
+NAMED = ("train", "train again", "save", "bench", "report", "predict", "prepare", "prepare meanwhile")
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -256,7 +275,7 @@ def test_a_full_disk_is_said_in_one_line_that_names_a_path(told: dict[str, Any],
         assert "space" in lines[0] or "`mmrl status" in lines[0], lines
 
 
-@pytest.mark.parametrize("name", ["train", "train again", "save", "bench", "report"])
+@pytest.mark.parametrize("name", ["train", "train again", "save", "bench", "report", "predict"])
 def test_it_fills_at_different_moments(told: dict[str, Any], name: str) -> None:
     moments = [json.dumps(moment) for moment in told[name]["moments"]]
     assert len(set(moments)) >= 2

@@ -53,19 +53,24 @@ def run_on_ray(
         UsageError: Ray is not installed, or the cluster has no such GPUs.
         MmrlError: no cluster answers at `address`, or workers cannot start.
     """
-    if not (gpu_fraction == 0 or 0.01 <= gpu_fraction <= 1):
-        raise UsageError(f"--gpu-fraction {gpu_fraction:g}: a run uses one GPU or a part of it. Give 0.01 to 1, or 0 for the CPU.")
+    check_fraction(gpu_fraction)
     began = datetime.now(timezone.utc)
     todo = [job for job in jobs if missing_tests(job, store)]
     if todo:
-        with _connected(address):
+        with connected(address):
             _Crew(bench, store, round(gpu_fraction, 4), began, say).work_through(todo)
     return outcome_of(jobs, store, began)
 
 
+def check_fraction(gpu_fraction: float) -> None:
+    """Raises UsageError where a worker cannot have that many GPUs."""
+    if not (gpu_fraction == 0 or 0.01 <= gpu_fraction <= 1):
+        raise UsageError(f"--gpu-fraction {gpu_fraction:g}: a run uses one GPU or a part of it. Give 0.01 to 1, or 0 for the CPU.")
+
+
 @contextmanager
-def _connected(address: str | None) -> Iterator[None]:
-    """Ray, for a while."""
+def connected(address: str | None) -> Iterator[None]:
+    """Ray, for a while. Raises UsageError where it is not installed, MmrlError where it cannot be reached or started."""
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # under `uv run`, Ray would send the working directory to all machines
     try:
         import ray
@@ -111,6 +116,22 @@ def _check_answers(address: str) -> None:
         f"no Ray cluster answers at {address}. Start one with `ray start --head` and give HOST:PORT as it prints them, or 'auto' on "
         "one of its machines; without --address, one is started here for the time of this command."
     )
+
+
+def places(gpu_fraction: float) -> int:
+    """Workers that the cluster, as it is now, has room for. Raises UsageError if there is none, however long one waits."""
+    import ray
+
+    count = 0
+    for node in ray.nodes():
+        has = node["Resources"] if node["Alive"] else {}
+        by_cpu = int(has.get("CPU", 0)) // CPUS
+        by_gpu = int(has.get("GPU", 0)) * int(1 / gpu_fraction + 1e-6) if gpu_fraction else by_cpu
+        count += min(by_cpu, by_gpu)
+    if not count:
+        lacks = f"no GPU, and --gpu-fraction is {gpu_fraction:g}; give 0 to compute on CPUs" if gpu_fraction else "no CPU"
+        raise UsageError(f"no machine of the Ray cluster has what a run needs: {lacks}, or add a machine to the cluster.")
+    return count
 
 
 @dataclass
@@ -176,19 +197,7 @@ class _Crew:
                 ray.kill(worker)
 
     def _places(self) -> int:
-        """Workers that the cluster, as it is now, has room for. Raises UsageError if there is none, however long one waits."""
-        import ray
-
-        places, fraction = 0, self._gpu_fraction
-        for node in ray.nodes():
-            has = node["Resources"] if node["Alive"] else {}
-            by_cpu = int(has.get("CPU", 0)) // CPUS
-            by_gpu = int(has.get("GPU", 0)) * int(1 / fraction + 1e-6) if fraction else by_cpu
-            places += min(by_cpu, by_gpu)
-        if not places:
-            lacks = f"no GPU, and --gpu-fraction is {fraction:g}; give 0 to compute on CPUs" if fraction else "no CPU"
-            raise UsageError(f"no machine of the Ray cluster has what a run needs: {lacks}, or add a machine to the cluster.")
-        return places
+        return places(self._gpu_fraction)
 
     def _hand_out(self, waiting: list[Job]) -> list[Job]:
         """Give jobs to free workers. Returns those that still wait."""
