@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from mmrl import methods
-from mmrl.bulk.answers import Asked
+from mmrl.bulk.answers import AskedOfEach
 from mmrl.bulk.stream import BlockJudge
 from mmrl.classifier.predictor import Classifier
 from tests.unit.colours import smallest_clip
@@ -23,7 +23,7 @@ def classifier(seed: int = 0) -> Classifier:
 
 
 def judge(seed: int = 0, **asked: object) -> BlockJudge:
-    return BlockJudge(classifier(seed), Asked(**{"classes": CLASSES, **asked}))  # type: ignore[arg-type]
+    return BlockJudge(classifier(seed), AskedOfEach(**{"classes": CLASSES, **asked}))  # type: ignore[arg-type]
 
 
 def photo(path: Path, seed: int) -> Path:

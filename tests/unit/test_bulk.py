@@ -18,8 +18,8 @@ import pytest
 import mmrl
 from mmrl.bulk import output, predict, progress, stream
 from mmrl.bulk.answers import Answer, fingerprint
-from mmrl.bulk.forms import CsvLines, DamagedLineError, JsonLines
-from mmrl.bulk.listed import Listed, Wanted
+from mmrl.bulk.forms import CsvAnswers, DamagedLineError, JsonAnswers
+from mmrl.bulk.listed import ListedImage, WantedImages
 from mmrl.bulk.predict import Engine, Target, answers, predict_many, write
 from mmrl.classifier.predictor import Classifier
 from mmrl.data import BrokenImageWarning
@@ -50,7 +50,7 @@ def written(photos: Path, out: Path, **options: Any) -> predict.Predicted:
     asked = {name: options.pop(name) for name in list(options) if name in ("top", "threshold", "classes", "seed")}
     target = Target.of(out, **options)
     assert target is not None
-    return write(judge(**asked), Wanted((photos,), recursive=True), target, Engine(), problem=lambda text: None, progress=False)
+    return write(judge(**asked), WantedImages((photos,), recursive=True), target, Engine(), problem=lambda text: None, progress=False)
 
 
 def flat(found: Iterator[list[Answer]]) -> list[Answer]:
@@ -58,7 +58,7 @@ def flat(found: Iterator[list[Answer]]) -> list[Answer]:
 
 
 def test_answers_are_those_of_one_image_at_a_time(photos: Path, clf: Classifier) -> None:
-    found = flat(answers(judge(threshold=0.0), Wanted((photos,), recursive=True)))
+    found = flat(answers(judge(threshold=0.0), WantedImages((photos,), recursive=True)))
     assert [each.image for each in found] == sorted((each.image for each in found), key=lambda name: ("deep" in name, name))
     assert len(found) == COUNT and sum(bool(each.error) for each in found) == 3
     for each in found:
@@ -70,11 +70,11 @@ def test_answers_are_those_of_one_image_at_a_time(photos: Path, clf: Classifier)
 
 
 def test_an_answer_is_the_same_bits_wherever_it_is_begun_and_whatever_else_is_broken(photos: Path, tmp_path: Path) -> None:
-    own, names = judge(), list(Wanted((photos,), recursive=True))
+    own, names = judge(), list(WantedImages((photos,), recursive=True))
     whole = flat(answers(own, names))
     for start in (1, 7, 8, 20, 30):
         assert flat(answers(own, names[start:], start=start)) == whole[start:]
-    gone = [Listed(str(tmp_path / "gone.png")) if at % 3 == 0 else each for at, each in enumerate(names)]
+    gone = [ListedImage(str(tmp_path / "gone.png")) if at % 3 == 0 else each for at, each in enumerate(names)]
     found = flat(answers(own, gone, Engine(workers=0)))
     assert [each for at, each in enumerate(found) if at % 3] == [each for at, each in enumerate(whole) if at % 3]
     assert all("no such image" in each.error for each in found[::3])
@@ -83,9 +83,9 @@ def test_an_answer_is_the_same_bits_wherever_it_is_begun_and_whatever_else_is_br
 def test_images_are_taken_as_the_work_goes_on(photos: Path) -> None:
     taken = []
 
-    def endless() -> Iterator[Listed]:
+    def endless() -> Iterator[ListedImage]:
         while True:
-            for each in Wanted((photos,), recursive=True):
+            for each in WantedImages((photos,), recursive=True):
                 taken.append(each)
                 yield each
 
@@ -99,7 +99,7 @@ def test_images_are_taken_as_the_work_goes_on(photos: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
 def test_every_format_says_the_same(photos: Path, tmp_path: Path, ending: str) -> None:
-    expected = flat(answers(judge(threshold=0.0), Wanted((photos,), recursive=True)))
+    expected = flat(answers(judge(threshold=0.0), WantedImages((photos,), recursive=True)))
     out = tmp_path / f"x.{ending}"
     found = written(photos, out, threshold=0.0)
     assert (found.images, found.unreadable, found.answered, found.before) == (COUNT, 3, 28, 0)
@@ -180,10 +180,10 @@ def test_what_is_finished_stays_so(photos: Path, tmp_path: Path, ending: str) ->
     before = out.read_bytes()
     again = written(photos, out, resume=True)
     assert again == predict.Predicted(out, COUNT, 3, COUNT) and out.read_bytes() == before
-    fewer = Wanted((photos / "a",))
+    fewer = WantedImages((photos / "a",))
     with pytest.raises(UsageError, match="has more answers than there are images now"):
         write(judge(), fewer, Target(out, resume=True), Engine(), problem=print, progress=False)
-    more = Wanted((photos, photos / "a"), recursive=True)
+    more = WantedImages((photos, photos / "a"), recursive=True)
     if ending == "parquet":
         with pytest.raises(UsageError, match="is finished, of 31 images, and there are more now"):
             write(judge(), more, Target(out, resume=True), Engine(), problem=print, progress=False)
@@ -231,8 +231,8 @@ def test_a_line_that_is_damaged_in_the_midst_is_not_thrown_away(photos: Path, tm
         assert len(out.read_bytes().splitlines()) == len(lines)
 
 
-@pytest.mark.parametrize("form", [JsonLines(), CsvLines(2, ("score", "copy"))])
-def test_lines_are_read_as_they_were_written(form: JsonLines | CsvLines, clf: Classifier, photos: Path) -> None:
+@pytest.mark.parametrize("form", [JsonAnswers(), CsvAnswers(2, ("score", "copy"))])
+def test_lines_are_read_as_they_were_written(form: JsonAnswers | CsvAnswers, clf: Classifier, photos: Path) -> None:
     names = ["a.png", 'quo"te, comma;\ttab', "two\nlines", "\r", "\r\n", " ", "é 漢 \U0001f600", "\\udce9", "=1+1", "#"]
     names.append(os.fsdecode(b"caf\xe9"))
     ranked = clf.judge([photos / "a" / "000.png"], CLASSES, top=2, reject=False)[0].ranked
@@ -268,7 +268,7 @@ def test_scores_that_are_not_finite_end_it_and_keep_what_is_there(photos: Path, 
 
     monkeypatch.setattr(own.classifier.method, "logits", broken)
     with pytest.raises(MmrlError, match="the scores are not finite"):
-        write(own, Wanted((photos,), recursive=True), Target(out), Engine(), problem=print, progress=False)
+        write(own, WantedImages((photos,), recursive=True), Target(out), Engine(), problem=print, progress=False)
     assert len(out.read_bytes().splitlines()) == 16 and blocks == [8, 8, 8]
 
 

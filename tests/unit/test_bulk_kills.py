@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from mmrl.bulk import output, sorting, stream
-from mmrl.bulk.listed import Wanted
+from mmrl.bulk.listed import WantedImages
 from mmrl.bulk.predict import Engine, Target, write
 from tests.unit import bulk_sets
 from tests.unit.test_resume import Moments, in_a_fork, of_a_process
@@ -63,7 +63,7 @@ def attempt(judge: stream.BlockJudge, photos: Path, place: Path, ending: str, fa
 
     stream.load = counted
     target = Target(Path(f"x.{ending}"), resume=True, sort_into=Path("sorted"))
-    found = write(judge, Wanted((photos,), recursive=True), target, Engine(workers=1), problem=lambda text: None, progress=False)
+    found = write(judge, WantedImages((photos,), recursive=True), target, Engine(workers=1), problem=lambda text: None, progress=False)
     if note is not None:
         note.write_text(json.dumps({"moments": moments.names, "before": found.before, "decoded": len(decoded)}))
 

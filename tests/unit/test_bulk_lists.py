@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrl.bulk import listed
-from mmrl.bulk.listed import Listed, Wanted
+from mmrl.bulk.listed import ListedImage, WantedImages
 from mmrl.bulk.stream import load
 from mmrl.data import formats
 from mmrl.data.preprocess import Preprocess
@@ -25,7 +25,7 @@ from tests.unit.bulk_sets import photo
 AS_THEY_ARE = ["photos/a.jpg", " leading.jpg", "tab\t.jpg", "*.jpg", "[1].png", "https://x.example/a.jpg", "é.jpg", "a.jpg", "a.jpg"]
 
 
-def names(wanted: Wanted) -> list[str]:
+def names(wanted: WantedImages) -> list[str]:
     return [each.name for each in wanted]
 
 
@@ -37,15 +37,15 @@ def test_folders_are_walked_in_order(tmp_path: Path) -> None:
     (tmp_path / "top" / "linked.jpg").symlink_to(tmp_path / "top" / "a.jpg")
     top = tmp_path / "top"
     expected = ["a.jpg", "linked.jpg", "B/x.jpg", "b/1.png", "b/2.jpg", "b/c/3.webp"]
-    wanted = Wanted((top,), recursive=True)
+    wanted = WantedImages((top,), recursive=True)
     assert names(wanted) == [f"{top}/{name}" for name in expected] and wanted.count() == 6
-    assert names(Wanted((str(top),))) == [f"{top}/a.jpg", f"{top}/linked.jpg"]
-    assert names(Wanted((f"{top}/**/*.png",))) == [f"{top}/b/1.png"]
+    assert names(WantedImages((str(top),))) == [f"{top}/a.jpg", f"{top}/linked.jpg"]
+    assert names(WantedImages((f"{top}/**/*.png",))) == [f"{top}/b/1.png"]
     (top / "loop").symlink_to(top)
     assert names(wanted) == [f"{top}/{name}" for name in expected]
     (tmp_path / "none" / "deep").mkdir(parents=True)
     for recursive, said in ((False, "has no images directly in it"), (True, "has no images in it or in its subfolders")):
-        (only,) = Wanted((tmp_path / "none",), recursive=recursive)
+        (only,) = WantedImages((tmp_path / "none",), recursive=recursive)
         assert said in only.problem and only.name == str(tmp_path / "none")
 
 
@@ -54,7 +54,7 @@ def test_a_walk_is_lazy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         photo(tmp_path / f"{i}" / "x.png", i)
     asked, scandir = [], os.scandir
     monkeypatch.setattr(listed.os, "scandir", lambda folder: (asked.append(folder), scandir(folder))[1])
-    found = iter(Wanted((tmp_path,), recursive=True))
+    found = iter(WantedImages((tmp_path,), recursive=True))
     next(found), next(found)
     assert asked == [str(tmp_path), f"{tmp_path}/0", f"{tmp_path}/1"]
 
@@ -63,7 +63,7 @@ def test_a_walk_is_lazy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_folder_that_cannot_be_looked_into_costs_no_other(tmp_path: Path) -> None:
     photo(tmp_path / "b" / "x.png", 1)
     (tmp_path / "a").mkdir(mode=0)
-    found = list(Wanted((tmp_path,), recursive=True))
+    found = list(WantedImages((tmp_path,), recursive=True))
     assert [Path(each.name).name for each in found] == ["a", "x.png"] and "cannot look into" in found[0].problem
 
 
@@ -77,7 +77,7 @@ def test_an_error_of_a_folder_is_a_line(tmp_path: Path, monkeypatch: pytest.Monk
         return scandir(folder)
 
     monkeypatch.setattr(listed.os, "scandir", refuses)
-    found = list(Wanted((tmp_path,), recursive=True))
+    found = list(WantedImages((tmp_path,), recursive=True))
     assert [each.problem for each in found] == [f"cannot look into the folder {tmp_path}/a: Permission denied. Check its permissions.", ""]
 
 
@@ -86,7 +86,7 @@ def test_heic_photos_are_counted_once_for_all_folders(tmp_path: Path, monkeypatc
     for name in ("a/1.HEIC", "b/2.heic", "b/3.png"):
         photo(tmp_path / name.replace("HEIC", "png").replace("heic", "png"), 1).rename(tmp_path / name)
     with pytest.warns(Notice, match=f"skipped 2 .HEIC files in {tmp_path}"):
-        assert names(Wanted((tmp_path,), recursive=True)) == [f"{tmp_path}/b/3.png"]
+        assert names(WantedImages((tmp_path,), recursive=True)) == [f"{tmp_path}/b/3.png"]
 
 
 def lists(folder: Path) -> dict[str, Path]:
@@ -107,17 +107,17 @@ def test_lists_are_taken_as_they_are(tmp_path: Path, ending: str) -> None:
     if ending == "parquet":
         pa = pytest.importorskip("pyarrow")
         pytest.importorskip("pyarrow.parquet").write_table(pa.table({"n": range(10), "image": [*AS_THEY_ARE, None]}), path)
-    wanted = Wanted((), (str(path),))
+    wanted = WantedImages((), (str(path),))
     assert names(wanted) == AS_THEY_ARE and wanted.count() == len(AS_THEY_ARE)
     assert not any(each.named or each.problem for each in wanted)
 
 
 def test_stdin_is_read_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"a.jpg\ncaf\xe9.jpg\n\nlast one")))
-    wanted = Wanted((), ("-",))
+    wanted = WantedImages((), ("-",))
     assert wanted.count() is None
     assert names(wanted) == ["a.jpg", "caf\udce9.jpg", "last one"]
-    assert Wanted(iter(["a.jpg"])).count() is None
+    assert WantedImages(iter(["a.jpg"])).count() is None
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_what_is_no_list_is_refused_in_one_line(tmp_path: Path, name: str, conte
         pytest.importorskip("pyarrow")
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=said) as told:
-        names(Wanted((), (str(tmp_path / name),)))
+        names(WantedImages((), (str(tmp_path / name),)))
     assert "\n" not in str(told.value) and len(str(told.value)) < 400
 
 
@@ -149,7 +149,7 @@ def test_lists_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a.jpg")
     for wrong, said in (("lost.txt", "list.txt"), ("list.csv", ""), ("list.parquet", ""), (".", "Is a directory")):
         with pytest.raises(UsageError, match=f"list.*{said}"):
-            names(Wanted((), (str(tmp_path / wrong),)))
+            names(WantedImages((), (str(tmp_path / wrong),)))
 
 
 def test_columns_of_parquet(tmp_path: Path) -> None:
@@ -157,15 +157,15 @@ def test_columns_of_parquet(tmp_path: Path) -> None:
     for table, said in (({"path": ["a"]}, "has no column 'image'; it has path"), ({"image": [1]}, "is of type int64; it must be text")):
         parquet.write_table(pa.table(table), tmp_path / "x.parquet")
         with pytest.raises(UsageError, match=said):
-            names(Wanted((), (str(tmp_path / "x.parquet"),)))
+            names(WantedImages((), (str(tmp_path / "x.parquet"),)))
 
 
 def test_what_is_not_there_is_known_before_a_model_is_loaded(tmp_path: Path) -> None:
     photo(tmp_path / "badger.png", 1)
     with pytest.raises(UsageError, match=f"no such image: {tmp_path}/bager.png. Did you mean {tmp_path}/badger.png?"):
-        Wanted((tmp_path / "bager.png",)).require_some()
-    Wanted((tmp_path / "bager.png", tmp_path)).require_some()
-    Wanted((), ("no such list",)).require_some()
+        WantedImages((tmp_path / "bager.png",)).require_some()
+    WantedImages((tmp_path / "bager.png", tmp_path)).require_some()
+    WantedImages((), ("no such list",)).require_some()
 
 
 # ---- names that nobody would choose ----
@@ -177,7 +177,7 @@ NAMES = st.text(st.characters(codec=None), max_size=40) | st.text(max_size=3).ma
 @settings(max_examples=60, deadline=None)
 @given(NAMES)
 def test_any_name_is_a_line_or_an_image(name: str) -> None:
-    found = load(Listed(name, named=True), PREPROCESS, False)
+    found = load(ListedImage(name, named=True), PREPROCESS, False)
     assert found.name == name and found.planes is None and found.problem.strip()
 
 
@@ -189,7 +189,7 @@ def test_any_bytes_are_a_list_or_refused(tmp_path_factory: pytest.TempPathFactor
         path = folder / f"any.{ending}"
         path.write_bytes(content)
         try:
-            found = names(Wanted((), (str(path),)))
+            found = names(WantedImages((), (str(path),)))
         except UsageError:
             continue
         assert all(name.strip() for name in found)
@@ -204,8 +204,8 @@ def test_hostile_names_are_read(tmp_path: Path) -> None:
             path = photo(tmp_path / "p" / f"{at}.png", at).rename(tmp_path / "p" / name)
         except OSError:
             continue
-        assert load(Listed(str(path)), PREPROCESS, False).planes is not None, name
-    found = list(Wanted((tmp_path / "p",)))
+        assert load(ListedImage(str(path)), PREPROCESS, False).planes is not None, name
+    found = list(WantedImages((tmp_path / "p",)))
     assert len(found) >= 5 and not any(each.problem for each in found)
-    looped = list(itertools.islice(Wanted(iter([str(tmp_path / "p" / "-rf.png")] * 3)), 5))
+    looped = list(itertools.islice(WantedImages(iter([str(tmp_path / "p" / "-rf.png")] * 3)), 5))
     assert len(looped) == 3

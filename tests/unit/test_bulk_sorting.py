@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mmrl.bulk import sorting, stream
 from mmrl.bulk.answers import Answer
-from mmrl.bulk.listed import Wanted
+from mmrl.bulk.listed import WantedImages
 from mmrl.bulk.predict import Engine, Predicted, Target, write
 from mmrl.bulk.sorting import Sorter, folder_names
 from mmrl.classifier.judging import Prediction
@@ -38,7 +38,7 @@ def sort(photos: Path, folder: Path, problems: list[str] | None = None, *, out: 
     target = Target.of(out, sort_into=folder, **options)
     assert target is not None
     told = [] if problems is None else problems
-    return write(judge(threshold=threshold), Wanted((photos,), recursive=True), target, Engine(), problem=told.append, progress=False)
+    return write(judge(threshold=threshold), WantedImages((photos,), recursive=True), target, Engine(), problem=told.append, progress=False)
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
@@ -75,7 +75,7 @@ def test_same_names_and_even_the_same_image_twice_get_names_of_their_own(tmp_pat
     folder = tmp_path / "sorted"
     target = Target.of(None, sort_into=folder)
     assert target is not None
-    write(judge(), Wanted((one, two, one, one, two)), target, Engine(), problem=print, progress=False)
+    write(judge(), WantedImages((one, two, one, one, two)), target, Engine(), problem=print, progress=False)
     copies = [line["copy"] for line in lines_of(folder)]
     assert len(set(copies)) == 5 and all(Path(copy).read_bytes() == one.read_bytes() for copy in copies)
     assert Path(copies[0]).name == "x.png" and all(Path(copy).name.startswith("x-") and copy.endswith(".png") for copy in copies[1:])

@@ -57,7 +57,7 @@ class Judging(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedOfEach:
     """What is asked of every image; fields are those of `Classifier.judge`, and `allow_urls`."""
 
     classes: str | Sequence[str] | None = None

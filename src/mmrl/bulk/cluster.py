@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmrl.bulk.answers import Answer, Asked
-from mmrl.bulk.listed import Listed
+from mmrl.bulk.answers import Answer, AskedOfEach
+from mmrl.bulk.listed import ListedImage
 from mmrl.bulk.stream import BLOCK, BlockJudge, blocks
 from mmrl.engine.grid.cluster import RETRIES, check_fraction, connected, places
 from mmrl.engine.grid.remote import CPUS
@@ -43,13 +43,13 @@ class PartWorker:
         workers: threads that decode.
     """
 
-    def __init__(self, classifier: Classifier, asked: Asked, device: str, folder: str, workers: int) -> None:
+    def __init__(self, classifier: Classifier, asked: AskedOfEach, device: str, folder: str, workers: int) -> None:
         with suppress(OSError):
             os.chdir(folder)
         torch.set_num_threads(CPUS)
         self.judge, self.workers = BlockJudge(classifier.to(device), asked), workers
 
-    def answers(self, images: Sequence[Listed], start: int) -> tuple[str, list[Answer]]:
+    def answers(self, images: Sequence[ListedImage], start: int) -> tuple[str, list[Answer]]:
         """Answers of the images from place `start` of the list on, and the name of this machine."""
         return socket.gethostname(), [each for block in blocks(self.judge, images, start=start, workers=self.workers) for each in block]
 
@@ -59,11 +59,11 @@ class _Part:
     """Images of the list from place `start` on."""
 
     start: int
-    images: list[Listed]
+    images: list[ListedImage]
 
 
 def ray_blocks(
-    judge: BlockJudge, listed: Iterable[Listed], address: str | None, gpu_fraction: float, *, start: int = 0, workers: int | None = None
+    judge: BlockJudge, listed: Iterable[ListedImage], address: str | None, gpu_fraction: float, *, start: int = 0, workers: int | None = None
 ) -> Generator[list[Answer], None, None]:
     """Answers of all images, by part, in order.
 
@@ -80,7 +80,7 @@ def ray_blocks(
             crew.end()
 
 
-def _parts(listed: Iterator[Listed], start: int) -> Iterator[_Part]:
+def _parts(listed: Iterator[ListedImage], start: int) -> Iterator[_Part]:
     """The list in parts; all but the first begin with a block."""
     while images := list(islice(listed, PART * BLOCK - start % BLOCK)):
         yield _Part(start, images)

@@ -54,7 +54,7 @@ class Form(ABC):
         return name
 
 
-class JsonLines(Form):
+class JsonAnswers(Form):
     """One object a line: the image and its predictions, or its error."""
 
     def lines(self, answer: Answer) -> bytes:
@@ -75,7 +75,7 @@ class JsonLines(Form):
                 raise DamagedLineError(number) from error
 
 
-class CsvLines(Form):
+class CsvAnswers(Form):
     """A line for each class that is shown of an image, and one for an image that could not be classified.
 
     Args:

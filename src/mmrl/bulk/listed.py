@@ -26,7 +26,7 @@ LONGEST_LINE = 2**16  # bytes of a line of a list; paths have 4096 at most
 DELIMITERS = (",", ";", "\t")
 
 
-class Listed(NamedTuple):
+class ListedImage(NamedTuple):
     """An image that is asked for.
 
     Attributes:
@@ -41,7 +41,7 @@ class Listed(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedImages:
     """The images of some files, folders, patterns and URLs, and of lists, in this order; of folders and patterns sorted by name.
 
     Attributes:
@@ -55,7 +55,7 @@ class Wanted:
     lists: tuple[str, ...] = ()
     recursive: bool = False
 
-    def __iter__(self) -> Iterator[Listed]:
+    def __iter__(self) -> Iterator[ListedImage]:
         """Each image, or what is wrong with a name that gives none.
 
         Warns:
@@ -67,7 +67,7 @@ class Wanted:
         for image in self.images:
             yield from _those_of(_text(image), self.recursive)
         for each in self.lists:
-            yield from (Listed(name) for name in _of_list(each))
+            yield from (ListedImage(name) for name in _of_list(each))
 
     def require_some(self) -> None:
         """Raises UsageError if it can be told without reading a list that there is not one image."""
@@ -88,7 +88,7 @@ class Wanted:
         return sum(1 for _ in self)
 
 
-def missing(listed: Listed) -> str:
+def missing(listed: ListedImage) -> str:
     """What to say of a file that is not there; '' for one that is."""
     try:
         path = user_path(listed.name)
@@ -107,22 +107,22 @@ def _text(image: object) -> str:
     return text
 
 
-def _those_of(name: str, recursive: bool) -> Iterator[Listed]:
+def _those_of(name: str, recursive: bool) -> Iterator[ListedImage]:
     if is_url(name):
-        yield Listed(name)
+        yield ListedImage(name)
         return
     try:
         path = user_path(name)
         if path.is_dir():
-            found: Iterable[Listed] = _below(str(path), recursive)
+            found: Iterable[ListedImage] = _below(str(path), recursive)
         else:
-            found = (Listed(file, named=True) for file in image_files(name) if not is_litter(os.path.basename(file)))
+            found = (ListedImage(file, named=True) for file in image_files(name) if not is_litter(os.path.basename(file)))
         yield from found
     except UsageError as error:
-        yield Listed(name, str(error))
+        yield ListedImage(name, str(error))
 
 
-def _below(top: str, recursive: bool) -> Iterator[Listed]:
+def _below(top: str, recursive: bool) -> Iterator[ListedImage]:
     """Images in a folder, sorted by name: first those directly in it, then those of its subfolders."""
     some, skipped, folders = False, list[str](), [top]
     while folders:
@@ -138,13 +138,13 @@ def _below(top: str, recursive: bool) -> Iterator[Listed]:
                     elif recursive and not entry.name.startswith(".") and not is_litter(entry.name) and entry.is_dir(follow_symlinks=False):
                         below.append(entry.name)
         except OSError as error:
-            yield Listed(folder, f"cannot look into the folder {folder}: {error.strerror}. Check its permissions.")
+            yield ListedImage(folder, f"cannot look into the folder {folder}: {error.strerror}. Check its permissions.")
             some = True
             continue
         names.sort()
         for name in names:
             some = True
-            yield Listed(os.path.join(folder, name))
+            yield ListedImage(os.path.join(folder, name))
         folders += [os.path.join(folder, name) for name in sorted(below, reverse=True)]
     say_skipped(skipped, top)
     if not some:

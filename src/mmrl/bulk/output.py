@@ -17,8 +17,8 @@ from typing import Any
 
 from mmrl.bulk import parquet
 from mmrl.bulk.answers import Answer
-from mmrl.bulk.forms import CsvLines, DamagedLineError, Form, JsonLines, KeptAnswer
-from mmrl.bulk.listed import Listed
+from mmrl.bulk.forms import CsvAnswers, DamagedLineError, Form, JsonAnswers, KeptAnswer
+from mmrl.bulk.listed import ListedImage
 from mmrl.errors import MmrlError, UsageError, shortened
 from mmrl.files import PARTIAL, lock, read_json, remove_unused, unlock, user_path, write_json
 from mmrl.version import __version__
@@ -54,14 +54,14 @@ class AnswerFile:
         self._joins = ending == PARQUET
         self.lines = out.with_name(f"{out.name}.answers.jsonl") if self._joins else out
         self._state = state_of(out)
-        self._form: Form = CsvLines(shown, more) if ending == ".csv" else JsonLines()
+        self._form: Form = CsvAnswers(shown, more) if ending == ".csv" else JsonAnswers()
         self._decides = {"format": ending, **decides}
         self._file: Any = None
         self._replaces = self._is_done = False
         self._flushed = time.monotonic()
         self.count = self.errors = self.before = 0
 
-    def go_on(self, listed: Iterator[Listed], *, resume: bool, overwrite: bool) -> Iterator[tuple[Listed, KeptAnswer]]:
+    def go_on(self, listed: Iterator[ListedImage], *, resume: bool, overwrite: bool) -> Iterator[tuple[ListedImage, KeptAnswer]]:
         """Go through the answers that are there, whose images are taken from `listed`; afterwards it can be appended to.
 
         Raises:

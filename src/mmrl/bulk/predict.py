@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmrl.api import from_pretrained
-from mmrl.bulk.answers import TOP, Answer, Asked
-from mmrl.bulk.listed import Listed, Wanted
+from mmrl.bulk.answers import TOP, Answer, AskedOfEach
+from mmrl.bulk.listed import ListedImage, WantedImages
 from mmrl.bulk.output import AnswerFile, check_free, file_format, held, refuse_existing
 from mmrl.bulk.progress import Counting, shown
 from mmrl.bulk.sorting import ANSWERS, Sorter
@@ -126,7 +126,7 @@ class Predicted:
 Problems = Callable[[str], None]
 
 
-def answers(judge: BlockJudge, listed: Iterable[Listed], engine: Engine | None = None, *, start: int = 0) -> Iterator[list[Answer]]:
+def answers(judge: BlockJudge, listed: Iterable[ListedImage], engine: Engine | None = None, *, start: int = 0) -> Iterator[list[Answer]]:
     """Answers of images by block, in order, wherever they are judged. `listed` begins at place `start`.
 
     Raises:
@@ -159,7 +159,7 @@ def _some(found: Iterator[list[Answer]]) -> Iterator[list[Answer]]:
     yield from found
 
 
-def write(judge: BlockJudge, wanted: Wanted, target: Target, engine: Engine, *, problem: Problems, progress: bool = True) -> Predicted:
+def write(judge: BlockJudge, wanted: WantedImages, target: Target, engine: Engine, *, problem: Problems, progress: bool = True) -> Predicted:
     """Judge all images and write the answers; what is there already is kept, if the target says so.
 
     Args:
@@ -201,7 +201,7 @@ def write(judge: BlockJudge, wanted: Wanted, target: Target, engine: Engine, *, 
     return Predicted(target.out, file.count, file.errors, file.before, lost)
 
 
-def _rest(judge: BlockJudge, listed: Iterator[Listed], engine: Engine, start: int) -> Iterator[list[Answer]]:
+def _rest(judge: BlockJudge, listed: Iterator[ListedImage], engine: Engine, start: int) -> Iterator[list[Answer]]:
     """Answers from place `start` on; none, and no cluster, where all are there."""
     first = next(listed, None)
     if first is not None or not start:
@@ -277,12 +277,12 @@ def predict_many(
     target = Target.of(out, resume=resume, overwrite=overwrite, sort_into=sort_into, links=links)
     where = Engine(engine, workers, address, gpu_fraction)
     where.check()
-    asked = Asked(classes, top, reject, recall, threshold, score, coverage, template, calibrated, allow_urls)
+    asked = AskedOfEach(classes, top, reject, recall, threshold, score, coverage, template, calibrated, allow_urls)
     clf = from_pretrained(classifier) if isinstance(classifier, (str, Path)) else classifier
     given = (images,) if isinstance(images, (str, os.PathLike)) else images
     assert target is not None  # as there is a file to write
     problems: list[str] = []
-    found = write(BlockJudge(clf, asked), Wanted(given, recursive=recursive), target, where, problem=problems.append, progress=progress)
+    found = write(BlockJudge(clf, asked), WantedImages(given, recursive=recursive), target, where, problem=problems.append, progress=progress)
     if problems:
         first = problems[0].rstrip(".")
         said = f"{found.unreadable:,} of {found.images:,} images could not be read and {found.not_copied:,} not copied"

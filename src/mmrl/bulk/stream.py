@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from mmrl.bulk.answers import Answer, Asked
-from mmrl.bulk.listed import Listed, missing
+from mmrl.bulk.answers import Answer, AskedOfEach
+from mmrl.bulk.listed import ListedImage, missing
 from mmrl.classifier import web
 from mmrl.classifier.judging import Judged
 from mmrl.data import to_rgb
@@ -40,7 +40,7 @@ class Loaded(NamedTuple):
     problem: str = ""
 
 
-def load(listed: Listed, preprocess: Preprocess, allow_urls: bool) -> Loaded:
+def load(listed: ListedImage, preprocess: Preprocess, allow_urls: bool) -> Loaded:
     """Read and decode one image. What is wrong with it is in the answer, and ends nothing."""
     name = listed.name
     if listed.problem:
@@ -69,7 +69,7 @@ class BlockJudge:
         UsageError: the classifier cannot be asked that.
     """
 
-    def __init__(self, classifier: Classifier, asked: Asked) -> None:
+    def __init__(self, classifier: Classifier, asked: AskedOfEach) -> None:
         self.classifier, self.asked = classifier, asked
         self.judging = asked.judging(classifier)
 
@@ -101,7 +101,7 @@ class BlockJudge:
 
 
 def blocks(
-    judge: BlockJudge, listed: Iterable[Listed], *, start: int = 0, workers: int | None = None
+    judge: BlockJudge, listed: Iterable[ListedImage], *, start: int = 0, workers: int | None = None
 ) -> Generator[list[Answer], None, None]:
     """Answers of all images, by block.
 

@@ -13,7 +13,7 @@ from mmrl.cli.options import DEVICE
 
 if TYPE_CHECKING:
     from mmrl.bulk.answers import Answer
-    from mmrl.bulk.listed import Wanted
+    from mmrl.bulk.listed import WantedImages
     from mmrl.bulk.predict import Engine, Target
     from mmrl.bulk.stream import BlockJudge
 
@@ -58,8 +58,8 @@ def predict(
     An image that cannot be read is told on stderr, and takes nothing from the others; the exit code is then 1.
     """
     from mmrl.api import from_pretrained, zero_shot
-    from mmrl.bulk.answers import Asked
-    from mmrl.bulk.listed import Wanted
+    from mmrl.bulk.answers import AskedOfEach
+    from mmrl.bulk.listed import WantedImages
     from mmrl.bulk.predict import Engine, Target
     from mmrl.bulk.stream import BlockJudge
     from mmrl.cli.output import quiet_warnings
@@ -69,12 +69,12 @@ def predict(
         raise UsageError("--json and --csv are both given; use one of them.")
     if not images and not from_list:
         raise UsageError("no images are given. Name files, folders or patterns, or give --from-list FILE.")
-    wanted = Wanted(tuple(images or ()), tuple(from_list), recursive)
+    wanted = WantedImages(tuple(images or ()), tuple(from_list), recursive)
     wanted.require_some()
     target = Target.of(out, resume=resume, overwrite=overwrite, sort_into=sort_into, links=link)
     where = Engine(engine, workers, address, gpu_fraction)
     where.check()
-    asked = Asked(classes, top, reject, recall, threshold, score, coverage, tuple(template) or None, not raw, allow_urls)
+    asked = AskedOfEach(classes, top, reject, recall, threshold, score, coverage, tuple(template) or None, not raw, allow_urls)
     if adapter == "zero-shot":
         classifier = zero_shot(backbone or "tiny", device=device)
     else:
@@ -93,7 +93,7 @@ def predict(
         raise typer.Exit(1)
 
 
-def _written(judge: BlockJudge, wanted: Wanted, target: Target, where: Engine, problem: Callable[[str], None], *, progress: bool) -> int:
+def _written(judge: BlockJudge, wanted: WantedImages, target: Target, where: Engine, problem: Callable[[str], None], *, progress: bool) -> int:
     """Write into a file; how many images are bad."""
     from mmrl.bulk.predict import write
 
@@ -107,7 +107,7 @@ def _written(judge: BlockJudge, wanted: Wanted, target: Target, where: Engine, p
     return found.unreadable + found.not_copied
 
 
-def _printed(judge: BlockJudge, wanted: Wanted, where: Engine, problem: Callable[[str], None], form: str, *, progress: bool) -> int:
+def _printed(judge: BlockJudge, wanted: WantedImages, where: Engine, problem: Callable[[str], None], form: str, *, progress: bool) -> int:
     """Print; how many images are bad."""
     from mmrl.bulk.predict import answers
     from mmrl.bulk.progress import shown
@@ -131,12 +131,12 @@ def _printed(judge: BlockJudge, wanted: Wanted, where: Engine, problem: Callable
 
 
 def _print(judge: BlockJudge, found: Iterator[list[Answer]], form: str) -> None:
-    from mmrl.bulk.forms import CsvLines, JsonLines
+    from mmrl.bulk.forms import CsvAnswers, JsonAnswers
     from mmrl.cli.predictions import print_lines, print_tables
 
     if form:
         asked = judge.asked
-        lines = JsonLines() if form == "json" else CsvLines(min(asked.top, len(judge.judging.head.names)), asked.columns)
+        lines = JsonAnswers() if form == "json" else CsvAnswers(min(asked.top, len(judge.judging.head.names)), asked.columns)
         print_lines(lines, found)
     else:
         print_tables(found)
