@@ -63,8 +63,9 @@ class _Part:
 
 
 def ray_blocks(
-    judge: BlockJudge, listed: Iterable[ListedImage], address: str | None, gpu_fraction: float, *, start: int = 0, workers: int | None = None
-) -> Generator[list[Answer], None, None]:
+    judge: BlockJudge, listed: Iterable[ListedImage], address: str | None, gpu_fraction: float, *, start: int = 0,
+    workers: int | None = None,
+) -> Generator[list[Answer], None, None]:  # fmt: skip
     """Answers of all images, by part, in order.
 
     Raises:

@@ -159,7 +159,9 @@ def _some(found: Iterator[list[Answer]]) -> Iterator[list[Answer]]:
     yield from found
 
 
-def write(judge: BlockJudge, wanted: WantedImages, target: Target, engine: Engine, *, problem: Problems, progress: bool = True) -> Predicted:
+def write(
+    judge: BlockJudge, wanted: WantedImages, target: Target, engine: Engine, *, problem: Problems, progress: bool = True
+) -> Predicted:
     """Judge all images and write the answers; what is there already is kept, if the target says so.
 
     Args:
@@ -282,7 +284,8 @@ def predict_many(
     given = (images,) if isinstance(images, (str, os.PathLike)) else images
     assert target is not None  # as there is a file to write
     problems: list[str] = []
-    found = write(BlockJudge(clf, asked), WantedImages(given, recursive=recursive), target, where, problem=problems.append, progress=progress)
+    wanted = WantedImages(given, recursive=recursive)
+    found = write(BlockJudge(clf, asked), wanted, target, where, problem=problems.append, progress=progress)
     if problems:
         first = problems[0].rstrip(".")
         said = f"{found.unreadable:,} of {found.images:,} images could not be read and {found.not_copied:,} not copied"

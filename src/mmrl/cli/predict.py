@@ -93,7 +93,9 @@ def predict(
         raise typer.Exit(1)
 
 
-def _written(judge: BlockJudge, wanted: WantedImages, target: Target, where: Engine, problem: Callable[[str], None], *, progress: bool) -> int:
+def _written(
+    judge: BlockJudge, wanted: WantedImages, target: Target, where: Engine, problem: Callable[[str], None], *, progress: bool
+) -> int:
     """Write into a file; how many images are bad."""
     from mmrl.bulk.predict import write
 
