@@ -31,6 +31,7 @@ from mmrl.cli import (
     status,
     train,
 )
+from mmrl.cli import app as app_verb
 from mmrl.errors import UsageError
 
 
@@ -83,6 +84,7 @@ app.command("compare")(compare.compare)
 app.command("cost")(cost.cost)
 app.command("methods")(methods.methods)
 app.command("demo")(demo.demo)
+app.command("app")(app_verb.app)
 app.command("status")(status.status)
 app.command("report")(report.report)
 app.command("export")(export.export)
