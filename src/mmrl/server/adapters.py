@@ -46,8 +46,8 @@ class Served:
     serial: int
     version: int = 1
 
-    def head_of(self, names: tuple[str, ...], template: Template) -> Head:
-        """Made anew; it may take long."""
+    def head_of(self, names: tuple[str, ...] | None, template: Template | None) -> Head:
+        """Made anew; it may take long. Raises as `Classifier.head`."""
         return self.classifier.head(names, template)
 
 

@@ -17,7 +17,7 @@ from mmrl.server.metrics import Meters
 from mmrl.server.settings import Limits
 from mmrl.templates import Template
 
-Key = tuple[int, tuple[str, ...], Template]
+Key = tuple[int, tuple[str, ...] | None, Template | None]  # as they were given: they are checked in the thread
 _DEEPEST = 6
 _A_NAME = 100  # bytes, about
 
@@ -47,9 +47,8 @@ class Heads:
         Raises:
             UsageError: as `Classifier.head`.
         """
-        names, template = served.classifier.asked(classes, template)
-        own = served.own
-        if own is not None and own.names == names and own.template == template:
+        own, names = served.own, None if classes is None else tuple(classes)
+        if own is not None and names in (None, own.names) and template in (None, own.template):
             return own
         key = (served.serial, names, template)
         if key in self._kept:

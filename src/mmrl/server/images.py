@@ -12,6 +12,7 @@ from PIL import Image
 from mmrl.classifier.web import Urls, fetched, is_url
 from mmrl.data import Preprocess, to_rgb
 from mmrl.data.formats import reads_heic
+from mmrl.data.images import REMEDY
 from mmrl.data.preprocess import Planes
 from mmrl.errors import UsageError
 from mmrl.server.refusals import Refused
@@ -81,4 +82,4 @@ def decoded(decoding: Decoding, source: bytes | str, which: str) -> Planes:
     except Refused as error:
         raise Refused(error.status, f"{which}{error}", error.headers) from error
     except UsageError as error:
-        raise Refused(422, f"{which}{error}") from error
+        raise Refused(422, f"{which}{str(error).replace(REMEDY, '').rstrip()}") from error

@@ -10,7 +10,6 @@ from typing import Any
 
 from starlette.responses import Response
 
-from mmrl.data.images import REMEDY
 from mmrl.errors import shortened
 
 LONGEST_MESSAGE = 600  # letters
@@ -27,7 +26,7 @@ class Refused(Exception):
 
 def one_line(text: object) -> str:
     """`text` on one line, and not longer than a message should be."""
-    line = " ".join(_ADDRESS.sub("the data", str(text)).replace(REMEDY, "").split())
+    line = " ".join(_ADDRESS.sub("the data", str(text)).split())
     return shortened(line, LONGEST_MESSAGE)
 
 

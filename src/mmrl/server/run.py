@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,7 +27,8 @@ from mmrl.server.metrics import SHARED
 from mmrl.server.settings import Settings
 
 SPARE = 5  # seconds beyond all limits that an end waits for
-HEALTH = 60  # seconds that a process may take to say that it lives
+HEALTH = 30  # seconds that a process may take to say that it lives; one that hangs is killed, and another started
+BETWEEN_PINGS = 10.0  # seconds
 
 
 def prepared(settings: Settings) -> Any:
@@ -142,6 +144,7 @@ class _Watching(Multiprocess):
     def __init__(self, config: Any, sockets: list[socket.socket], folder: Path, announce: Callable[[], object]) -> None:
         super().__init__(config, sockets)
         self._folder, self._announce = folder, announce
+        self._next_ping = time.monotonic() + BETWEEN_PINGS
         self.failed = False  # whether one ended before it was ready
 
     def init_processes(self) -> None:
@@ -160,6 +163,9 @@ class _Watching(Multiprocess):
 
     def keep_subprocess_alive(self) -> None:
         before = {process.pid for process in self.processes}
+        if all(process.process.is_alive() for process in self.processes) and time.monotonic() < self._next_ping:
+            return  # asking each time would take HEALTH for one that dies while it is asked
+        self._next_ping = time.monotonic() + BETWEEN_PINGS
         super().keep_subprocess_alive()
         for pid in before - {process.pid for process in self.processes}:
             logs.say(logging.ERROR, "a process died and was started again", died=pid)
