@@ -11,7 +11,7 @@ import pytest
 
 from mmrl.app.session import Backbones, Session
 from mmrl.app.sessions import Sessions
-from mmrl.app.uploads import Limits
+from mmrl.app.uploads import UploadLimits
 from mmrl.clip import Clip
 from tests.unit.colours import clip_on_one_thread, read
 
@@ -48,7 +48,7 @@ def backbones(clip: Clip) -> Backbones:
 def all_sessions(backbones: Backbones, tmp_path: Path) -> Iterator[Sessions]:
     place = tmp_path / "system"
     place.mkdir()
-    found = Sessions(backbones, Limits(photos=90, classes=5, upload_bytes=2**20), parent=place)
+    found = Sessions(backbones, UploadLimits(photos=90, classes=5, upload_bytes=2**20), parent=place)
     yield found
     found.close()
     assert list(place.iterdir()) == []

@@ -13,7 +13,7 @@ import pytest
 import mmrl
 from mmrl.app import sessions as sessions_module
 from mmrl.app import views
-from mmrl.app.jobs import FAULT, Queue, Work
+from mmrl.app.jobs import FAULT, Errand, Queue
 from mmrl.app.session import Choice, Session, Verdict
 from mmrl.app.sessions import PREFIX, Sessions, remove_abandoned
 from mmrl.classifier.judging import Judged, Prediction
@@ -116,12 +116,12 @@ def test_a_training_is_cancelled_between_two_steps(session: Session, tmp_path: P
 def test_visitors_wait_for_each_other_and_the_queue_is_bounded() -> None:
     queue, go, order = Queue(most=2), threading.Event(), list[str]()
 
-    def work(name: str) -> Work:
+    def work(name: str) -> Errand:
         def do(watch: object) -> None:
             go.wait(60)
             order.append(name)
 
-        return Work(do)
+        return Errand(do)
 
     first, second, third = work("first"), work("second"), work("third")
     queue.add(first)
@@ -140,11 +140,11 @@ def test_visitors_wait_for_each_other_and_the_queue_is_bounded() -> None:
 
 
 def test_a_job_that_fails_says_one_sentence(caplog: pytest.LogCaptureFixture) -> None:
-    def fail(error: Exception) -> Work:
+    def fail(error: Exception) -> Errand:
         def work(watch: object) -> None:
             raise error
 
-        job = Work(work)
+        job = Errand(work)
         job.run()
         return job
 
@@ -156,7 +156,7 @@ def test_a_job_that_fails_says_one_sentence(caplog: pytest.LogCaptureFixture) ->
 def test_time_left_comes_from_the_steps_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("mmrl.app.jobs.time.monotonic", lambda: now[0])
-    job = Work(lambda watch: None)
+    job = Errand(lambda watch: None)
     job.told(Progress("training", 1, 11, {"loss": 2.0, "epoch": 1.0}, 1))
     assert job.seconds_left is None
     now[0] = 104.0

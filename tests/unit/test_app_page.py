@@ -22,7 +22,7 @@ from PIL import Image
 import mmrl
 from mmrl.app.session import Backbones
 from mmrl.app.sessions import Sessions
-from mmrl.app.uploads import Limits
+from mmrl.app.uploads import UploadLimits
 from mmrl.clip import load_clip
 from mmrl.data.mini.sets import MINI_SETS
 from mmrl.errors import UsageError
@@ -61,14 +61,14 @@ def archive(pictures: dict[str, list[Path]], tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Sessions]]:
-    from mmrl.app.serve import Settings, running
+    from mmrl.app.serve import PageSettings, running
 
     place = tmp_path_factory.mktemp("system")
     backbones = Backbones(("tiny",), "cpu", {"tiny": load_clip("tiny", device="cpu")})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with running(Settings(port=port, backbones=backbones, limits=Limits(upload_bytes=2**21), parent=place)) as running_app:
+    with running(PageSettings(port=port, backbones=backbones, limits=UploadLimits(upload_bytes=2**21), parent=place)) as running_app:
         yield running_app
     assert list(place.iterdir()) == []
 
@@ -288,10 +288,10 @@ def test_no_file_of_this_machine_and_no_address_is_taken_as_an_upload(app: tuple
 
 
 def test_a_port_that_is_taken_is_said(app: tuple[str, Sessions], tmp_path: Path) -> None:
-    from mmrl.app.serve import Settings, running
+    from mmrl.app.serve import PageSettings, running
 
     port = int(app[0].rstrip("/").rpartition(":")[2])
-    with pytest.raises(UsageError, match=f"port {port} of 127.0.0.1 cannot be had"), running(Settings(port=port, parent=tmp_path)):
+    with pytest.raises(UsageError, match=f"port {port} of 127.0.0.1 cannot be had"), running(PageSettings(port=port, parent=tmp_path)):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -299,9 +299,9 @@ def test_a_port_that_is_taken_is_said(app: tuple[str, Sessions], tmp_path: Path)
 def test_a_missing_extra_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import sys
 
-    from mmrl.app.serve import Settings, running
+    from mmrl.app.serve import PageSettings, running
 
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(UsageError, match=r'pip install "mmrl\[app\]"'), running(Settings(parent=tmp_path)):
+    with pytest.raises(UsageError, match=r'pip install "mmrl\[app\]"'), running(PageSettings(parent=tmp_path)):
         pass
     assert list(tmp_path.iterdir()) == [] and importlib.util.find_spec("mmrl.app")

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mmrl.app.session import Session
-from mmrl.app.uploads import Limits, checked_name, opened, unpacked
+from mmrl.app.uploads import UploadLimits, checked_name, opened, unpacked
 from mmrl.errors import UsageError
 from tests.unit.app_visitors import all_sessions, backbones, clip, photos, png, session, zipped
 
@@ -65,10 +65,10 @@ def test_photos_beyond_the_limits_are_refused_before_they_are_decoded(tmp_path: 
     wide += struct.pack(">II", zlib.crc32(head), 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
     (tmp_path / "wide.png").write_bytes(wide)
     with pytest.raises(UsageError, match=r"^'wide.png' has 179 million pixels or more; a photo may have 50 million.$"):
-        opened(tmp_path / "wide.png", "wide.png", Limits())
+        opened(tmp_path / "wide.png", "wide.png", UploadLimits())
     (tmp_path / "much.png").write_bytes(bytes(2**20 + 1))
     with pytest.raises(UsageError, match="a photo may have 1"):
-        opened(tmp_path / "much.png", "much.png", Limits(photo_bytes=2**20))
+        opened(tmp_path / "much.png", "much.png", UploadLimits(photo_bytes=2**20))
 
 
 def test_names(session: Session, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_names(session: Session, tmp_path: Path) -> None:
             session.add(blank, some)
     with pytest.raises(UsageError, match="at most 100"):
         session.add("a" * 101, some)
-    assert checked_name("a\nb\u202e c", Limits()) == "a b c"
+    assert checked_name("a\nb\u202e c", UploadLimits()) == "a b c"
     with pytest.raises(UsageError, match="no photos yet"):
         session.add("x", [])
     for at in range(5):
@@ -144,5 +144,5 @@ def test_zips_that_are_refused(content: dict[str, bytes] | bytes, said: str, ses
 def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
     (tmp_path / "into").mkdir()
     with pytest.raises(UsageError, match="links"):
-        unpacked(link(tmp_path / "x.zip"), tmp_path / "into", Limits())
+        unpacked(link(tmp_path / "x.zip"), tmp_path / "into", UploadLimits())
     assert not list((tmp_path / "into").iterdir())

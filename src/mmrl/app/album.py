@@ -11,7 +11,7 @@ from secrets import token_hex
 
 from PIL import Image
 
-from mmrl.app.uploads import Limits, Photo, checked_name, kept, opened, slug, title_of, unpacked
+from mmrl.app.uploads import Photo, UploadLimits, checked_name, kept, opened, slug, title_of, unpacked
 from mmrl.data import Dataset, Item, usual_workers
 from mmrl.data.folder import dataset_of
 from mmrl.data.parallel import ordered
@@ -34,7 +34,7 @@ class Album:
         folder: of one visitor; it is made when the first photo comes.
     """
 
-    def __init__(self, folder: Path, limits: Limits) -> None:
+    def __init__(self, folder: Path, limits: UploadLimits) -> None:
         self.folder, self.limits = folder, limits
         self._classes: dict[str, list[Photo]] = {}
         self._digests: set[str] = set()

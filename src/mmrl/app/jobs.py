@@ -23,7 +23,7 @@ class Cancelled(Exception):
     """The visitor stopped the training, or left."""
 
 
-class Work:
+class Errand:
     """One piece of work in the queue.
 
     Args:
@@ -121,13 +121,13 @@ class Queue:
 
     def __init__(self, most: int = MOST_WAITING) -> None:
         self._most = most
-        self._waiting: deque[Work] = deque()
+        self._waiting: deque[Errand] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._go, name="mmrl-app", daemon=True)
         self._thread.start()
 
-    def add(self, job: Work) -> None:
+    def add(self, job: Errand) -> None:
         """Raises UsageError where too many wait."""
         with self._changed:
             self._drop_cancelled()
@@ -136,13 +136,13 @@ class Queue:
             self._waiting.append(job)
             self._changed.notify_all()
 
-    def cancel(self, job: Work) -> None:
+    def cancel(self, job: Errand) -> None:
         """End `job` before its next step; one that waits, at once."""
         job.cancel()
         with self._changed:
             self._drop_cancelled()
 
-    def ahead(self, job: Work) -> int:
+    def ahead(self, job: Errand) -> int:
         """How many jobs come before one that waits, with the one that runs."""
         with self._changed:
             return self._waiting.index(job) + 1 if job in self._waiting else 0

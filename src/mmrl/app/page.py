@@ -13,7 +13,7 @@ import gradio as gr
 
 from mmrl import api, methods
 from mmrl.app import views
-from mmrl.app.jobs import FAULT, Work
+from mmrl.app.jobs import FAULT, Errand
 from mmrl.app.session import Choice, Session
 from mmrl.app.sessions import Sessions
 from mmrl.errors import MmrlError, UsageError
@@ -289,7 +289,7 @@ class Page:
         self.sessions.leave(request.session_hash)
 
 
-async def _until_over(job: Work) -> AsyncIterator[None]:
+async def _until_over(job: Errand) -> AsyncIterator[None]:
     while not job.over:
         await asyncio.sleep(LOOK_EVERY)
         yield

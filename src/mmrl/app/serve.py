@@ -12,7 +12,7 @@ from typing import Any
 
 from mmrl.app.session import Backbones
 from mmrl.app.sessions import Sessions
-from mmrl.app.uploads import Limits
+from mmrl.app.uploads import UploadLimits
 from mmrl.errors import UsageError
 
 HOST = "127.0.0.1"
@@ -25,7 +25,7 @@ ENVIRONMENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": 
 
 
 @dataclass(frozen=True)
-class Settings:
+class PageSettings:
     """Where the page is, and what is offered on it.
 
     Attributes:
@@ -37,13 +37,13 @@ class Settings:
     host: str = HOST
     port: int | None = None
     backbones: Backbones = field(default_factory=Backbones)
-    limits: Limits = field(default_factory=Limits)
+    limits: UploadLimits = field(default_factory=UploadLimits)
     open: bool = False
     parent: Path | None = None
 
 
 @contextmanager
-def running(settings: Settings) -> Iterator[tuple[str, Sessions]]:
+def running(settings: PageSettings) -> Iterator[tuple[str, Sessions]]:
     """The page's address while it runs, and its visitors; all photos are gone in the end.
 
     Raises:
@@ -76,7 +76,7 @@ def _require_gradio() -> None:
         raise UsageError(f"{EXTRA} (6 or later; this is {gradio.__version__}).")
 
 
-def _launched(blocks: Any, settings: Settings, sessions: Sessions) -> str:
+def _launched(blocks: Any, settings: PageSettings, sessions: Sessions) -> str:
     import gradio as gr
     from starlette.middleware import Middleware
 

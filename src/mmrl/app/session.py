@@ -17,8 +17,8 @@ from PIL import Image
 
 from mmrl import api, methods
 from mmrl.app.album import NAME, Album, parted
-from mmrl.app.jobs import Cancelled, Queue, Work
-from mmrl.app.uploads import Limits, Photo, checked_name, opened, thumbnail_of, title_of
+from mmrl.app.jobs import Cancelled, Errand, Queue
+from mmrl.app.uploads import Photo, UploadLimits, checked_name, opened, thumbnail_of, title_of
 from mmrl.classifier.judging import Judged
 from mmrl.classifier.predictor import Classifier
 from mmrl.clip import Clip, load_clip
@@ -29,7 +29,7 @@ from mmrl.engine.progress import Watch
 from mmrl.errors import UsageError
 from mmrl.files import replacing
 from mmrl.names import check_names, name_key
-from mmrl.trust.state import UNKNOWN
+from mmrl.trust.rejection import UNKNOWN
 
 ADAPTER, EXPORT = "my-classifier", "my-classifier-onnx"
 UNTRAINED = "There is no classifier yet: train one first."
@@ -96,9 +96,9 @@ class Session:
         folder: of this visitor alone; it is made when the first photo comes, and goes with `close`.
     """
 
-    def __init__(self, folder: Path, backbones: Backbones, queue: Queue, limits: Limits | None = None) -> None:
-        self.folder, self.limits = folder, limits or Limits()
-        self.job: Work | None = None
+    def __init__(self, folder: Path, backbones: Backbones, queue: Queue, limits: UploadLimits | None = None) -> None:
+        self.folder, self.limits = folder, limits or UploadLimits()
+        self.job: Errand | None = None
         self.trained: Trained | None = None
         self.used = time.monotonic()
         self.left: float | None = None  # when the page was closed
@@ -160,7 +160,7 @@ class Session:
 
     # ---- training ----
 
-    def train(self, choice: Choice) -> Work:
+    def train(self, choice: Choice) -> Errand:
         """Put a training into the queue.
 
         Raises:
@@ -178,7 +178,7 @@ class Session:
             settings(choice.method, dataset=NAME, shots=0, overrides=options)  # refuses what cannot be before anybody waits
             if choice.backbone not in self._backbones.names:
                 self._backbones.get(choice.backbone)
-            job = Work(lambda watch: self._fit(dataset, choice, options, watch))
+            job = Errand(lambda watch: self._fit(dataset, choice, options, watch))
             self._queue.add(job)
             self.job = job
             return job
@@ -209,7 +209,7 @@ class Session:
 
     # ---- what came of it ----
 
-    def export(self) -> Work:
+    def export(self) -> Errand:
         """Put an export of the classifier, for ONNX, into the queue.
 
         Raises:
@@ -219,7 +219,7 @@ class Session:
             trained = self.trained
             if trained is None:
                 raise UsageError(UNTRAINED)
-            self.job = job = Work(lambda watch: self._export(trained))
+            self.job = job = Errand(lambda watch: self._export(trained))
             try:
                 self._queue.add(job)
             except UsageError:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mmrl.app.jobs import Queue
 from mmrl.app.session import Backbones, Session
-from mmrl.app.uploads import Limits
+from mmrl.app.uploads import UploadLimits
 from mmrl.errors import MmrlError, UsageError
 from mmrl.files import lock, unlock
 
@@ -42,10 +42,10 @@ class Sessions:
     """
 
     def __init__(
-        self, backbones: Backbones, limits: Limits | None = None, *, parent: Path | None = None,
+        self, backbones: Backbones, limits: UploadLimits | None = None, *, parent: Path | None = None,
         ended: Callable[[str], object] = lambda key: None,
     ) -> None:  # fmt: skip
-        self.backbones, self.limits = backbones, limits or Limits()
+        self.backbones, self.limits = backbones, limits or UploadLimits()
         place = Path(tempfile.gettempdir()) if parent is None else parent
         remove_abandoned(place)
         try:

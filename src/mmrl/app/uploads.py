@@ -33,7 +33,7 @@ DEEPEST = 8  # folders around the classes' folders
 
 
 @dataclass(frozen=True)
-class Limits:
+class UploadLimits:
     """What one visitor may upload.
 
     Attributes:
@@ -78,7 +78,7 @@ def title_of(name: str) -> str:
     return shortened(_printed(PurePath(name.replace("\\", "/")).name), 60) or "a file without a name"
 
 
-def checked_name(written: str, limits: Limits) -> str:
+def checked_name(written: str, limits: UploadLimits) -> str:
     """The class name in what somebody wrote.
 
     Raises:
@@ -97,7 +97,7 @@ def _printed(text: str) -> str:
     return "".join(" " if c.isspace() else c for c in text if c.isspace() or not unicodedata.category(c).startswith("C")).strip()
 
 
-def opened(path: Path, title: str, limits: Limits) -> Image.Image:
+def opened(path: Path, title: str, limits: UploadLimits) -> Image.Image:
     """The photo in a file, as RGB, upright, and no larger than a training can see.
 
     Raises:
@@ -165,7 +165,7 @@ def slug(text: str) -> str:
     return re.sub(r"[^\w-]+", "_", text)[:40].strip("_") or "x"
 
 
-def unpacked(archive: Path, into: Path, limits: Limits) -> Upload:
+def unpacked(archive: Path, into: Path, limits: UploadLimits) -> Upload:
     """The files of a zip with one folder a class, unpacked into the empty folder `into`.
 
     Folders around those of the classes are passed through, and those of a split (train, val, test) put together.
@@ -182,7 +182,7 @@ def unpacked(archive: Path, into: Path, limits: Limits) -> Upload:
     return _classes_in(into)
 
 
-def _check_size(archive: Path, limits: Limits) -> None:
+def _check_size(archive: Path, limits: UploadLimits) -> None:
     """Raises UsageError for what is no zip file, or unpacks to more than the limits; its list is read only if it is short."""
     most = limits.photos + limits.classes
     too_many = f"This zip holds more than {most} files, which are too many. Give at most {limits.photos} photos."

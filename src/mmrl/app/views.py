@@ -7,7 +7,7 @@ import html
 from collections.abc import Mapping, Sequence
 
 from mmrl import methods
-from mmrl.app.jobs import Work
+from mmrl.app.jobs import Errand
 from mmrl.app.session import ADAPTER, Trained, Verdict, rejects
 from mmrl.app.uploads import Photo
 from mmrl.classifier.evaluation import EvaluationReport
@@ -78,7 +78,7 @@ def classes_table(classes: Mapping[str, Sequence[Photo]]) -> str:
     return _box(f'{"".join(rows)}<div class="soft">{total}</div>')
 
 
-def job_panel(job: Work | None, ahead: int = 0) -> str:
+def job_panel(job: Errand | None, ahead: int = 0) -> str:
     """How far a training is: a bar, the loss, the time that is left, and the curve."""
     if job is None or job.state == "done":
         return ""

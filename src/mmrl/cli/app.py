@@ -23,9 +23,9 @@ def app(
     import threading
     import warnings
 
-    from mmrl.app.serve import HOST, Settings, running
+    from mmrl.app.serve import HOST, PageSettings, running
     from mmrl.app.session import Backbones
-    from mmrl.app.uploads import MIB, Limits
+    from mmrl.app.uploads import MIB, UploadLimits
     from mmrl.cli.grid import names
     from mmrl.clip.device import checked_device
     from mmrl.errors import UsageError
@@ -35,8 +35,8 @@ def app(
         raise UsageError("--backbones names none; give at least one, such as tiny.")
     checked_device(device)
     warnings.simplefilter("ignore")  # what is to be told of a training stands on the page
-    limits = Limits(upload_bytes=max_upload_mb * MIB, kept_bytes=max(Limits.kept_bytes, 2 * max_upload_mb * MIB))
-    settings = Settings(host, port, Backbones(chosen, device), limits, open_)
+    limits = UploadLimits(upload_bytes=max_upload_mb * MIB, kept_bytes=max(UploadLimits.kept_bytes, 2 * max_upload_mb * MIB))
+    settings = PageSettings(host, port, Backbones(chosen, device), limits, open_)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the photos go
     with running(settings) as (url, _):
