@@ -1,4 +1,4 @@
-"""Every `mmrl` command that the documentation shows has a verb, arguments and options that there are."""
+"""Every `mmrl` command that the documentation shows has a verb, arguments and options that there are. test_docs_run.py runs them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 from mmrl.cli.main import app
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+PAGES = ["README.md", "CONTRIBUTING.md", "results/mini/README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
 
 def commands(page: str) -> list[str]:

@@ -58,7 +58,8 @@ def evaluate_apart(classifier: Classifier, data: Any, *, split: str, root: Any, 
 
     def report(items: list[Item]) -> EvaluationReport | None:
         part = replace(dataset, train=[], val=[], test=items, rest_tests=False)
-        return evaluation.evaluate(classifier, part, split="test", include_trained=False, root=root, **options) if items else None
+        some = part.restrict(options.get("classes", "all")).test  # of the novel half, say, no image may have trained it
+        return evaluation.evaluate(classifier, part, split="test", include_trained=False, root=root, **options) if some else None
 
     new, trained = (report([item for item in dataset.train if (item.key in used) == wanted]) for wanted in (False, True))
     calibrated = sum(item.key in used - drawn for item in dataset.train)
