@@ -32,15 +32,17 @@ NOT_RUN = {  # start of a line, or all of a page's lines -> why it is not run he
     r"mmrl data prepare": "needs the authors' archives; tests/unit/test_data_prepare.py makes some",
     r"mmrl bench .*--jobs 2": "tests/unit/test_plugins.py runs the page in two processes",
     r"mmrl (.*lion.coop|.*tools\.py)": "tests/unit/test_plugins.py runs the page's files",
-    r"mmrl serve|curl|  -d ": "a server runs until it is stopped; tests/unit/test_server*.py ask one",
+    r"mmrl predict .*--engine ray": "starts a cluster",
+    r"find /data": "a pipe of a shell; tests/unit/test_bulk_lists.py gives the same list",
+    r"mmrl serve|curl|  -d ": "a server runs until it is stopped; tests/unit/test_serve*.py ask one",
     r"results/mini/README.md: ": "hours; .ci/run checks that the results are those of this source, and makes the tables again",
 }
 RUN_ELSEWHERE = {  # Python of a page -> what runs it
     "CONTRIBUTING.md": "tests/unit/test_contributing.py",
     "docs/plugins.md": "tests/unit/test_plugins.py",
     "docs/add_dataset.md": "tests/unit/test_plugins.py",
-    "docs/export.md": "tests/unit/test_serve_answers.py",
-    "docs/serve.md": "tests/unit/test_serve_answers.py",
+    "docs/export.md": "tests/unit/test_export_web.py",
+    "docs/serve.md": "tests/unit/test_client.py",
 }
 SMALLER = {  # what a page says -> what is run for it
     "--backbone ViT-B-16-quickgelu/openai": "--backbone tiny",
@@ -51,6 +53,7 @@ SMALLER = {  # what a page says -> what is run for it
     "--shots 16 --out": "--shots 2 --epochs 1 --out",
     "--epochs 5": "--epochs 1",
     "--method coop --backbone tiny": "--method coop --backbone tiny --epochs 1",
+    "--from-list names.txt": "--from-list list.txt",
     "--minutes 20": "--methods zero-shot,lpp --shots 2 --folds 2",
     "--methods coop,mma,gda": "--methods zero-shot,clap --shots 2 --folds 2",
     "--mini --datasets mini:digits,mini:textures,mini:objects": "--datasets photos --backbone tiny",
@@ -109,6 +112,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(root / "photos" / NAMES[at % 2] / f"{at}.jpg", root / name)
     (root / "names.txt").write_text("\n".join([*NAMES, "wolverine"]), encoding="utf-8")
+    (root / "list.txt").write_text("a.jpg\nb.jpg\n", encoding="utf-8")
     (root / "data").mkdir()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
