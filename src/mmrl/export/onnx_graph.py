@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from mmrl.errors import MmrlError, UsageError, first_line
+from mmrl.export.compare import Run
 
 LOWEST_OPSET, HIGHEST_OPSET, USUAL_OPSET = 18, 22, 18
 MOST_IN_ONE_FILE = 2**31 - 2**24  # bytes: a protobuf ends at 2 GiB; what is more lies in a file beside it
@@ -99,3 +101,17 @@ def _quiet() -> Iterator[None]:
     finally:
         for each, level in zip(loggers, before, strict=True):
             each.setLevel(level)
+
+
+def session_of(path: Path) -> Run:
+    """What runs the ONNX file on arrays."""
+    onnxruntime = import_module("onnxruntime")  # which has no types
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+
+    def run(arrays: Sequence[NDArray[Any]]) -> Any:
+        return session.run(None, dict(zip(names, arrays, strict=True)))
+
+    return run

@@ -20,6 +20,8 @@ from mmrl.methods import Method, TwoTower
 from mmrl.runtime.manifest import CLASS_FEATURES, FULL, LOGITS, REPRESENTATION_FEATURES, TRAINED
 from mmrl.templates import template_list
 
+SAME = 1e-4  # relative difference of logits that are the same but for rounding
+
 
 @dataclass(frozen=True)
 class TextPart:
@@ -51,6 +53,7 @@ class Exportable:
         classes: features (C, embed_dim) of the trained classes, of a "full" one.
         text: None where new classes cannot be named; `no_text` says why.
         rule: how logits come of features, of a "full" one.
+        subsets: whether logits among some of the trained classes are those among all, of a "trained" one.
     """
 
     classifier: Classifier
@@ -61,6 +64,7 @@ class Exportable:
     text: TextPart | None
     no_text: str
     rule: dict[str, Any] | None
+    subsets: bool = True
 
     @property
     def pixels(self) -> tuple[int, int, int]:
@@ -125,9 +129,14 @@ def _trained(classifier: Classifier) -> Exportable:
     if not names:
         raise UsageError(f"method '{method.name}' is exported with the classes that it was trained on, and there are none.")
     with torch.no_grad(), naming(names, classifier.template):
-        head = method.head(method.class_list(names, classifier.template))
+        some = max(1, len(names) // 2)
+        heads = [method.head(method.class_list(each, classifier.template)) for each in (names, names[:some])]
+        images = torch.randn(2, 3, method.clip.image_size, method.clip.image_size, generator=torch.Generator().manual_seed(0))
+        every, fewer = (method.logits(images.to(method.clip.device), head, True) for head in heads)
     why = f"method '{method.name}' has no class features that an image's are compared with"
-    return Exportable(classifier, TRAINED, LogitsProgram(method, head), (CLASS_FEATURES, LOGITS), None, None, why, None)
+    image = LogitsProgram(method, heads[0])
+    subsets = torch.allclose(every[:, :some], fewer, rtol=SAME, atol=SAME)
+    return Exportable(classifier, TRAINED, image, (CLASS_FEATURES, LOGITS), None, None, why, None, subsets)
 
 
 def templates_of(classifier: Classifier) -> list[str]:

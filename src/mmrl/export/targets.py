@@ -12,8 +12,9 @@ from pathlib import Path
 from mmrl.classifier.predictor import Classifier
 from mmrl.export.adapter import ExportOptions
 from mmrl.export.onnx_folder import write_onnx
+from mmrl.export.pt2 import write_pt2
 from mmrl.export.web import write_web
 
 Target = Callable[[Classifier, Path, ExportOptions], tuple[float, list[str]]]
 
-TARGETS: dict[str, Target] = {"onnx": write_onnx, "web": write_web}
+TARGETS: dict[str, Target] = {"onnx": write_onnx, "pt2": write_pt2, "web": write_web}

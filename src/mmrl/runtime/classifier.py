@@ -70,7 +70,7 @@ class ExportedClassifier:
         self.classes = manifest.class_names
         self.template = manifest.template
         self.calibration = None if manifest.calibration is None else Calibration.read(manifest.calibration)
-        self._programs = programs
+        self.programs = programs
         self._mode = RESAMPLING[manifest.preprocess.interpolation]
         self._lists: dict[tuple[str, ...], Competing] = {}
         self._lock = threading.RLock()
@@ -148,7 +148,7 @@ class ExportedClassifier:
         Raises:
             UsageError: bad names, a prompt over the context length, or a folder without a text program.
         """
-        text, tokenizer = self.manifest.text, self._programs.tokenizer
+        text, tokenizer = self.manifest.text, self.programs.tokenizer
         if text is None or tokenizer is None:
             raise UsageError(f"'{names[0]}' is a new class, and this export can name none: {self.manifest.no_text}.")
         checked, parts = check_names(names), []
@@ -159,7 +159,7 @@ class ExportedClassifier:
                 for each in text.inputs:
                     ids = tokenizer.tokens(fill(each.templates, some, underscores=each.underscores))
                     inputs[each.name] = ids.reshape(len(each.templates), len(some), -1)
-                parts.append(self._programs.text.run([text.output], inputs)[0])
+                parts.append(self.programs.text.run([text.output], inputs)[0])
         return np.concatenate(parts)
 
     def _listed(self, classes: str | Sequence[str] | None) -> Competing:
@@ -181,14 +181,16 @@ class ExportedClassifier:
             if not trained.all():
                 new = names[int(np.argmin(trained))]
                 raise UsageError(f"'{new}' is a new class, and this export knows its trained ones alone: {self.manifest.no_text}.")
+            if len(names) < len(self.classes) and not self.manifest.subsets:
+                raise UsageError(f"method '{self.manifest.method}' scores its classes together: give all {len(self.classes)}, or none.")
             return Competing(names, self.template, trained, columns)
-        known = self._programs.classes
+        known = self.programs.classes
         values = np.empty((len(names), self.manifest.embed_dim), np.float32)
-        spoken_alike = np.array([at >= 0 and self.classes[at] == name for at, name in zip(columns, names)])
+        alike = np.array([known is not None and at >= 0 and self.classes[at] == name for at, name in zip(columns, names)])
         if known is not None:
-            values[spoken_alike] = known[columns[spoken_alike]]
-        if not spoken_alike.all():
-            values[~spoken_alike] = self.class_features([name for name, own in zip(names, spoken_alike) if not own])
+            values[alike] = known[columns[alike]]
+        if not alike.all():  # also names that are written in another way: their prompts are other ones
+            values[~alike] = self.class_features([name for name, own in zip(names, alike) if not own])
         return Competing(names, self.template, trained, values)
 
     def _passes(self, sources: Sequence[Any]) -> Iterator[list[Array]]:
@@ -201,7 +203,7 @@ class ExportedClassifier:
             pixels /= np.float32(255)
             pixels -= mean
             pixels /= std
-            yield self._programs.image.run(list(self.manifest.outputs), {PIXELS: pixels})
+            yield self.programs.image.run(list(self.manifest.outputs), {PIXELS: pixels})
 
     def _logits(self, sources: Sequence[Any], listed: Competing) -> Array:
         rows, m = [], self.manifest
@@ -251,7 +253,7 @@ def load(folder: str | Path, *, threads: int | None = None) -> ExportedClassifie
         check_rule(manifest.rule, manifest.outputs)
     text, tokenizer, classes = None, None, None
     if manifest.text is not None:
-        text = _session(place / manifest.text.file, threads)
+        text = opened(place / manifest.text.file, threads)
         tokenizer = Tokenizer.read(place / manifest.text.vocabulary, manifest.backbone, manifest.text.context_length)
     if manifest.classes is not None:
         try:
@@ -260,10 +262,10 @@ def load(folder: str | Path, *, threads: int | None = None) -> ExportedClassifie
             raise MmrlError(f"{place / manifest.classes} cannot be read: {error}. Export again.") from error
         if classes.shape != (len(manifest.class_names), manifest.embed_dim) or classes.dtype != np.float32:
             raise MmrlError(f"{place / manifest.classes} has {classes.dtype} {classes.shape}, which is not its manifest's. Export again.")
-    return ExportedClassifier(manifest, Programs(_session(place / manifest.image, threads), text, tokenizer, classes))
+    return ExportedClassifier(manifest, Programs(opened(place / manifest.image, threads), text, tokenizer, classes))
 
 
-def _session(path: Path, threads: int | None) -> Any:
+def opened(path: Path, threads: int | None) -> Any:
     runtime = import_module("onnxruntime")  # which has no types
     options = runtime.SessionOptions()
     options.log_severity_level = 3

@@ -88,6 +88,7 @@ class Manifest:
     logit_scale: float
     one_scale: bool
     rule: Mapping[str, Any] | None
+    subsets: bool
     preprocess: Preprocessing
     image: str
     outputs: tuple[str, ...]
@@ -126,6 +127,8 @@ class Manifest:
             raise MmrlError(f"{path} is damaged: {said}. Export again.") from error
         for name, (size, digest) in files.items():
             _require_whole(place / name, size, digest)
+        if not found.image.endswith(".onnx"):
+            raise UsageError(f"{place} is an export for another program ({found.image}); what runs here is one `--to onnx`.")
         return found
 
 
@@ -144,6 +147,7 @@ def _manifest(folder: Path, content: Mapping[str, Any]) -> Manifest:
         title=_text(content["title"]), backbone=_text(content["backbone"]), class_names=names,
         template=check_template([_text(each) for each in content["template"]]), embed_dim=_count(content["embed_dim"]),
         logit_scale=_number(content["logit_scale"]), one_scale=content["one_scale"] is True, rule=content["rule"],
+        subsets=content["subsets"] is True,
         preprocess=Preprocessing(_count(shown["size"]), shown["interpolation"], (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])),
         image=_file_name(image["file"]), outputs=tuple(_text(each) for each in image["outputs"]),
         classes=None if classes is None else _file_name(classes["file"]), text=None if text is None else _text_part(text),
@@ -152,11 +156,12 @@ def _manifest(folder: Path, content: Mapping[str, Any]) -> Manifest:
 
 
 def _text_part(text: Mapping[str, Any]) -> TextFile:
-    inputs = tuple(
-        PromptInput(_text(each["name"]), template_list(check_template([_text(one) for one in each["templates"]])), each["underscores"] is True)
-        for each in text["inputs"]
-    )
+    inputs = tuple(PromptInput(_text(each["name"]), _templates(each["templates"]), each["underscores"] is True) for each in text["inputs"])
     return TextFile(_file_name(text["file"]), _text(text["output"]), _file_name(text["vocabulary"]), _count(text["context_length"]), inputs)
+
+
+def _templates(value: Any) -> tuple[str, ...]:
+    return template_list(check_template([_text(each) for each in value]))
 
 
 def _file_name(name: Any) -> str:
