@@ -30,6 +30,7 @@ from mmrl.export import Exported, export_adapter
 from mmrl.export.quantised import quantise
 from mmrl.methods import Task
 from mmrl.runtime.classifier import ExportedClassifier, opened
+from mmrl.runtime.manifest import TRAINED
 
 NAMES = ("cat", "dog", "great white shark", "owl")
 TEMPLATE = "a photo of a {}."
@@ -50,8 +51,8 @@ class Noise:
 
 
 def smallest() -> Clip:
-    vision = {"layers": 3, "width": 32, "image_size": 32, "patch_size": 16, "head_width": 16}
-    return random_clip("ViT-B-32", embed_dim=24, vision_cfg=vision, text_cfg={"layers": 3, "width": 32, "heads": 2, "context_length": 32})
+    vision = {"layers": 2, "width": 32, "image_size": 32, "patch_size": 16, "head_width": 16}
+    return random_clip("ViT-B-32", embed_dim=24, vision_cfg=vision, text_cfg={"layers": 2, "width": 32, "heads": 2, "context_length": 32})
 
 
 def built(name: str, clip: Clip, **options: Any) -> Classifier:
@@ -75,6 +76,13 @@ def weights_of(classifier: Classifier) -> int:
     return sum(value.numel() * value.element_size() for value in (*method.clip.model.parameters(), *method.parameters()))
 
 
+def kind_of(exported: runtime.ExportedClassifier) -> str:
+    """As docs/export.md has it."""
+    if exported.manifest.kind == TRAINED:
+        return "trained classes only"
+    return "any class" if exported.manifest.text else "no new classes"
+
+
 def of_methods(only: list[str]) -> tuple[list[list[str]], dict[str, Any]]:
     """Each method exported at the smallest model and run beside torch: kind, largest difference of a probability, bytes."""
     rows, numbers = [], {}
@@ -84,7 +92,7 @@ def of_methods(only: list[str]) -> tuple[list[list[str]], dict[str, Any]]:
             try:
                 made = export_adapter(classifier, Path(place) / "out")
                 exported = runtime.load(made.folder, threads=1)
-                kind = exported.manifest.kind if exported.manifest.text or exported.manifest.kind == "trained" else "no new classes"
+                kind = kind_of(exported)
                 lists: list[tuple[str, ...]] = [NAMES] + ([("a new_thing", *NAMES[1:], "blue")] if exported.manifest.text else [])
                 worst = max(apart(exported.predict_proba(images, each), classifier.predict_proba(images, each)) for each in lists)
                 found: dict[str, Any] = {"kind": kind, "difference": worst, "why": exported.manifest.no_text}

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
 from importlib import import_module
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ from numpy.typing import NDArray
 
 from mmrl.errors import MmrlError, UsageError, first_line
 from mmrl.export.compare import Run
+from mmrl.export.quiet import quiet
 
 LOWEST_OPSET, HIGHEST_OPSET, USUAL_OPSET = 18, 22, 18
 MOST_IN_ONE_FILE = 2**31 - 2**24  # bytes: a protobuf ends at 2 GiB; what is more lies in a file beside it
@@ -48,7 +45,7 @@ def write_onnx_graph(
         MmrlError: a step of the program has no counterpart in ONNX.
     """
     try:
-        with _quiet():
+        with quiet():
             made = torch.onnx.export(
                 program, dynamo=True, opset_version=opset, input_names=[*inputs], output_names=[*outputs], optimize=True, verbose=False
             )
@@ -85,22 +82,6 @@ def _cleaned(model: Any, size: str) -> None:
         for node in (function, *function.node):
             node.doc_string = ""
             del node.metadata_props[:]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the progress and the warnings of torch's exporter, which tell its authors something."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    before = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for each, level in zip(loggers, before, strict=True):
-            each.setLevel(level)
 
 
 def session_of(path: Path) -> Run:

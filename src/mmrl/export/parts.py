@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmrl.classifier.predictor import Classifier
-from mmrl.clip import naming
+from mmrl.clip import Clip, naming
 from mmrl.clip.vocabulary import vocabulary_file
 from mmrl.errors import UsageError
 from mmrl.export.tracing import ImageProgram, LogitsProgram, PromptGroup, TextProgram, text_program
@@ -96,8 +96,7 @@ def exportable(classifier: Classifier, *, text: bool = True) -> Exportable:
     with torch.no_grad(), naming(names, classifier.template):
         if names:
             classes = method.text_features(method.class_list(names, classifier.template)).float().cpu().numpy()
-        shape = (1, 3, clip.image_size, clip.image_size)
-        representation = method.image_features(torch.zeros(shape, device=clip.device)).representation
+        representation = method.image_features(noise(clip, 1)).representation
     outputs = (CLASS_FEATURES,) if representation is None else (CLASS_FEATURES, REPRESENTATION_FEATURES)
     return Exportable(classifier, FULL, ImageProgram(method), outputs, classes, found, why, rule)
 
@@ -131,12 +130,18 @@ def _trained(classifier: Classifier) -> Exportable:
     with torch.no_grad(), naming(names, classifier.template):
         some = max(1, len(names) // 2)
         heads = [method.head(method.class_list(each, classifier.template)) for each in (names, names[:some])]
-        images = torch.randn(2, 3, method.clip.image_size, method.clip.image_size, generator=torch.Generator().manual_seed(0))
-        every, fewer = (method.logits(images.to(method.clip.device), head, True) for head in heads)
+        every, fewer = (method.logits(noise(method.clip, 2), head, True) for head in heads)
     why = f"method '{method.name}' has no class features that an image's are compared with"
     image = LogitsProgram(method, heads[0])
     subsets = torch.allclose(every[:, :some], fewer, rtol=SAME, atol=SAME)
     return Exportable(classifier, TRAINED, image, (CLASS_FEATURES, LOGITS), None, None, why, None, subsets)
+
+
+def noise(clip: Clip, count: int) -> Tensor:
+    """Normalised images (count, 3, H, W) of the backbone's size and type."""
+    kind = next(clip.model.parameters()).dtype
+    generator = torch.Generator().manual_seed(count)
+    return torch.randn(count, 3, clip.image_size, clip.image_size, generator=generator).to(clip.device, kind)
 
 
 def templates_of(classifier: Classifier) -> list[str]:

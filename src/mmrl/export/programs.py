@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mmrl.classifier.predictor import Classifier
 from mmrl.export.adapter import ExportOptions
 from mmrl.export.compare import SIZES, TOLERANCE, Run, largest_difference
 from mmrl.export.folder import write_manifest
-from mmrl.export.parts import Exportable, TextPart, exportable, templates_of
+from mmrl.export.parts import Exportable, TextPart, exportable, noise, templates_of
 from mmrl.export.tracing import traced
 from mmrl.runtime.manifest import CLASSES, FORMAT, PIXELS, TEXT_FEATURES, VOCABULARY
 from mmrl.version import __version__
@@ -60,11 +59,11 @@ def write_programs(classifier: Classifier, folder: Path, options: ExportOptions,
     """
     parts = exportable(classifier, text=options.text)
     notes = [f"new classes cannot be named: {parts.no_text}."] if parts.text is None else []
-    shape = parts.pixels
-    program = traced(parts.image, [torch.zeros(2, *shape)], [0], BATCH)
+    clip = classifier.method.clip
+    program = traced(parts.image, [noise(clip, 2)], [0], BATCH)
     path = folder / f"image{form.ending}"
     form.write(program, path, [PIXELS], parts.outputs, BATCH)
-    worst = largest_difference(parts.image, form.opened(path), lambda size: [pictures(size, shape)], what="the image program")
+    worst = largest_difference(parts.image, form.opened(path), lambda size: [noise(clip, size)], what="the image program")
     if parts.text is not None:
         worst = max(worst, _write_text(parts.text, folder, form))
         (folder / VOCABULARY).write_bytes(parts.text.vocabulary)
@@ -74,11 +73,6 @@ def write_programs(classifier: Classifier, folder: Path, options: ExportOptions,
     content = {**manifest_of(parts, form.ending), **form.more, "precision": "float32", "checked": checked}
     write_manifest(folder, content)
     return Written(parts, content, worst, notes)
-
-
-def pictures(count: int, shape: Sequence[int]) -> Tensor:
-    """Normalised noise (count, *shape) to compare programs on."""
-    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(count))
 
 
 def _write_text(text: TextPart, folder: Path, form: Form) -> float:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from mmrl.clip import ClassList, Clip, Prompts
 from mmrl.clip.backbone import averaged
 from mmrl.clip.text import TextHidden
-from mmrl.errors import UsageError
+from mmrl.errors import UsageError, first_line
+from mmrl.export.quiet import quiet
 from mmrl.methods import Method, TwoTower
 from mmrl.names import check_names
 from mmrl.templates import Template, fill
@@ -58,6 +59,7 @@ class TracedClip(Clip):
         self.__dict__.update(clip.__dict__)
         self.asked: list[tuple[str, ...]] = []
         self.given: Sequence[Tensor | None] = ()
+        self._plain: dict[tuple[str, ...], Tensor] = {}
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         texts = tuple(prompts)
@@ -65,9 +67,9 @@ class TracedClip(Clip):
             self.asked.append(texts)
         number = self.asked.index(texts)
         given = self.given[number] if number < len(self.given) else None
-        if given is None:
-            return super().tokenize(texts)
-        tokens = given.flatten(0, 1)
+        if given is None and texts not in self._plain:
+            self._plain[texts] = self.plain_tokens(texts)  # before a program is traced, which can look at no number
+        tokens = self._plain[texts] if given is None else given.flatten(0, 1)
         return tokens, self.ends(tokens)
 
     def plain_tokens(self, prompts: Sequence[str]) -> Tensor:
@@ -197,11 +199,19 @@ def traced(program: nn.Module, example: Sequence[Tensor], sizes: Sequence[int], 
         example: inputs; the size in that dimension is at least 2.
         sizes: which dimension that is, of each input.
         name: of the size.
+
+    Raises:
+        UsageError: the program depends on the numbers in its inputs, or its size is fixed.
     """
     size = torch.export.Dim(name)
     shapes: Any = tuple({at: size} for at in sizes)
-    with torch.no_grad():
-        return torch.export.export(program.eval(), tuple(example), dynamic_shapes=_shapes_of(program, shapes), strict=False)
+    try:
+        with torch.no_grad(), quiet():
+            return torch.export.export(program.eval(), tuple(example), dynamic_shapes=_shapes_of(program, shapes), strict=False)
+    except Exception as error:  # torch has many kinds of its own for it
+        text = isinstance(program, TextProgram)
+        what, fix = ("text tower", " Leave it out: --no-text, in Python text=False.") if text else ("image tower", "")
+        raise UsageError(f"the {what} of method '{getattr(program.method, "name", "")}' cannot be exported: {first_line(error)}.{fix}") from error
 
 
 def _shapes_of(program: nn.Module, shapes: Any) -> Any:

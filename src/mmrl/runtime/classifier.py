@@ -193,16 +193,20 @@ class ExportedClassifier:
             values[~alike] = self.class_features([name for name, own in zip(names, alike) if not own])
         return Competing(names, self.template, trained, values)
 
-    def _passes(self, sources: Sequence[Any]) -> Iterator[list[Array]]:
-        """What the image program puts out, batch by batch."""
+    def pixels(self, sources: Sequence[Any]) -> Array:
+        """What the image program takes of each image: (B, 3, size, size), float32, normalised."""
         size, _, *scale = self.manifest.preprocess
         mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in scale)
+        found = np.stack([central(to_rgb(source), size, self._mode) for source in sources]).astype(np.float32)
+        found /= np.float32(255)
+        found -= mean
+        found /= std
+        return found
+
+    def _passes(self, sources: Sequence[Any]) -> Iterator[list[Array]]:
+        """What the image program puts out, batch by batch."""
         for first in range(0, len(sources), BATCH):
-            planes = np.stack([central(to_rgb(source), size, self._mode) for source in sources[first : first + BATCH]])
-            pixels = planes.astype(np.float32)
-            pixels /= np.float32(255)
-            pixels -= mean
-            pixels /= std
+            pixels = self.pixels(sources[first : first + BATCH])
             yield self.programs.image.run(list(self.manifest.outputs), {PIXELS: pixels})
 
     def _logits(self, sources: Sequence[Any], listed: Competing) -> Array:

@@ -133,10 +133,10 @@ def _words(text: str) -> Iterator[str]:
 
 def _kind(letter: str) -> str:
     """'L' for letters, 'N' for numbers, ' ' for white space, '' for others."""
-    if letter.isspace():
+    if letter.isspace() or letter == "\u0345":  # a mark whose capital is a letter: CLIP's expression takes it for neither, and drops it
         return " "
     category = unicodedata.category(letter)[0]
-    return category if category in "LN" else "L" if letter == "\u0345" else ""  # a mark whose capital is a letter
+    return category if category in "LN" else ""
 
 
 @lru_cache(maxsize=1)
