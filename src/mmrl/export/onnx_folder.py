@@ -10,7 +10,7 @@ import torch
 from mmrl.classifier.predictor import Classifier
 from mmrl.export.adapter import ExportOptions
 from mmrl.export.onnx_graph import require_onnx, session_of, write_onnx_graph
-from mmrl.export.programs import Form, write_programs
+from mmrl.export.programs import ProgramForm, write_programs
 from mmrl.export.quantised import to_int8
 
 
@@ -21,6 +21,6 @@ def write_onnx(classifier: Classifier, folder: Path, options: ExportOptions) -> 
     def write(program: torch.export.ExportedProgram, path: Path, inputs: Sequence[str], outputs: Sequence[str], size: str) -> object:
         return write_onnx_graph(program, path, inputs=inputs, outputs=outputs, size=size, opset=options.opset)
 
-    written = write_programs(classifier, folder, options, Form(".onnx", write, session_of, {"opset": options.opset}))
+    written = write_programs(classifier, folder, options, ProgramForm(".onnx", write, session_of, {"opset": options.opset}))
     said = [to_int8(classifier, folder, options, written.content)] if options.precision == "int8" else []
     return written.difference, [*written.notes, *said]

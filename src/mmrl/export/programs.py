@@ -24,7 +24,7 @@ _TRIED = ("red", "a green thing with many words in its name", "blue_grey", "x1",
 
 
 @dataclass(frozen=True)
-class Form:
+class ProgramForm:
     """How a program is written.
 
     Attributes:
@@ -50,7 +50,7 @@ class Written:
     notes: list[str]
 
 
-def write_programs(classifier: Classifier, folder: Path, options: ExportOptions, form: Form) -> Written:
+def write_programs(classifier: Classifier, folder: Path, options: ExportOptions, form: ProgramForm) -> Written:
     """Write `classifier` into `folder`, and compare its programs with torch.
 
     Raises:
@@ -75,7 +75,7 @@ def write_programs(classifier: Classifier, folder: Path, options: ExportOptions,
     return Written(parts, content, worst, notes)
 
 
-def _write_text(text: TextPart, folder: Path, form: Form) -> float:
+def _write_text(text: TextPart, folder: Path, form: ProgramForm) -> float:
     example = text.tokens(_TRIED[:2])
     program, path = traced(text.program, example, [1] * len(example), NAMES), folder / f"text{form.ending}"
     form.write(program, path, text_inputs(text), [TEXT_FEATURES], NAMES)
@@ -120,5 +120,5 @@ def manifest_of(parts: Exportable, ending: str) -> dict[str, Any]:
             ],
         },
         "no_text": parts.no_text,
-        "calibration": None if classifier.trust is None else classifier.trust.model_dump(mode="json"),
+        "calibration": None if classifier.trust is None else {**classifier.trust.model_dump(mode="json"), "keys": []},  # no image's name
     }  # fmt: skip

@@ -16,14 +16,14 @@ from mmrl.classifier.predictor import Classifier
 from mmrl.errors import UsageError
 from mmrl.export.adapter import ExportOptions
 from mmrl.export.compare import Run
-from mmrl.export.programs import Form, write_programs
+from mmrl.export.programs import ProgramForm, write_programs
 
 
 def write_pt2(classifier: Classifier, folder: Path, options: ExportOptions) -> tuple[float, list[str]]:
     """Write `classifier` into `folder`. Returns the largest difference from torch, and notes."""
     if options.precision != "float32":
         raise UsageError(f"precision is {options.precision}; an export to pt2 is in float32. Export to onnx for int8.")
-    written = write_programs(classifier, folder, options, Form(".pt2", _write, _opened, {"torch": torch.__version__}))
+    written = write_programs(classifier, folder, options, ProgramForm(".pt2", _write, _opened, {"torch": torch.__version__}))
     return written.difference, written.notes
 
 
