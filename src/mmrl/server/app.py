@@ -38,7 +38,9 @@ def make_app(service: Service, token: bytes | None = None) -> FastAPI:
         await service.close()
 
     # no page of documentation: it would load scripts from elsewhere
-    app = FastAPI(title=PACKAGE, version=__version__, description=ABOUT, docs_url=None, redoc_url=None, lifespan=life)
+    app = FastAPI(
+        title=PACKAGE, version=__version__, description=ABOUT, docs_url=None, redoc_url=None, lifespan=life, redirect_slashes=False
+    )
     app.state.service = service
     app.include_router(routes.make_router(service))
     app.include_router(kserve.make_router(service))

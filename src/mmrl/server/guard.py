@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import re
 import time
@@ -20,6 +21,8 @@ from mmrl.server.service import Service
 
 TICKET = "mmrl.ticket"
 GONE = 499  # as nginx has it: the client closed the connection before it had its answer
+_OWN = uuid.uuid4().hex[:12].encode()  # of this process: random bytes for each request would wait for other threads
+_NUMBERS = itertools.count(1)
 _GIVEN_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
 
 
@@ -50,10 +53,12 @@ class _Request:
         self._scope, self._receive, self._send = scope, receive, send
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         given = self._headers.get(b"x-request-id", b"")
-        self._id = given if _GIVEN_ID.fullmatch(given) else uuid.uuid4().hex.encode()
+        self._id = given if _GIVEN_ID.fullmatch(given) else b"%s-%d" % (_OWN, next(_NUMBERS))
         self._ticket: Ticket = Ticket()
         self._status = 0
-        self._until = time.monotonic() + service.limits.body_seconds
+        self._task = asyncio.current_task()
+        self._timer: asyncio.TimerHandle | None = None
+        self._late = False
         self._read = 0
         self._whole = False  # whether the body was read to its end
         scope[TICKET] = self._ticket
@@ -62,19 +67,24 @@ class _Request:
         began = time.perf_counter()
         try:
             self._let_in()
+            self._allow(self._service.limits.body_seconds)
             await self._app(self._scope, self._body, self._answer)
         except Refused as error:  # at the door: the app answers its own
             await self._refuse(error)
         except ClientDisconnect:
             self._status = GONE
         except asyncio.CancelledError:
-            self._status = self._status or GONE
-            raise
+            if not self._late or self._status:
+                self._status = self._status or GONE
+                raise
+            await self._refuse(self._too_late())
         except Exception:
             say(logging.ERROR, "a request failed", trace=True, request=self._id.decode())
             if not self._status:
                 await self._refuse(Refused(500, f"this failed on the server; its log tells more of request {self._id.decode()}."))
         finally:
+            if self._timer is not None:
+                self._timer.cancel()
             self._service.gate.leave(self._ticket)
             self._note(time.perf_counter() - began)
 
@@ -96,10 +106,7 @@ class _Request:
         """The next part of the body, in time and within the size."""
         if self._whole:
             return await self._receive()  # what comes now is that the client has gone
-        try:
-            message = await asyncio.wait_for(self._receive(), max(0.0, self._until - time.monotonic()))
-        except asyncio.TimeoutError as error:
-            raise Refused(408, f"the body did not arrive within {self._service.limits.body_seconds:g} s.") from error
+        message = await self._receive()
         if message["type"] == "http.request":
             count = len(message.get("body", b""))
             self._read += count
@@ -107,7 +114,25 @@ class _Request:
                 raise self._too_large()
             self._service.gate.hold(self._ticket, count)
             self._whole = not message.get("more_body", False)
+            if self._whole:
+                self._allow(self._service.limits.seconds)
         return message
+
+    def _allow(self, seconds: float) -> None:
+        """From now on; one timer for a request, which ends its task, costs less than a time-out for each part of the body."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._end)
+
+    def _end(self) -> None:
+        if self._task is not None and not self._status:
+            self._late = True
+            self._task.cancel()
+
+    def _too_late(self) -> Refused:
+        if not self._whole:
+            return Refused(408, f"the body did not arrive within {self._service.limits.body_seconds:g} s.")
+        return Refused(504, f"the answer took more than {self._service.limits.seconds:g} s. Ask again, with fewer images or classes.")
 
     async def _refuse(self, error: Refused) -> None:
         self._ticket.why = str(error)

@@ -41,20 +41,25 @@ class Heads:
     def __len__(self) -> int:
         return len(self._kept)
 
-    async def get(self, served: Served, classes: Sequence[str] | None, template: Template | None) -> Head:
-        """The head of a list; None for the adapter's own classes, or its own prompt.
-
-        Raises:
-            UsageError: as `Classifier.head`.
-        """
+    def kept(self, served: Served, classes: Sequence[str] | None, template: Template | None) -> Head | None:
+        """The head of a list, where it is there; None for `classes` is the adapter's own, and for `template` its prompt."""
         own, names = served.own, None if classes is None else tuple(classes)
         if own is not None and names in (None, own.names) and template in (None, own.template):
             return own
         key = (served.serial, names, template)
-        if key in self._kept:
-            self._metrics.lists.labels("kept").inc()
-            self._kept.move_to_end(key)
-            return self._kept[key].head
+        if key not in self._kept:
+            return None
+        self._metrics.lists.labels("kept").inc()
+        self._kept.move_to_end(key)
+        return self._kept[key].head
+
+    async def made(self, served: Served, classes: Sequence[str] | None, template: Template | None) -> Head:
+        """The head of a list that is not there, made for all who wait for it.
+
+        Raises:
+            UsageError: as `Classifier.head`.
+        """
+        key = (served.serial, None if classes is None else tuple(classes), template)
         if key not in self._making:
             self._metrics.lists.labels("made").inc()
             task = asyncio.get_running_loop().create_task(self._make(key, served))

@@ -171,6 +171,21 @@ class _Watching(Multiprocess):
             logs.say(logging.ERROR, "a process died and was started again", died=pid)
             multiprocess.mark_process_dead(pid, str(self._folder))  # type: ignore[no-untyped-call]
 
+    def restart_all(self) -> None:
+        """SIGHUP: one after the other, each when the device of the one before it is free; the others answer meanwhile."""
+        for at, old in enumerate(self.processes):
+            old.terminate()
+            old.join()
+            self.processes[at] = new = Process(self.config, self.sockets)
+            new.start()
+            new.wait_until_ready(HEALTH, self.should_exit)
+
+    def handle_ttin(self) -> None:
+        """No more processes than devices."""
+
+    def handle_ttou(self) -> None:
+        """No fewer, either."""
+
     def terminate_all(self) -> None:
         for each in self.sockets:
             each.close()  # the processes close theirs: nothing is accepted that nobody would answer

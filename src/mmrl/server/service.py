@@ -1,9 +1,10 @@
-"""From a question and its images to answers: decoding, class features and the batch, within the time that is allowed."""
+"""From a question and its images to answers: decoding, class features and the batch."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from mmrl.server.batching import Batcher, Wanted
 from mmrl.server.gate import Gate, Ticket
 from mmrl.server.heads import Heads
 from mmrl.server.images import Decoding, decoded
+from mmrl.server.logs import say
 from mmrl.server.metrics import Meters
 from mmrl.server.refusals import Refused, one_line, plain_name
 from mmrl.server.settings import Settings
@@ -87,6 +89,8 @@ class Service:
         if self.settings.reload:
             self._watch = asyncio.get_running_loop().create_task(self.adapters.watch(self.settings.reload))
         self.ready = True
+        device = str(self.adapters.default.classifier.device)
+        say(logging.INFO, "ready", adapters=[each.name for each in self.adapters.all], backbone=plain_name(self._backbone), device=device)
 
     async def close(self) -> None:
         self.ready = False
@@ -97,6 +101,7 @@ class Service:
         await asyncio.to_thread(self.batcher.close)
         self._decoders.shutdown(wait=False, cancel_futures=True)
         self.heads.close()
+        say(logging.INFO, "ended", waiting=self.gate.slots)
 
     async def answer(self, name: str | None, question: Question, sources: Sequence[bytes | str], ticket: Ticket) -> Judgement:
         """What is answered for images: bytes of files, base64 or URLs.
@@ -109,9 +114,7 @@ class Service:
         self._check(question, sources)
         self.gate.take(ticket, len(sources) - ticket.slots)  # one was taken at the door
         try:
-            return await asyncio.wait_for(self._answer(served, question, sources), self.limits.seconds)
-        except asyncio.TimeoutError as error:
-            raise Refused(504, f"the answer took more than {self.limits.seconds:g} s. Ask again, with fewer images or classes.") from error
+            return await self._answer(served, question, sources)
         except UsageError as error:
             raise Refused(422, self._said(error)) from error
         except MmrlError as error:
@@ -131,15 +134,13 @@ class Service:
             raise Refused(413, f"the request has {said}; at most {self.limits.prompts:,} prompts are served.")
 
     async def _answer(self, served: Served, question: Question, sources: Sequence[bytes | str]) -> Judgement:
-        head_of = asyncio.ensure_future(self.heads.get(served, question.classes, question.template))
-        try:
+        head = self.heads.kept(served, question.classes, question.template)
+        if head is None:
+            head, planes = await asyncio.gather(
+                self.heads.made(served, question.classes, question.template), self._decoded(sources)
+            )
+        else:
             planes = await self._decoded(sources)
-            head = await head_of
-        finally:
-            if not head_of.done():
-                head_of.cancel()
-            elif not head_of.cancelled():
-                head_of.exception()  # seen: another error came first
         rule = self._rule(served, head, question)
         wanted = Wanted(question.top or len(head.names), rule, question.score, question.coverage, question.calibrated)
         judged = await self.batcher.judge(served, head, planes, wanted)
@@ -149,8 +150,10 @@ class Service:
         return Judgement(served, head, judged, known)
 
     async def _decoded(self, sources: Sequence[bytes | str]) -> list[Planes]:
-        loop, many = asyncio.get_running_loop(), len(sources) > 1
-        which = [f"image {at} of {len(sources)}: " if many else "" for at in range(1, len(sources) + 1)]
+        loop = asyncio.get_running_loop()
+        if len(sources) == 1:
+            return [await loop.run_in_executor(self._decoders, decoded, self._decoding, sources[0], "")]
+        which = [f"image {at} of {len(sources)}: " for at in range(1, len(sources) + 1)]
         calls = [loop.run_in_executor(self._decoders, decoded, self._decoding, *each) for each in zip(sources, which)]
         return list(await asyncio.gather(*calls))
 

@@ -54,7 +54,7 @@ def _slot(folder: Path, count: int) -> int:
         except BlockingIOError:
             continue
         return number
-    return 0  # more processes than devices: uvicorn was told to start another
+    raise MmrlError(f"all {count} devices have a process; this one is one too many.")
 
 
 def _follow_parent() -> None:
