@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
@@ -35,3 +37,14 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     if page.file.generated_by is not None:
         return markdown
     return Repository(ROOT).for_site(f"docs/{page.file.src_uri}", markdown, page.file.src_uri)
+
+
+def on_post_build(*, config: Any) -> None:
+    """The pages load nothing from elsewhere, and show no path of the machine that built them."""
+    loaded = re.compile(r"<(?:script|img|link|iframe|source)\b[^>]*(?:src|href)=[\"']?(?:https?:)?//[^\"'> ]*")
+    for path in Path(config.site_dir).rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        if (found := loaded.search(text)) is not None:
+            raise PluginError(f"{path} loads from elsewhere: {found[0]}")
+        if str(ROOT) in text:
+            raise PluginError(f"{path} shows the path {ROOT}")
