@@ -22,15 +22,13 @@ def executed(path: Path) -> Any:
     """
     import nbformat
     from nbclient import NotebookClient
-    from traitlets.config import Config
 
     book = nbformat.read(path, as_version=4)
     if os.environ.get("NOTEBOOKS") == "0":
         return book
     with tempfile.TemporaryDirectory(prefix="notebook-") as folder:
         here = {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]), "MMRL_CACHE": f"{folder}/.cache"}
-        sockets = Config({"KernelManager": {"transport": "ipc"}})
-        client = NotebookClient(book, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": folder}}, config=sockets)
+        client = NotebookClient(book, timeout=SECONDS, kernel_name="python3", startup_timeout=SECONDS, resources={"metadata": {"path": folder}})
         client.execute(env=os.environ | here)  # `mmrl` in a cell is the one beside this Python
     return book
 
