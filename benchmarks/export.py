@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -109,7 +110,7 @@ def sizes(folder: Path) -> str:
 
 
 def speed(classifier: Classifier, forms: dict[str, runtime.ExportedClassifier], batch: int, repeats: int) -> dict[str, float]:
-    """Images a second of the image tower of each, on a batch of pixels that is prepared."""
+    """Images a processor second of the image tower of each, on a batch of pixels that is prepared."""
     clip = classifier.method.clip
     prepared = Preprocess(clip.image_size, clip.mean, clip.std, clip.interpolation)
     pixels = prepared.batch([prepared.central(each) for each in pictures(batch)])
@@ -125,7 +126,7 @@ def speed(classifier: Classifier, forms: dict[str, runtime.ExportedClassifier], 
     runs = {"torch": plain, **{name: run(name) for name in forms}}
     for each in runs.values():
         each()
-    return {name: batch / median(seconds) for name, seconds in interleaved(runs, repeats).items()}
+    return {name: batch / median(seconds) for name, seconds in interleaved(runs, repeats, time.process_time).items()}
 
 
 def trained(options: argparse.Namespace) -> Classifier:
@@ -222,7 +223,7 @@ def main() -> None:
         report("# Every method, exported and run beside torch", text, numbers, options.out)
         return
     where = f"{numbers['about']['processor']}, threads: {options.threads}, torch {torch.__version__}, {options.repeats} runs each."
-    columns = ["", "MB (image + text)", "images/s", "beside torch", "largest difference of a probability", "accuracy"]
+    columns = ["", "MB (image + text)", "images a processor second", "times torch", "largest difference of a probability", "accuracy"]
     with tempfile.TemporaryDirectory() as place:
         rows, numbers["mini"] = on_mini(options, Path(place))
         text = f"MMRL on `tiny`, trained on `{MINI}`, {numbers['mini']['images']} test images; {where}\n\n{markdown(columns, rows)}"

@@ -61,11 +61,12 @@ def write_programs(classifier: Classifier, folder: Path, options: ExportOptions,
     notes = [f"new classes cannot be named: {parts.no_text}."] if parts.text is None else []
     clip = classifier.method.clip
     program = traced(parts.image, [noise(clip, 2)], [0], BATCH)
+    text = None if parts.text is None else _traced_text(parts.text)  # before anything is written: not each can be traced
     path = folder / f"image{form.ending}"
     form.write(program, path, [PIXELS], parts.outputs, BATCH)
     worst = largest_difference(parts.image, form.opened(path), lambda size: [noise(clip, size)], what="the image program")
-    if parts.text is not None:
-        worst = max(worst, _write_text(parts.text, folder, form))
+    if parts.text is not None and text is not None:
+        worst = max(worst, _write_text(parts.text, text, folder, form))
         (folder / VOCABULARY).write_bytes(parts.text.vocabulary)
     if parts.classes is not None:
         np.save(folder / CLASSES, parts.classes, allow_pickle=False)
@@ -75,9 +76,13 @@ def write_programs(classifier: Classifier, folder: Path, options: ExportOptions,
     return Written(parts, content, worst, notes)
 
 
-def _write_text(text: TextPart, folder: Path, form: ProgramForm) -> float:
+def _traced_text(text: TextPart) -> torch.export.ExportedProgram:
     example = text.tokens(_TRIED[:2])
-    program, path = traced(text.program, example, [1] * len(example), NAMES), folder / f"text{form.ending}"
+    return traced(text.program, example, [1] * len(example), NAMES)
+
+
+def _write_text(text: TextPart, program: torch.export.ExportedProgram, folder: Path, form: ProgramForm) -> float:
+    path = folder / f"text{form.ending}"
     form.write(program, path, text_inputs(text), [TEXT_FEATURES], NAMES)
     return largest_difference(text.program, form.opened(path), lambda size: text.tokens(_TRIED[:size]), what="the text program")
 
