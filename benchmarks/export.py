@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import tempfile
 import time
 import warnings
@@ -27,11 +29,11 @@ from mmrl.clip import Clip, random_clip
 from mmrl.data import load_dataset
 from mmrl.data.preprocess import Preprocess
 from mmrl.errors import MmrlError
-from mmrl.export import Exported, export_adapter
-from mmrl.export.quantised import quantise
+from mmrl.export import Exported, ExportOptions, export_adapter
+from mmrl.export.quantised import quantise, to_int8
 from mmrl.methods import Task
 from mmrl.runtime.classifier import ExportedClassifier, opened
-from mmrl.runtime.manifest import TRAINED
+from mmrl.runtime.manifest import MANIFEST, TRAINED
 
 NAMES = ("cat", "dog", "great white shark", "owl")
 TEMPLATE = "a photo of a {}."
@@ -154,19 +156,22 @@ def on_mini(options: argparse.Namespace, place: Path) -> tuple[list[list[str]], 
     classifier = trained(options)
     dataset = load_dataset(MINI)
     items = dataset.test[: options.images]
-    made = {"float32": export_adapter(classifier, place / "f32")}
-    made["int8"] = export_adapter(classifier, place / "i8", precision="int8", check=MINI, max_loss=100)
-    forms = {name: runtime.load(each.folder, threads=options.threads) for name, each in made.items()}
+    folders = {"float32": export_adapter(classifier, place / "f32").folder, "int8": place / "i8"}
+    shutil.copytree(folders["float32"], folders["int8"])
+    content = {key: value for key, value in json.loads((folders["int8"] / MANIFEST).read_text()).items() if key != "files"}
+    held = replace(dataset, train=[], val=[], test=items)
+    gate = to_int8(classifier, folders["int8"], ExportOptions("int8", held, max_loss=100), content)
+    forms = {name: runtime.load(each, threads=options.threads) for name, each in folders.items()}
     accuracy, plain = right(classifier, items, dataset.read, classifier.trained)
     fast = speed(classifier, forms, options.batch, options.repeats)
     weights = weights_of(classifier)
     rows = [["torch, float32", f"{weights / 1e6:.0f}", f"{fast['torch']:.0f}", "1.00", "-", f"{accuracy:.1%}"]]
-    numbers: dict[str, Any] = {"images": len(items), "torch": {"accuracy": accuracy, "images_a_second": fast["torch"]}}
+    numbers: dict[str, Any] = {"images": len(items), "gate": gate, "torch": {"accuracy": accuracy, "images_a_second": fast["torch"]}}
     for name, each in forms.items():
         own, p = right(each, items, dataset.read, classifier.trained)
         worst = apart(p, plain)
-        rows.append([f"ONNX Runtime, {name}", sizes(made[name].folder), *_beside(fast, name), f"{worst:.2g}", f"{own:.1%}"])
-        numbers[name] = {"accuracy": own, "difference": worst, "images_a_second": fast[name], "bytes": made[name].bytes}
+        rows.append([f"ONNX Runtime, {name}", sizes(folders[name]), *_beside(fast, name), f"{worst:.2g}", f"{own:.1%}"])
+        numbers[name] = {"accuracy": own, "difference": worst, "images_a_second": fast[name], "bytes": sum(path.stat().st_size for path in folders[name].iterdir())}
     return rows, numbers
 
 

@@ -20,8 +20,6 @@ from mmrl.templates import Template, check_template, template_list
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-IMAGE = "image.onnx"
-TEXT = "text.onnx"
 CLASSES = "classes.npy"
 VOCABULARY = "vocabulary.txt.gz"
 
