@@ -171,7 +171,8 @@ def on_mini(options: argparse.Namespace, place: Path) -> tuple[list[list[str]], 
         own, p = right(each, items, dataset.read, classifier.trained)
         worst = apart(p, plain)
         rows.append([f"ONNX Runtime, {name}", sizes(folders[name]), *_beside(fast, name), f"{worst:.2g}", f"{own:.1%}"])
-        numbers[name] = {"accuracy": own, "difference": worst, "images_a_second": fast[name], "bytes": sum(path.stat().st_size for path in folders[name].iterdir())}
+        whole = sum(path.stat().st_size for path in folders[name].iterdir())
+        numbers[name] = {"accuracy": own, "difference": worst, "images_a_second": fast[name], "bytes": whole}
     return rows, numbers
 
 
