@@ -10,7 +10,6 @@ clf = mmrl.from_pretrained("my-classifier")
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -20,11 +19,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmrl import methods
 from mmrl.classifier.evaluation import OF_DATA, EvaluationReport
+from mmrl.classifier.hub import download
 from mmrl.classifier.predictor import Classifier
 from mmrl.classifier.report import FitReport
 from mmrl.clip import Clip, load_clip, naming
 from mmrl.clip.device import AUTO
-from mmrl.clip.outside import why_not_fetched, without_waiting
 from mmrl.data import Dataset, Draw, dataset_names, draw_shots, load_dataset, usual_workers
 from mmrl.data.given import Labelled, given_dataset, with_held_out
 from mmrl.engine import BelowZeroShotWarning, Bench, Context, Job, Place, RunResult, load_adapter, run, settings
@@ -34,8 +33,8 @@ from mmrl.engine.advise import advise as race_of
 from mmrl.engine.jobs import require_images
 from mmrl.engine.progress import Watch
 from mmrl.engine.run import DRAW_NAME, below_zero_shot, own_tests
-from mmrl.errors import MmrlError, Notice, UsageError, unknown
-from mmrl.files import near_path, user_path
+from mmrl.errors import Notice, UsageError, unknown
+from mmrl.files import user_path
 from mmrl.fit_options import FitOptions
 from mmrl.protocols import Training
 from mmrl.protocols.plan import Trained, values
@@ -308,7 +307,7 @@ def advise(
 
 
 def from_pretrained(adapter: str | Path, *, backbone: str | Clip | None = None, device: str = AUTO) -> Classifier:
-    """The classifier saved in a folder, or on a model hub under `ORG/NAME`.
+    """The classifier saved in a folder, or on a model hub under `ORG/NAME`, or `ORG/NAME@BRANCH`.
 
     Args:
         backbone: another name or copy of the same weights; default: the one the adapter names.
@@ -320,7 +319,7 @@ def from_pretrained(adapter: str | Path, *, backbone: str | Clip | None = None, 
     """
     folder = user_path(adapter)
     if not folder.exists():
-        folder = _from_hub(str(adapter))
+        folder = download(str(adapter))
     clip = load_clip(backbone, device=device) if isinstance(backbone, str) else backbone
     method, config = load_adapter(folder, clip, device=device)
     draw = folder / DRAW_NAME
@@ -328,24 +327,6 @@ def from_pretrained(adapter: str | Path, *, backbone: str | Clip | None = None, 
         method, trained=config.class_names, template=config.template, trained_on=config.dataset, report=folder,
         draw=Draw.load(draw) if draw.is_file() else None, trust=config.trust,
     )  # fmt: skip
-
-
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-
-
-def _from_hub(name: str) -> Path:
-    """Download an adapter; only its three files, none of which is code."""
-    if not HUB_NAME.fullmatch(name) or Path(name).parent.is_dir():  # what lies in a folder that is here is no name on a hub
-        raise UsageError(f"no adapter in '{name}': it is neither a folder that exists nor a hub name ORG/NAME.{near_path(user_path(name))}")
-    from huggingface_hub import snapshot_download
-
-    asked = True
-    try:
-        with without_waiting() as asked:
-            return Path(snapshot_download(name, allow_patterns=["adapter_model.safetensors", "adapter_config.json", "README.md"]))
-    except Exception as error:
-        why = f"{why_not_fetched(error, asked=asked)}.{near_path(user_path(name))}"
-        raise MmrlError(f"'{name}' is no folder here, and cannot be fetched from the model hub: {why}") from error
 
 
 def zero_shot(backbone: str | Clip = "tiny", *, template: Template = DEFAULT_TEMPLATE, device: str = AUTO) -> Classifier:

@@ -117,17 +117,3 @@ def test_pickled_with_its_score(classifier: Classifier, photos: Path, tmp_path: 
         held.image(held.images[0])
     moved = shutil.copytree(photos, tmp_path / "elsewhere")
     assert again.evaluate(moved).count == 16
-
-
-def test_what_goes_to_a_hub_names_no_image(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[str] = []
-
-    class Hub:
-        def create_repo(self, *words: object, **options: object) -> None: ...
-
-        def upload_folder(self, *, repo_id: str, folder_path: str) -> str:
-            sent.extend(sorted(each.name for each in Path(folder_path).iterdir()))
-            return repo_id
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    assert classifier.push_to_hub("me/mine") == "me/mine" and sent == ["README.md", "adapter_config.json", "adapter_model.safetensors"]

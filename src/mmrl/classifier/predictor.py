@@ -370,17 +370,18 @@ class Classifier(Trusting):
             trust=self.trust,
         )
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the adapter and its model card to the Hugging Face Hub, and no name of an image; returns the URL. Needs a login of
-        huggingface_hub and a network."""
+    def push_to_hub(self, repo_id: str, *, private: bool = False, revision: str | None = None, **options: Any) -> str:
+        """Upload the adapter and its model card to the Hugging Face Hub, and no name of an image; returns the address. Needs a login of
+        huggingface_hub and a network. Other options, errors and what goes there: `mmrl.classifier.hub.push`."""
         import tempfile
 
-        from huggingface_hub import HfApi
+        from mmrl.classifier.hub import push
 
         with tempfile.TemporaryDirectory() as folder:
             self._save(folder)
-            HfApi().create_repo(repo_id, exist_ok=True)
-            return str(HfApi().upload_folder(repo_id=repo_id, folder_path=folder, **options))
+            if self.report:
+                self.report.record.write(Path(folder) / RECORD_NAME)
+            return push(folder, repo_id, private=private, revision=revision, **options)
 
 
 def _require_finite(scores: Tensor) -> None:

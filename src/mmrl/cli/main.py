@@ -26,6 +26,7 @@ from mmrl.cli import (
     methods,
     pack,
     predict,
+    push,
     report,
     serve,
     status,
@@ -89,6 +90,7 @@ app.command("status")(status.status)
 app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("pack")(pack.pack)
+app.command("push")(push.push)
 app.command("import-checkpoint")(importer.import_checkpoint)
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")

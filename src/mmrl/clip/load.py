@@ -73,7 +73,7 @@ def _loaded(name: str) -> Clip:
 def _sources(name: str) -> list[Path]:
     """Files and folders that decide the weights of `name`: of a model hub's, its folder in the hub's cache. Empty where none is known."""
     schema, _, rest = name.partition(":")
-    arch, _, tag = name.partition("/")
+    tag = name.partition("/")[2]
     if name == "tiny":
         return [TINY]
     try:
@@ -83,8 +83,17 @@ def _sources(name: str) -> list[Path]:
             return [user_path(tag)]
     except UsageError:
         return []
-    hub = rest if schema == "hf-hub" else str((open_clip().get_pretrained_cfg(arch, tag) or {}).get("hf_hub", "")).rpartition("/")[0]
+    hub = hub_name(name)
     return [hub_folder(hub)] if hub else []
+
+
+def hub_name(name: str) -> str:
+    """ORG/NAME of the backbone `name` on a model hub; '' where it has none, or none is known."""
+    schema, _, rest = name.partition(":")
+    if schema == "hf-hub":
+        return rest
+    arch, _, tag = name.partition("/")
+    return str((open_clip().get_pretrained_cfg(arch, tag) or {}).get("hf_hub", "")).rpartition("/")[0]
 
 
 def random_clip(arch: str, *, seed: int = 0, **overrides: Any) -> Clip:

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from mmrl.clip import Clip, load_clip
 from mmrl.clip.device import AUTO
+from mmrl.clip.load import hub_name
 from mmrl.engine.shapes import shapes_of
 from mmrl.errors import MmrlError, UsageError
-from mmrl.files import encoded, json_text, read_json, read_regular, sweep, user_path, write_text, write_together
+from mmrl.files import encoded, json_text, read_json, read_regular, sweep, user_path, write_bytes, write_together
 from mmrl.methods import Method, Task, build, get, make_options, registered
 from mmrl.methods.options import option_problem
 from mmrl.names import check_names
@@ -87,8 +88,6 @@ def save_adapter(
     """
     from safetensors.torch import save
 
-    from mmrl.reports.card import model_card  # here, as is jinja2 in it: reading an adapter needs no card
-
     folder = user_path(folder)
     if (folder / CARD).exists() and not ((folder / CONFIG).exists() or (folder / TENSORS).exists()):
         raise UsageError(f"{folder} has a {CARD} that no adapter belongs to, and the model card would replace it; choose another folder.")
@@ -114,8 +113,7 @@ def save_adapter(
         sha256=hashlib.sha256(content).hexdigest(),
         trust=trust,
     )
-    plain = config.model_dump(mode="json")
-    files = {TENSORS: content, CARD: encoded(model_card(plain, record)), CONFIG: encoded(json_text(plain))}
+    files = {TENSORS: content, **described(config, record)}
     write_together({folder / name: each for name, each in files.items()})  # the configuration last: it vouches for the tensors
     return folder
 
@@ -129,17 +127,27 @@ def write_trust(folder: Path | str, trust: Trust, record: RunRecord | None = Non
     Raises:
         as `read_config`; MmrlError: it cannot be written.
     """
-    from mmrl.reports.card import model_card
-
     folder = user_path(folder)
-    plain = read_config(folder).model_copy(update={"trust": trust}).model_dump(mode="json")
-    write_together({folder / CARD: encoded(model_card(plain, record)), folder / CONFIG: encoded(json_text(plain))})
+    files = described(read_config(folder).model_copy(update={"trust": trust}), record)
+    write_together({folder / name: each for name, each in files.items()})
 
 
 def write_card(folder: Path, config: AdapterConfig, record: RunRecord | None = None) -> None:
-    from mmrl.reports.card import model_card
+    write_bytes(folder / CARD, described(config, record)[CARD])
 
-    write_text(folder / CARD, model_card(config.model_dump(mode="json"), record))
+
+def described(config: AdapterConfig, record: RunRecord | None = None, *, licence: str = "") -> dict[str, bytes]:
+    """The card and the configuration, as files by name.
+
+    Args:
+        record: the run that trained it, for the card.
+        licence: of the adapter, for the card.
+    """
+    from mmrl.reports.card import model_card  # here, as is jinja2 in it: reading an adapter needs no card
+
+    plain = config.model_dump(mode="json")
+    card = model_card(plain, record, base_model=hub_name(config.backbone), licence=licence)
+    return {CARD: encoded(card), CONFIG: encoded(json_text(plain))}
 
 
 def read_config(folder: Path | str) -> AdapterConfig:
@@ -189,7 +197,7 @@ def load_adapter(folder: Path | str, clip: Clip | None = None, *, device: str | 
     folder = user_path(folder)
     config = read_config(folder)
     _require_known(folder, config)
-    tensors = _read_tensors(folder, config)
+    tensors = read_tensors(folder, config)
     if clip is None:
         try:
             clip = load_clip(config.backbone, device=device)
@@ -223,7 +231,8 @@ def _require_known(folder: Path, config: AdapterConfig) -> None:
     )
 
 
-def _read_tensors(folder: Path, config: AdapterConfig) -> dict[str, Tensor]:
+def read_tensors(folder: Path, config: AdapterConfig) -> dict[str, Tensor]:
+    """The tensors that `config` describes. Raises MmrlError where they are missing, others, damaged, or not finite."""
     from safetensors.torch import load
 
     path = folder / TENSORS

@@ -29,6 +29,11 @@ def _value(value: object) -> str:
     return md("none" if value is None else str(value))
 
 
+def _yaml(value: object) -> str:
+    """Plain data on one line of YAML: JSON, with what YAML would not read as it is in escapes of its own."""
+    return "".join(letter if " " <= letter <= "~" else f"\\U{ord(letter):08x}" for letter in json.dumps(value, ensure_ascii=False))
+
+
 def _typed(names: Sequence[str], new: Sequence[str]) -> str:
     """What --classes takes, for a POSIX shell: two of the names that can be written in it, and the new ones."""
     fit = [name for name in names if name and name == name.strip() and name.isprintable() and "," not in name]
@@ -52,7 +57,26 @@ def _scores(record: RunRecord) -> tuple[list[tuple[str, str, str]], list[str]]:
     return rows, below
 
 
-def model_card(config: Mapping[str, Any], record: RunRecord | None = None, *, title: str | None = None) -> str:
+PARTS = {"base": "the classes trained on", "novel": "classes not trained on", "all": "all classes"}
+
+
+def _index(title: str, record: RunRecord) -> list[dict[str, Any]]:
+    """The scores as model hubs read them; empty where there are none."""
+    task = {"type": "zero-shot-image-classification", "name": "Zero-shot image classification"}
+    results = [
+        {
+            "task": task,
+            "dataset": {"type": test.dataset, "name": test.dataset, "split": test.split},
+            "metrics": [{"type": "accuracy", "value": round(test.scores.top1, 4), "name": f"Top-1 accuracy, {PARTS[test.classes]}"}],
+        }
+        for test in record.tests
+    ]
+    return [{"name": title, "results": results}] if results else []
+
+
+def model_card(
+    config: Mapping[str, Any], record: RunRecord | None = None, *, title: str | None = None, base_model: str = "", licence: str = ""
+) -> str:
     """The card as Markdown with the front matter that model hubs read.
 
     Args:
@@ -60,6 +84,8 @@ def model_card(config: Mapping[str, Any], record: RunRecord | None = None, *, ti
             there are any; open_vocabulary: false for a method that classifies among the classes it was trained on alone; trust: its
             calibration, if it has one.
         record: the run that trained it; without one the card has no scores.
+        base_model: name of the backbone on a model hub, ORG/NAME, if it has one.
+        licence: of the adapter, as model hubs name it, such as "mit"; if known.
 
     Raises:
         MmrlError: `config` lacks a field.
@@ -78,11 +104,16 @@ def model_card(config: Mapping[str, Any], record: RunRecord | None = None, *, ti
     environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     environment.filters |= {"md": _value, "code": code}
     environment.globals["SOURCES"] = SOURCES
+    title = title or f"{method} for {config['backbone']}{data}"
+    index = _index(title, record) if record else []
     card = environment.get_template("card.md.j2")
     return card.render(
-        title=title or f"{method} for {config['backbone']}{data}",
+        title=title,
+        index=_yaml(index) if index else "",
+        base_model=_yaml(base_model) if base_model else "",
+        licence=_yaml(licence) if licence else "",
         method=method,
-        tag=json.dumps(config["method"]),  # YAML reads JSON's strings
+        tag=_yaml(config["method"]),
         backbone=config["backbone"],
         templates=template_list(config["template"]),
         version=config["version"],
