@@ -274,14 +274,15 @@ def test_a_method_without_class_features_keeps_its_own_classes(browser: Any, fol
     model.ir_version = 9
     (place / "image.onnx").write_bytes(model.SerializeToString())
     manifest = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
-    manifest |= {"kind": "trained", "text": None, "classes": None, "rule": None, "calibration": None}
+    manifest |= {"kind": "trained", "text": None, "classes": None, "rule": None, "calibration": None, "no_text": HOSTILE}
     manifest["files"]["image.onnx"]["bytes"] = (place / "image.onnx").stat().st_size
     (place / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     with served(place) as address:
         page = browser.new_page()
         page.goto(address)
         page.locator("#status", has_text="Ready").wait_for(timeout=PATIENCE)
-        assert page.locator("#closed").is_visible() and not page.locator("#new").is_visible() and page.locator("#trained").is_disabled()
+        assert page.locator("#closed").inner_text() == f"New names cannot be typed: {HOSTILE}."
+        assert not page.locator("#new").is_visible() and page.locator("#trained").is_disabled()
         page.set_input_files("#files", pictures)
         page.get_by_text("4 photos classified among 4 classes.").wait_for(timeout=PATIENCE)
         own = Preprocess(size, *(tuple(manifest["preprocess"][key]) for key in ("mean", "std")))

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from mmrl.classifier.predictor import Classifier
 from mmrl.export.adapter import ExportOptions
 from mmrl.export.onnx_folder import write_onnx
 from mmrl.export.ort_web import ort_files
-from mmrl.files import json_text, read_json
-from mmrl.runtime.manifest import MANIFEST
 
 INDEX, PAGE, ORT = "index.html", "page", "ort"
 LICENCE = "ort-license.txt"
@@ -26,20 +23,11 @@ def write_web(classifier: Classifier, folder: Path, options: ExportOptions) -> t
     """
     runtime = ort_files(options.ort)  # first: the rest takes longer
     difference, notes = write_onnx(classifier, folder, options)
-    _without_image_names(folder / MANIFEST)
     for each in files("mmrl.export").joinpath(PAGE).iterdir():
         _write(folder / {INDEX: INDEX, LICENCE: f"{ORT}/LICENSE"}.get(each.name, f"{PAGE}/{each.name}"), each.read_bytes())
     for name, content in runtime.items():
         _write(folder / ORT / name, content)
     return difference, [*notes, "to open it, run `python -m http.server` in the folder and go to http://localhost:8000"]
-
-
-def _without_image_names(path: Path) -> None:
-    """A calibration names the images that it was fitted to; what is published need not."""
-    manifest: dict[str, Any] = read_json(path, what="the manifest")
-    if manifest["calibration"]:
-        manifest["calibration"]["keys"] = []
-    path.write_text(json_text(manifest), encoding="utf-8")
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -135,6 +135,7 @@ function introduce() {
   at("trained-names").replaceChildren(...trained.map((name) => element("li", { text: name })));
   at("open").hidden = !model.open;
   at("closed").hidden = model.open;
+  at("closed").textContent = `New names cannot be typed: ${model.manifest.no_text}.`;
 }
 
 async function start() {
