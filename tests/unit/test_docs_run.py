@@ -36,6 +36,7 @@ NOT_RUN = {  # start of a line, or all of a page's lines -> why it is not run he
     r"find /data": "a pipe of a shell; tests/unit/test_bulk_lists.py gives the same list",
     r"mmrl serve|curl|  -d ": "a server runs until it is stopped; tests/unit/test_serve*.py ask one",
     r"mmrl export .*--to web|npm install|python -m http.server": "needs npm and a browser; tests/unit/test_export_web.py opens such a page",
+    r"python -m mmrl.runtime": "tests/unit/test_export.py runs it where there is no torch",
     r"hf auth login|mmrl push|mmrl predict me/": "needs a model hub; tests/unit/test_hub.py asks a stand-in of one",
     r"results/mini/README.md: ": "hours; .ci/run checks that the results are those of this source, and makes the tables again",
 }
