@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -120,3 +121,60 @@ def test_urls_are_fetched_if_asked(cli: Cli, trained: Path, photos: Path, monkey
     asked.clear()
     code, printed, err = cli("predict", trained, photo, urls[0], "--json")
     assert code == 1 and not asked and f"error: '{urls[0]}' is a URL, and fetching is off: give --allow-urls" in err
+
+
+# ---- many images: what they are answered with, tests/unit/test_bulk*.py ----
+
+
+def test_lists_folders_in_folders_and_stdin(cli: Cli, trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{photos}/red_thing/{at}.jpg" for at in (3, 1)]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(f"{names[0]}\n\n".encode())))
+    code, printed, _ = cli("predict", trained, photos, "--recursive", "--from-list", tmp_path / "list.txt", "--from-list", "-", "--json")
+    found = [json.loads(line)["image"] for line in printed.splitlines()]
+    inside = [f"{photos}/{folder}/{at}.jpg" for folder in ("blue thing", "red_thing") for at in range(8)]
+    assert code == 0 and found == [*inside, *names, names[0]]
+    for words, said in (((), "no images are given"), (("--from-list", tmp_path / "none.txt"), "the list")):
+        code, _, err = cli("predict", trained, *words)
+        assert code == 2 and said in err and "\n" not in err.strip()
+
+
+def test_sorted_resumed_and_refused(cli: Cli, trained: Path, mixed: Path, tmp_path: Path) -> None:
+    out, folder = tmp_path / "found.csv", tmp_path / "sorted"
+    words = ("predict", trained, mixed, "--out", out, "--sort-into", folder, "--top", 1)
+    code, said, err = cli(*words)
+    assert code == 1 and said == f"written to {out} (2 images)\n" and err.count("error: ") == 2
+    rows = list(csv.DictReader(out.open()))
+    assert [bool(row["copy"]) for row in rows] == [True, False, False, True]
+    assert all(Path(row["copy"]).parent.parent == folder and Path(row["copy"]).is_file() for row in rows if row["copy"])
+    code, _, err = cli(*words)
+    assert code == 2 and f"{out} is there already" in err
+    content = out.read_bytes()
+    out.write_bytes(content[:-20])  # as a kill leaves it: a line is whole before its copy is made
+    Path(rows[-1]["copy"]).unlink()
+    code, said, _ = cli(*words, "--resume")
+    assert code == 1 and said == f"written to {out} (2 images, 3 of them before)\n" and out.read_bytes() == content
+    assert cli(*words, "--resume", "--skip-broken")[0] == 0
+    code, _, err = cli(*words[:-1], 2, "--resume")
+    assert code == 2 and "top was 1 and is 2" in err
+    assert cli(*words[:-1], 2, "--overwrite", "--skip-broken")[0] == 0
+    code, _, err = cli("predict", trained, mixed, "--resume")
+    assert code == 2 and "--resume needs --out or --sort-into" in err
+
+
+def test_an_interrupted_run_tells_of_resume(cli: Cli, trained: Path, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmrl.bulk.output.AnswerFile.append", interrupted)
+    code, _, err = cli("predict", trained, mixed, "--out", tmp_path / "x.jsonl")
+    assert code == 130 and f"kept in {tmp_path}/x.jsonl; the same command with --resume goes on" in err
+
+
+def test_of_very_many_images_there_are_several_tables(
+    cli: Cli, trained: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmrl.cli.predictions.ROWS", 10)
+    monkeypatch.setattr("mmrl.bulk.stream.BLOCK", 5)
+    code, printed, err = cli("predict", trained, photos, "--recursive", "--top", 1)
+    assert code == 0 and printed.count("probability") == 2 and printed.count(".jpg") == 16 and not err

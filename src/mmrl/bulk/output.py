@@ -147,8 +147,8 @@ class AnswerFile:
         except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors, or such
             raise MmrlError(f"{self.out} is damaged: {error}. Give another --out.") from error
 
-    def append(self, answers: Sequence[Answer]) -> None:
-        """Write the answers behind the others. They are in the file when this returns.
+    def append(self, answers: Sequence[Answer], *, on_disk: bool = False) -> None:
+        """Write the answers behind the others. They are in the file when this returns, and with `on_disk` a power cut leaves them there.
 
         Raises:
             MmrlError: it cannot be written, as where the disk is full. What is there stays.
@@ -157,7 +157,7 @@ class AnswerFile:
             if self._file is None:
                 self._begin()
             _write(self._file, b"".join(map(self._form.lines, answers)))
-            if time.monotonic() - self._flushed > FLUSHED:
+            if on_disk or time.monotonic() - self._flushed > FLUSHED:
                 os.fsync(self._file.fileno())
                 self._flushed = time.monotonic()
         for each in answers:

@@ -191,7 +191,7 @@ def write(
                 bad.bar = bar
                 for block in _rest(judge, listed, engine, file.count):
                     placed = sorter.placed(block, file.count) if sorter else block
-                    file.append(placed)
+                    file.append(placed, on_disk=copies)  # so that no copy is there without the line that tells of it
                     lost += _copied(sorter, ((each.image, each.copy) for each in placed if each.copy is not None), bad)
                     for each in placed:
                         bad.tell(each.error)
