@@ -13,7 +13,21 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import common, feature_cache, gpu, grid, inference, kernels, memory, rows, test_pipeline, text_memory, train_step, views
+from benchmarks import (
+    bulk,
+    common,
+    feature_cache,
+    gpu,
+    grid,
+    inference,
+    kernels,
+    memory,
+    rows,
+    test_pipeline,
+    text_memory,
+    train_step,
+    views,
+)
 from benchmarks.methods import COLUMNS, ROOT, golden_rows, here, linked, method_rows, mini_table, put, step_table
 from benchmarks.sides import PLAIN, Work, fast_step, make_method, plain_step, without_dropout
 from benchmarks.train_step import BOUND
@@ -344,3 +358,24 @@ def test_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores[1] = {"a": 0.5, "b": 0.26}
     assert grid.main(["--seeds", "1"]) == 1
     assert grid.busy() is None or grid.busy() > 0
+
+
+def test_bulk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "photos"
+    bulk.make(folder, 120)
+    assert len({path.stat().st_ino for path in folder.rglob("*.jpg")}) == bulk.FILES and len(bulk.names(folder, 120)) == 120
+    for way in ("stream", "all", "one"):
+        words = ["--side", way, "--folder", str(folder), "--images", "120", "--backbone", "small"]
+        assert bulk.main(words) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["processor"] > 0
+
+    def made(which: str, folder: Path, count: int, backbone: str, threads: int) -> dict[str, Any]:
+        took = count / {"one": 10, "all": 40, "stream": 50}[which]
+        return {"way": which, "images": count, "processor": took, "seconds": took, "above": 2**20 * (1 if which == "stream" else count)}
+
+    monkeypatch.setattr(bulk, "run", made)
+    out = tmp_path / "bulk.md"
+    assert bulk.main(["--images", "20", "--repeats", "1", "--out", str(out)]) == 0
+    speeds, peaks = tables(out.read_text())
+    assert [row["of one at a time"] for row in speeds] == ["1.00", "4.00", "5.00"] and speeds[2]["of all at once"] == "1.25"
+    assert [(row["images"], row["bytes an image more"]) for row in peaks] == [("20", ""), ("200", "1048576"), ("20", ""), ("200", "0")]

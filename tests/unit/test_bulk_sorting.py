@@ -161,6 +161,15 @@ def test_options_that_need_each_other(tmp_path: Path) -> None:
     assert Target.of(None) is None
 
 
+def test_copies_are_not_made_where_images_are_looked_for(photos: Path, tmp_path: Path) -> None:
+    for wanted in (WantedImages((photos,), recursive=True), WantedImages((f"{photos}/**/*.png",)), WantedImages((f"{tmp_path}/pho**",))):
+        with pytest.raises(UsageError, match="lies in .*, whose images are asked for"):
+            write(judge(), wanted, Target(tmp_path / "x.csv", sort_into=photos / "sorted"), Engine(), problem=print, progress=False)
+    WantedImages((photos,)).refuse_copies_inside(photos / "sorted")
+    WantedImages((photos,), recursive=True).refuse_copies_inside(tmp_path / "photos of last year")
+    assert not (tmp_path / "x.csv").exists()
+
+
 def test_urls_are_not_copied(tmp_path: Path) -> None:
     likeliest = [Prediction("cat", 1.0, False)]
     sorter = Sorter(tmp_path, ("cat",))

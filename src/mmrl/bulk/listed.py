@@ -81,6 +81,18 @@ class WantedImages:
             first = first or problem
         raise UsageError(first or "none of the files given is an image.")
 
+    def refuse_copies_inside(self, folder: str | os.PathLike[str]) -> None:
+        """Raises UsageError if `folder`, in which copies are made, would be walked for images, too."""
+        goal = os.path.realpath(folder)
+        for image in self.images if isinstance(self.images, (tuple, list)) else ():
+            text = _text(image)
+            deep = self.recursive and os.path.isdir(text)
+            if "**" in text and not os.path.exists(text):
+                text, deep = text.partition("**")[0] or ".", True
+                text = text if os.path.isdir(text) else os.path.dirname(text) or "."
+            if deep and os.path.commonpath([goal, os.path.realpath(text)]) == os.path.realpath(text):
+                raise UsageError(f"--sort-into {os.fspath(folder)} lies in {text}, whose images are asked for: give a folder elsewhere.")
+
     def count(self) -> int | None:
         """How many there are; None where only reading them once tells: of stdin, or of names that are made as they are asked for."""
         if STDIN in self.lists or not isinstance(self.images, (tuple, list)):

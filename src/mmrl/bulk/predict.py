@@ -174,6 +174,8 @@ def write(
     """
     clf, names = judge.classifier, judge.judging.head.names
     copies = target.sort_into is not None
+    if target.sort_into is not None:
+        wanted.refuse_copies_inside(target.sort_into)
     decides = judge.asked.decides(clf, names) | {"sort_into": str(target.sort_into) if copies else None, "links": target.links}
     more = (*judge.asked.columns, *(("copy",) if copies else ()))
     with held(target.out):
