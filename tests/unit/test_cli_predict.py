@@ -163,7 +163,7 @@ def test_sorted_resumed_and_refused(cli: Cli, trained: Path, mixed: Path, tmp_pa
 
 
 def test_an_interrupted_run_tells_of_resume(cli: Cli, trained: Path, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mmrl.bulk.output.AnswerFile.append", interrupted)
