@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-SECONDS = 300  # for one cell
+SECONDS = 900  # for one cell
 NOTICE = re.compile(r"(?m)^\S+: Notice: (.+)$")  # without the file and line that Python puts around it
 COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -28,7 +28,8 @@ def executed(path: Path) -> Any:
         return book
     with tempfile.TemporaryDirectory(prefix="notebook-") as folder:
         here = {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]), "MMRL_CACHE": f"{folder}/.cache"}
-        client = NotebookClient(book, timeout=SECONDS, kernel_name="python3", startup_timeout=SECONDS, resources={"metadata": {"path": folder}})
+        limits = {"timeout": SECONDS, "startup_timeout": SECONDS}
+        client = NotebookClient(book, kernel_name="python3", resources={"metadata": {"path": folder}}, **limits)
         client.execute(env=os.environ | here)  # `mmrl` in a cell is the one beside this Python
     return book
 
