@@ -7,6 +7,7 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from mmrl.engine.progress import Progress
 from mmrl.errors import MmrlError, UsageError
 from tests.unit.app_visitors import all_sessions, backbones, clip, photos, session
 from tests.unit.colours import NAMES, read
+from tests.unit.conftest import Cli
 
 HOSTILE = '<img src=x onerror="alert(1)">'
 __all__ = ["all_sessions", "backbones", "clip", "session"]  # fixtures
@@ -87,6 +89,28 @@ def test_a_classifier_is_trained_scored_tried_and_taken_away(session: Session, t
     assert again.draw is not None and all(not item.key.startswith("/") for item in again.draw.train)
 
 
+def test_an_export_is_one_more_job(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[tuple[Any, str]]()
+
+    def export(classifier: Any, folder: Path, *, to: str) -> None:
+        asked.append((classifier, to))
+        folder.mkdir()
+        (folder / "image.onnx").write_bytes(b"program")
+
+    monkeypatch.setattr("mmrl.export.export_adapter", export)
+    with pytest.raises(UsageError, match="no classifier yet"):
+        session.export()
+    job = taught(session, tmp_path, 3).export()
+    assert job.wait(60) and job.state == "done", job.error
+    trained = session.trained
+    assert trained is not None and trained.exported is not None and asked == [(trained.classifier, "onnx")]
+    with zipfile.ZipFile(trained.exported) as file:
+        assert file.namelist() == ["my-classifier-onnx/image.onnx"]
+    before = trained.exported.parent
+    taught(session, tmp_path / "again", 4)
+    assert session.trained is not None and session.trained.exported is None and not before.exists()
+
+
 def test_a_training_by_steps_shows_its_progress_also_on_few_photos(session: Session, tmp_path: Path) -> None:
     taught(session, tmp_path, 2, method="coop", epochs=3)
     job = session.job
@@ -111,6 +135,22 @@ def test_a_training_is_cancelled_between_two_steps(session: Session, tmp_path: P
     assert job.wait(60) and job.state == "cancelled" and job.progress.done < job.progress.total
     assert session.trained is None and "Cancelled" in views.job_panel(job)
     session.remove("red")
+
+
+def test_answers_are_the_same_while_another_visitor_trains(all_sessions: Sessions, tmp_path: Path) -> None:
+    ann, ben = taught(all_sessions.of("ann"), tmp_path / "ann", 3), all_sessions.of("ben")
+    some = photos(tmp_path / "new", "green", 2, first=50)
+    alone = ann.judge(some)
+    for name in NAMES[2:]:
+        ben.add(name, photos(tmp_path / "ben", name, 4))
+    job = ben.train(Choice("coop", "smallest", epochs=1000))
+    while job.progress is None or job.progress.done < 3:
+        time.sleep(0.01)
+    assert [ann.judge(some) for _ in range(5)] == [alone] * 5 and not job.over
+    with pytest.raises(UsageError, match="no classifier yet"):
+        ben.judge(some)
+    ben.cancel()
+    assert job.wait(60) and job.state == "cancelled"
 
 
 def test_visitors_wait_for_each_other_and_the_queue_is_bounded() -> None:
@@ -248,3 +288,12 @@ def test_what_visitors_write_is_text() -> None:
         views._card(Verdict(HOSTILE, problem=HOSTILE)),
     ]
     assert all("<img src=x" not in each and "&lt;img src=x" in each for each in shown)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--backbones", "a,,b"], "names separated by commas"), (["--backbones", "all"], "names none"), (["--device", "abacus"], "abacus")],
+)
+def test_a_command_that_cannot_be_is_one_message(words: list[str], said: str, cli: Cli) -> None:
+    code, out, err = cli("app", *words)
+    assert code == 2 and said in err and not out and "Traceback" not in err

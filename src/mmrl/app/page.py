@@ -235,7 +235,7 @@ class Page:
         exported = trained is not None and trained.exported is not None
         return {
             self.progress: views.job_panel(job, session.ahead),
-            self.score: "" if busy else views.score_panel(trained, job.curve if job else ()),
+            self.score: "" if busy else views.score_panel(trained),
             self.start: gr.update(interactive=not busy),
             self.cancel: gr.update(interactive=busy),
             self.ask: gr.update(interactive=trained is not None),

@@ -49,12 +49,11 @@ def running(settings: PageSettings) -> Iterator[tuple[str, Sessions]]:
     Raises:
         UsageError: the extra `app` is not installed, or the address cannot be had.
     """
-    os.environ.update(ENVIRONMENT)  # read when Gradio is imported
-    _require_gradio()
     sessions = Sessions(settings.backbones, settings.limits, parent=settings.parent)
     before = os.environ.get("GRADIO_TEMP_DIR")
-    os.environ["GRADIO_TEMP_DIR"] = str(sessions.root)
+    os.environ.update(ENVIRONMENT, GRADIO_TEMP_DIR=str(sessions.root))  # read when Gradio is imported
     try:
+        _require_gradio()
         from mmrl.app.page import Page
 
         blocks = Page(sessions).blocks

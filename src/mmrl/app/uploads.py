@@ -177,6 +177,8 @@ def unpacked(archive: Path, into: Path, limits: UploadLimits) -> Upload:
     try:
         unpack(archive, into)
     except MmrlError as error:
+        if isinstance(error.__cause__, OSError):
+            raise UsageError("This zip cannot be unpacked here: the disk is full, or a name in it is too long.") from error
         why = "it is damaged, protected by a password, or holds links"
         raise UsageError(f"This zip cannot be unpacked: {why}. Pack the folders again.") from error
     return _classes_in(into)

@@ -15,6 +15,7 @@ from mmrl.engine.calibrate import LEAST as LEAST_TO_CALIBRATE
 from mmrl.reports.svg import Chart
 
 SHOWN = 6  # photos of a class that are shown
+SMOOTH = 12  # parts of a curve that it is a mean over
 FEW = 20  # photos held out, below which a score says little
 STAGES = {"images": "Looking at the photos", "training": "Training", "testing": "Testing on held-out photos"}
 
@@ -51,8 +52,7 @@ CSS = """
 .mm svg.chart { max-width: 100%; height: auto; color: inherit; }
 .mm svg text { fill: currentColor; font-size: 11.5px; }
 .mm svg .grid { stroke: currentColor; opacity: .15; }
-.mm svg .s0 { color: #2f6fb3; }
-.mm svg .stroke { fill: none; stroke: currentColor; stroke-width: 2; }
+.mm svg .stroke { fill: none; stroke: #2f6fb3; stroke-width: 2; }
 .mm h3 { margin: 14px 0 2px; font-size: 15px; font-weight: 600; }
 """
 
@@ -106,9 +106,12 @@ def job_panel(job: Errand | None, ahead: int = 0) -> str:
 
 
 def curve(points: Sequence[tuple[int, float]]) -> str:
-    """The loss by step."""
+    """The loss by step, as a mean over a few of them: that of one batch says little."""
     if len(points) < 2:
         return ""
+    window = max(1, len(points) // SMOOTH)
+    losses = [loss for _, loss in points]
+    points = [(step, sum(some := losses[max(0, at + 1 - window) : at + 1]) / len(some)) for at, (step, _) in enumerate(points)]
     chart = Chart(640, 190, "Loss", "how the loss falls with the training steps", top=12, heading=False)
     chart.x_scale(points[0][0], points[-1][0], name="step")
     chart.y_scale(0, max(loss for _, loss in points) or 1.0, name="loss", count=4)
@@ -116,7 +119,7 @@ def curve(points: Sequence[tuple[int, float]]) -> str:
     return chart.render()
 
 
-def score_panel(trained: Trained | None, points: Sequence[tuple[int, float]] = ()) -> str:
+def score_panel(trained: Trained | None) -> str:
     """The score on photos that were held out, beside that of zero-shot CLIP."""
     report = trained.classifier.report if trained else None
     held = report.held_out if report else None
@@ -134,7 +137,8 @@ def score_panel(trained: Trained | None, points: Sequence[tuple[int, float]] = (
         told.append("Training made it worse here. Try another method, or more photos.")
     training = f"Trained on {_photos(report.record.trained.images)} in {_duration(report.record.trained.seconds)}."
     body = f'<div class="scores">{"".join(parts)}</div><div>{_text(" ".join([*told, training]))}</div>'
-    return _box(body + _by_class(held) + (f"<h3>Loss while it trained</h3>{curve(points)}" if len(points) > 1 else ""))
+    loss = curve([(int(row["step"]), row["loss"]) for row in report.curve])
+    return _box(body + _by_class(held) + (f"<h3>Loss while it trained</h3>{loss}" if loss else ""))
 
 
 def answers_panel(answers: Sequence[Verdict], trained: Trained, names: Sequence[str]) -> str:
