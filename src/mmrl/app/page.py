@@ -267,7 +267,7 @@ class Page:
         except Exception as error:
             yield {self.take_said: views.said([_told(error)], bad=True)}
             return
-        waiting = views.said(["Making the ONNX version, which takes a minute or so."])
+        waiting = views.said(["Making the ONNX version, which takes some minutes; the page answers slowly meanwhile."])
         yield {self.take_said: waiting, self.export: gr.update(interactive=False), self.start: gr.update(interactive=False)}
         async for _ in _until_over(job):
             pass
