@@ -8,9 +8,9 @@ import typer
 
 
 def export(
-    adapter: str = typer.Argument(..., help="Folder of a run or an adapter, or a hub name."),
+    adapter: str = typer.Argument(..., help="Folder of a run or an adapter, a hub name, or 'zero-shot'."),
     out: Path = typer.Option(..., "--out", help="Folder to write: a new one, or an earlier export, which is replaced."),
-    to: str = typer.Option("onnx", "--to", help="What to write: onnx (ONNX Runtime, mmrl.runtime without torch), web (a page), ..."),
+    to: str = typer.Option("onnx", "--to", help="What to write: onnx (ONNX Runtime, no torch), pt2 (torch.export) or web (a page)."),
     backbone: str = typer.Option(None, "--backbone", help="Backbone, if not the one the adapter names."),
     precision: str = typer.Option("float32", "--precision", help="Of the weights: float32, or int8, which --check must allow."),
     check: str = typer.Option(None, "--check", metavar="DATA", help="Labelled images or a data set to measure int8's accuracy on."),
@@ -23,12 +23,14 @@ def export(
     ),
 ) -> None:
     """Write a classifier as files that other programs run, after comparing them with torch at several batch sizes."""
+    from mmrl.api import zero_shot
     from mmrl.cli.output import quiet_warnings
     from mmrl.export import export_adapter
 
+    given = zero_shot(backbone or "tiny", device="cpu") if adapter == "zero-shot" else adapter
     with quiet_warnings():
         made = export_adapter(
-            adapter, out, to=to, backbone=backbone, precision=precision, check=check, root=root, max_loss=max_loss, opset=opset,
+            given, out, to=to, backbone=backbone, precision=precision, check=check, root=root, max_loss=max_loss, opset=opset,
             text=not no_text, ort=ort,
         )  # fmt: skip
     for note in made.notes:

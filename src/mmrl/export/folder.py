@@ -23,8 +23,8 @@ def whole_folder(given: str | Path) -> Iterator[tuple[Path, Path]]:
         MmrlError: it cannot be written.
     """
     folder = user_path(given)
-    _require_free(folder)
     try:
+        _require_free(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:40]}.", suffix=PARTIAL))
     except OSError as error:

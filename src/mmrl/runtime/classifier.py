@@ -134,8 +134,8 @@ class ExportedClassifier:
 
     def embed(self, images: Any) -> Array:
         """Image features (B, embed_dim) of length 1, in float32, as `mmrl.Classifier.embed`."""
-        given = given_images(images)
-        return np.concatenate([found[0] for found in self._passes(given.sources)])
+        none = np.zeros((0, self.manifest.embed_dim), np.float32)
+        return np.concatenate([none, *(found[0] for found in self._passes(given_images(images).sources))])
 
     def known_scores(self, images: Any, classes: str | Sequence[str] | None = None, *, score: str = SCORE) -> NDArray[np.float64]:
         """How much each image looks like one of the classes, (B,): higher is more. `score` is "energy" or "mcm"."""
