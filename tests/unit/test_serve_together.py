@@ -72,8 +72,10 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         return plain(self, *given)
 
     monkeypatch.setattr(Classifier, "score_pixels", waiting)
-    yield go
-    go.set()
+    try:
+        yield go
+    finally:
+        go.set()
 
 
 def test_a_full_queue_says_when_to_come_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,12 +248,12 @@ def test_connections(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with socket.create_connection(("127.0.0.1", port)) as silent, socket.create_connection(("127.0.0.1", port)) as slow:
             slow.sendall(b"POST / HTTP/1.1\r\nhost:")
             assert all_of(silent) == all_of(slow) == b""
+        monkeypatch.setattr(connection, "HEAD_SECONDS", 60.0)
         with socket.create_connection(("127.0.0.1", port)) as garbage:
             garbage.sendall(b"\x16\x03\x01 what\r\n\r\n")
             head, _, body = all_of(garbage).partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 400 ") and b"application/json" in head
             assert json.loads(body) == {"error": "this is no HTTP request."}
-        monkeypatch.setattr(connection, "HEAD_SECONDS", 60.0)
         with socket.create_connection(("127.0.0.1", port)) as inside, socket.create_connection(("127.0.0.1", port)) as idle:
             whole = request(photo())
             inside.sendall(whole[:-10])
