@@ -15,6 +15,7 @@ PAGES = {
     "mmrl.methods": ("mmrl.methods", "What a method is made of. To write one: [add a method](../add_method.md), [plugins](../plugins.md)."),
     "mmrl.data": ("mmrl.data", "Data sets, draws and batches: [data](../datasets.md)."),
 }
+BEHIND_GUIDES = "---\nsearch:\n  boost: 0.5\n---\n"  # in what a search finds
 
 
 def _path(module: Any, name: str) -> str:
@@ -31,6 +32,6 @@ def pages() -> dict[str, str]:
     for name, (title, about) in PAGES.items():
         module = importlib.import_module(name)
         names = [each for each in module.__all__ if not each.startswith("__")]
-        parts = [f"# {title}\n\n{about}\n", *(f"::: {_path(module, each)}\n" for each in names)]
+        parts = [BEHIND_GUIDES, f"# {title}\n\n{about}\n", *(f"::: {_path(module, each)}\n" for each in names)]
         out[f"api/{name.replace('.', '_')}.md"] = "\n".join(parts)
     return out
