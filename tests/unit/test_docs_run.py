@@ -34,6 +34,8 @@ NOT_RUN = {  # start of a line, or all of a page's lines -> why it is not run he
     r"mmrl (.*lion.coop|.*tools\.py)": "tests/unit/test_plugins.py runs the page's files",
     r"mmrl predict .*--engine ray": "starts a cluster",
     r"find /data": "a pipe of a shell; tests/unit/test_bulk_lists.py gives the same list",
+    r"mmrl export": "a minute each, since programs are compared with torch; tests/unit/test_export*.py export smaller ones",
+    r"mmrl app": "a page runs until it is closed; tests/unit/test_app*.py open it",
     r"mmrl serve|curl|  -d ": "a server runs until it is stopped; tests/unit/test_serve*.py ask one",
     r"mmrl export .*--to web|npm install|python -m http.server": "needs npm and a browser; tests/unit/test_export_web.py opens such a page",
     r"python -m mmrl.runtime": "tests/unit/test_export.py runs it where there is no torch",
