@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike
 from mmrl.errors import unknown
 from mmrl.trust.arrays import Floats, counted, line, log_softmax, positive, rows, share
 
-UNKNOWN = "unknown"  # the answer for an image of none of the classes
+UNKNOWN = "unknown"
+"""The answer for an image of none of the classes, where rejection was asked for."""
 
 
 def mcm_scores(logits: ArrayLike, temperature: float = 1.0) -> Floats:
