@@ -153,7 +153,8 @@ def _some(found: Iterator[list[Answer]]) -> Iterator[list[Answer]]:
         second = next(found, None)
         if second is None:
             what = "" if len(first) == 1 else f"none of the {len(first)} images can be read; the first: "
-            raise UsageError(f"{what}{first[0].error}")
+            said = f"{what}{first[0].error}"
+            raise UsageError(f"{said}{'' if said.endswith('.') else '.'} Give one that can be read.")
         first = [*first, *second]
     yield first
     yield from found
