@@ -211,7 +211,7 @@ def traced(program: nn.Module, example: Sequence[Tensor], sizes: Sequence[int], 
     except Exception as error:  # torch has many kinds of its own for it
         text, method = isinstance(program, TextProgram), getattr(program.method, "name", "")
         what, fix = ("text tower", " Leave it out: --no-text, in Python text=False.") if text else ("image tower", "")
-        raise UsageError(f"the {what} of method '{method}' cannot be exported: {first_line(error)}.{fix}") from error
+        raise UsageError(f"the {what} of method '{method}' cannot be exported: {first_line(error).rstrip('.')}.{fix}") from error
 
 
 def _shapes_of(program: nn.Module, shapes: Any) -> Any:
