@@ -17,10 +17,11 @@ from mmrl.app import views
 from mmrl.app.jobs import FAULT, Errand, Queue
 from mmrl.app.session import Choice, Session, Verdict
 from mmrl.app.sessions import PREFIX, Sessions, remove_abandoned
-from mmrl.classifier.judging import Judged, Prediction
+from mmrl.classifier.judging import Judged
 from mmrl.clip import Clip
 from mmrl.engine.progress import Progress
 from mmrl.errors import MmrlError, UsageError
+from mmrl.trust.answers import Prediction
 from tests.unit.app_visitors import all_sessions, backbones, clip, photos, session
 from tests.unit.colours import NAMES, read
 from tests.unit.conftest import Cli

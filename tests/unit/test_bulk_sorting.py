@@ -17,8 +17,8 @@ from mmrl.bulk.answers import Answer
 from mmrl.bulk.listed import WantedImages
 from mmrl.bulk.predict import Engine, Predicted, Target, write
 from mmrl.bulk.sorting import Sorter, folder_names
-from mmrl.classifier.judging import Prediction
 from mmrl.errors import MmrlError, UsageError
+from mmrl.trust.answers import Prediction
 from tests.unit import bulk_sets
 from tests.unit.bulk_sets import CLASSES, judge
 

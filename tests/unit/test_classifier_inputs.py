@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from mmrl import methods
-from mmrl.classifier.inputs import given_images
 from mmrl.classifier.predictor import Classifier
 from mmrl.clip import Clip
 from mmrl.data import BrokenImageWarning
+from mmrl.data.sources import given_images
 from mmrl.errors import UsageError
 
 NAMES = ("cat", "dog", "great_white shark")

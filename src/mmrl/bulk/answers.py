@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmrl.classifier.judging import SCORE, Calibrated, Head, Judged, Prediction, Rejecting, rejection
+from mmrl.classifier.judging import Calibrated, Head, Judged
 from mmrl.errors import UsageError
 from mmrl.templates import Template, check_template
-from mmrl.trust.answers import sets
+from mmrl.trust.answers import SCORE, Prediction, Rejecting, rejection, sets
 from mmrl.trust.conformal import METHODS
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, NamedTuple
 
-from mmrl.classifier.web import is_url
 from mmrl.data.formats import is_image, is_litter, lacks_extra, say_skipped
 from mmrl.data.globs import image_files
+from mmrl.data.sources import is_url
 from mmrl.errors import UsageError, first_line
 from mmrl.files import near_path, user_path
 

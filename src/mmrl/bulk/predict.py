@@ -18,11 +18,12 @@ from mmrl.bulk.output import AnswerFile, check_free, file_format, held, refuse_e
 from mmrl.bulk.progress import Counting, shown
 from mmrl.bulk.sorting import ANSWERS, Sorter
 from mmrl.bulk.stream import BlockJudge, blocks
-from mmrl.classifier.judging import SCORE, Calibrated
+from mmrl.classifier.judging import Calibrated
 from mmrl.data import BrokenImageWarning
 from mmrl.errors import UsageError, unknown
 from mmrl.files import user_path
 from mmrl.templates import Template
+from mmrl.trust.answers import SCORE
 
 if TYPE_CHECKING:
     from mmrl.classifier.predictor import Classifier

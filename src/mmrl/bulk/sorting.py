@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmrl.bulk.answers import Answer
-from mmrl.classifier.web import is_url
 from mmrl.data.parallel import ordered, usual_workers
+from mmrl.data.sources import is_url
 from mmrl.errors import MmrlError, UsageError
 from mmrl.files import LONGEST_NAME, PARTIAL, sweep
 from mmrl.names import distinct_names

@@ -20,9 +20,11 @@ from mmrl.bulk.listed import ListedImage, missing
 from mmrl.classifier import web
 from mmrl.classifier.judging import Judged
 from mmrl.data import to_rgb
+from mmrl.data.central import Planes
 from mmrl.data.images import REMEDY
 from mmrl.data.parallel import ordered, usual_workers
-from mmrl.data.preprocess import Planes, Preprocess
+from mmrl.data.preprocess import Preprocess
+from mmrl.data.sources import is_url
 from mmrl.errors import MmrlError, UsageError
 
 if TYPE_CHECKING:
@@ -46,10 +48,10 @@ def load(listed: ListedImage, preprocess: Preprocess, allow_urls: bool) -> Loade
     if listed.problem:
         return Loaded(name, None, listed.problem)
     try:
-        return Loaded(name, preprocess.central(to_rgb(_content(name, allow_urls) if web.is_url(name) else name)))
+        return Loaded(name, preprocess.central(to_rgb(_content(name, allow_urls) if is_url(name) else name)))
     except UsageError as error:
         said = str(error).removesuffix(REMEDY).rstrip()
-        if web.is_url(name):
+        if is_url(name):
             return Loaded(name, None, said if name in said else f"{name}: {said}")
         return Loaded(name, None, missing(listed) or said)
     except Exception as error:  # of memory, or of a library: one image must not end the others

@@ -11,7 +11,6 @@ from torch import Tensor
 from mmrl.classifier.web import Urls, fetched
 from mmrl.data import Broken, Item, Preprocess, image_batches, to_rgb, usual_workers
 from mmrl.data.sources import Given, is_url
-from mmrl.data.sources import given_images as given_images
 
 BATCH = 64
 

@@ -11,21 +11,17 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from mmrl.class_lists import class_names
-from mmrl.classifier.inputs import given_images
 from mmrl.classifier.web import Urls
 from mmrl.data import Broken, Dataset, Draw, Item, usual_workers, warn_broken
 from mmrl.data.given import given_dataset
+from mmrl.data.sources import given_images
 from mmrl.engine.calibrate import calibrate
 from mmrl.engine.score import trained_mask
 from mmrl.errors import Notice, UsageError, unknown
 from mmrl.methods import Method
 from mmrl.names import check_names, listed, name_key
 from mmrl.templates import Template, check_template
-from mmrl.trust.answers import SCORE as SCORE
-from mmrl.trust.answers import Prediction as Prediction
-from mmrl.trust.answers import Rejecting as Rejecting
-from mmrl.trust.answers import rejection as rejection
-from mmrl.trust.answers import scored, sets
+from mmrl.trust.answers import SCORE, Prediction, Rejecting, rejection, scored, sets
 from mmrl.trust.arrays import Floats
 from mmrl.trust.conformal import METHODS
 from mmrl.trust.rejection import checked_score

@@ -14,7 +14,7 @@ from mmrl.class_lists import class_names
 from mmrl.classifier import evaluation
 from mmrl.classifier.evaluation import EvaluationReport, summary
 from mmrl.classifier.inputs import pixel_batches
-from mmrl.classifier.judging import DAC, Calibrated, Head, Prediction, Trusting
+from mmrl.classifier.judging import DAC, Calibrated, Head, Trusting
 from mmrl.classifier.packed import packed, unpacked
 from mmrl.classifier.report import FitReport
 from mmrl.classifier.web import Urls
@@ -32,7 +32,7 @@ from mmrl.methods import Method, TwoTower
 from mmrl.names import check_names
 from mmrl.reports.records import RECORD_NAME
 from mmrl.templates import DEFAULT_TEMPLATE, Template, check_template
-from mmrl.trust.answers import SCORE, probabilities, rejection
+from mmrl.trust.answers import SCORE, Prediction, probabilities, rejection
 from mmrl.trust.arrays import Floats
 from mmrl.trust.rejection import UNKNOWN
 from mmrl.trust.state import Trust

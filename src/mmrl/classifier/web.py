@@ -17,7 +17,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mmrl.data.images import REMEDY
-from mmrl.data.sources import is_url as is_url
 from mmrl.errors import UsageError, first_line
 from mmrl.version import __version__
 

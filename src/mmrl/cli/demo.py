@@ -11,9 +11,9 @@ import typer
 from mmrl.cli import grid
 
 if TYPE_CHECKING:
-    from mmrl.classifier.judging import Prediction
     from mmrl.classifier.predictor import Classifier
     from mmrl.data import Dataset
+    from mmrl.trust.answers import Prediction
 
 STUDY, BACKBONE = "base-to-novel", "tiny"
 DATASETS = ("mini:digits", "mini:textures", "mini:glyphs")  # zero-shot can be improved on these; hardly on mini:objects

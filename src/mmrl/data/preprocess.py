@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mmrl.data.central import RESAMPLING, central, planes_of, resized
-from mmrl.data.central import Planes as Planes
+from mmrl.data.central import RESAMPLING, Planes, central, planes_of, resized
 from mmrl.errors import UsageError, unknown
 
 CROP_RATIO = (3 / 4, 4 / 3)  # width to height

@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from mmrl.classifier.judging import SCORE, Head, Judged, Rejecting
-from mmrl.data.preprocess import Planes
+from mmrl.classifier.judging import Head, Judged
+from mmrl.data.central import Planes
 from mmrl.errors import MmrlError
 from mmrl.server.adapters import Served
 from mmrl.server.logs import say
 from mmrl.server.metrics import Meters
 from mmrl.server.settings import Limits
+from mmrl.trust.answers import SCORE, Rejecting
 
 
 class Wanted(NamedTuple):

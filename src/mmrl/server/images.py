@@ -9,11 +9,12 @@ import re
 
 from PIL import Image
 
-from mmrl.classifier.web import Urls, fetched, is_url
+from mmrl.classifier.web import Urls, fetched
 from mmrl.data import Preprocess, to_rgb
+from mmrl.data.central import Planes
 from mmrl.data.formats import reads_heic
 from mmrl.data.images import REMEDY
-from mmrl.data.preprocess import Planes
+from mmrl.data.sources import is_url
 from mmrl.errors import UsageError
 from mmrl.server.refusals import Refused
 from mmrl.server.settings import Limits

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mmrl.classifier.judging import SCORE, Head, Judged, Rejecting, rejection
-from mmrl.data.preprocess import Planes
+from mmrl.classifier.judging import Head, Judged
+from mmrl.data.central import Planes
 from mmrl.errors import MmrlError, UsageError
 from mmrl.server.adapters import Adapters, Served
 from mmrl.server.batching import Batcher, Wanted
@@ -23,6 +23,7 @@ from mmrl.server.metrics import Meters
 from mmrl.server.refusals import Refused, one_line, plain_name
 from mmrl.server.settings import Settings
 from mmrl.templates import Template, template_list
+from mmrl.trust.answers import SCORE, Rejecting, rejection
 
 
 @dataclass(frozen=True)
