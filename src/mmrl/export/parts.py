@@ -31,7 +31,6 @@ class TextPart:
         program: of token ids.
         groups: the prompts that it takes.
         vocabulary: the file of the tokenizer's merges.
-        examples: token ids (T, 2, context) of each group.
     """
 
     program: TextProgram
