@@ -269,6 +269,24 @@ def test_the_command(classifier: Classifier, tmp_path: Path, monkeypatch: pytest
     assert asked == [ExportOptions("int8", "photos", opset=20, text=False)]
 
 
+def test_a_copy_is_traced(classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracing puts other tensors into modules, and other threads may ask the classifier, or others on its backbone, meanwhile."""
+
+    def target(given: Classifier, folder: Path, options: ExportOptions) -> tuple[float, list[str]]:
+        own, shared = (
+            {id(value) for module in (each.method, each.method.clip.model) for value in (*module.modules(), *module.parameters())}
+            for each in (given, classifier)
+        )
+        assert own and not own & shared
+        np.testing.assert_array_equal(given.predict_proba(pictures(), MIXED), classifier.predict_proba(pictures(), MIXED))
+        assert (given.trained, given.trust) == (classifier.trained, classifier.trust)
+        write_manifest(folder, {"format": FORMAT})
+        return 0.0, []
+
+    monkeypatch.setitem(TARGETS, "onnx", target)
+    export_adapter(classifier, tmp_path / "out")
+
+
 # ---- a method that knows its classes alone, and int8 ----
 
 

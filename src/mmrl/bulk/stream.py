@@ -13,7 +13,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 
 from mmrl.bulk.answers import Answer, AskedOfEach
 from mmrl.bulk.listed import ListedImage, missing
@@ -25,7 +24,7 @@ from mmrl.data.images import REMEDY
 from mmrl.data.parallel import ordered, usual_workers
 from mmrl.data.preprocess import Preprocess
 from mmrl.data.sources import is_url
-from mmrl.errors import MmrlError, UsageError
+from mmrl.errors import UsageError
 
 if TYPE_CHECKING:
     from mmrl.classifier.predictor import Classifier
@@ -85,13 +84,9 @@ class BlockJudge:
         grey = next((np.full_like(each, 128) for each in planes if each is not None), None)
         if grey is None:
             return [Answer(each.name, [], each.problem) for each in images]
-        clf, head = self.classifier, self.judging.head
+        clf = self.classifier
         pixels = clf.preprocess.batch([grey if each is None else each for each in planes], clf.device)
-        with torch.no_grad():
-            logits = clf.method.logits(pixels, head.head, head.seen).float().cpu()
-        read = [at for at, each in enumerate(planes) if each is not None]
-        if not bool(logits[read].isfinite().all()):
-            raise MmrlError("the scores are not finite: the adapter's or the backbone's weights are damaged. Train or load them again.")
+        (logits,) = clf.score_pixels(pixels, [(self.judging.head, range(len(planes)))])
         found = self.asked.judged(clf, self.judging, logits)
         return [self._answer(each, own) for each, own in zip(images, found[before:], strict=True)]
 

@@ -75,7 +75,8 @@ def export_adapter(
     What was written is run, on batches of sizes that were not traced, and compared with torch before the folder appears.
 
     Args:
-        adapter: a `Classifier`, of which a copy is exported, so that it may be asked meanwhile; or the folder of one, or a hub name, as `mmrl.from_pretrained` takes them.
+        adapter: a `Classifier`, of which a copy is exported, so that other threads may ask it meanwhile; or the folder of one, or a hub
+            name, as `mmrl.from_pretrained` takes them.
         folder: a new one, or an earlier export, which is replaced.
         to: "onnx", ... (`mmrl.export.TARGETS`).
         backbone: as of `mmrl.from_pretrained`.
@@ -96,10 +97,7 @@ def export_adapter(
         raise unknown("option of an export", next(name for name in options if name not in ExportOptions.__annotations__),
                       ExportOptions.__annotations__) from error  # fmt: skip
     with whole_folder(folder) as (place, temporary):
-        if isinstance(adapter, (str, Path)):
-            classifier = from_pretrained(adapter, backbone=backbone, device="cpu")
-        else:
-            classifier = _apart(adapter)
+        classifier = from_pretrained(adapter, backbone=backbone, device="cpu") if isinstance(adapter, (str, Path)) else _apart(adapter)
         difference, notes = TARGETS[to](classifier, temporary, chosen)
         size = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
     return Exported(place, size, difference, tuple(notes))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mmrl.errors import MmrlError, UsageError, first_line
 from mmrl.export.compare import Run
 from mmrl.export.quiet import quiet
+from mmrl.runtime.classifier import opened
 
 LOWEST_OPSET, HIGHEST_OPSET, USUAL_OPSET = 18, 22, 18
 MOST_IN_ONE_FILE = 2**31 - 2**24  # bytes: a protobuf ends at 2 GiB; what is more lies in a file beside it
@@ -86,10 +87,7 @@ def _cleaned(model: Any, size: str) -> None:
 
 def session_of(path: Path) -> Run:
     """What runs the ONNX file on arrays."""
-    onnxruntime = import_module("onnxruntime")  # which has no types
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = opened(path, None)
     names = [each.name for each in session.get_inputs()]
 
     def run(arrays: Sequence[NDArray[Any]]) -> Any:
