@@ -35,6 +35,7 @@ def serve(
     import importlib.util
     import os
 
+    from mmrl.data.parallel import cores
     from mmrl.errors import UsageError
     from mmrl.server.settings import MIB, Limits, Settings, named_adapters
 
@@ -50,7 +51,7 @@ def serve(
         devices = ["cpu"] * workers
     if len(devices) > 1 and os.name != "posix":
         raise UsageError("several processes need a system with POSIX signals. Start a server for each device on a port of its own.")
-    share = max(1, (os.cpu_count() or 1) // len(devices))
+    share = max(1, cores() // len(devices))
     limits = Limits(
         body=int(max_mb * MIB), pixels=int(max_pixels * 1e6), prompts=max_classes, images=max_images, queue=queue, batch=batch,
         wait=wait / 1000, body_seconds=timeout, seconds=timeout, held=max(int(max_mb * MIB), Limits.held),

@@ -14,6 +14,11 @@ B = TypeVar("B")
 MOST = 8  # with more, a test pass on a GPU waits for the GPU
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def usual_workers(read: object = None) -> int:
     """A default number of threads to read images with `read`: one per core that this process may use, at most 8.
 
@@ -21,8 +26,7 @@ def usual_workers(read: object = None) -> int:
     """
     if getattr(read, "in_memory", False):
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST, cores)
+    return min(MOST, cores())
 
 
 def ordered(function: Callable[[A], B], tasks: Iterable[A], workers: int, ahead: int) -> Iterator[B]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mmrl.data.parallel import cores
 from mmrl.engine.guard import Row
 from mmrl.reports.records import Environment
 from mmrl.version import __version__
@@ -58,12 +58,11 @@ def _git(*arguments: str) -> str | None:
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """What the run ran on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return {
         "device": device.type,
         "cpu": _cpu_model(),
-        "cores": cores,
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "gpu": gpu.name if gpu else None,
         "gpu_memory_gib": round(gpu.total_memory / 2**30, 1) if gpu else None,

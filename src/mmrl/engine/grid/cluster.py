@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 
+from mmrl.data.parallel import cores
 from mmrl.engine.context import Bench
 from mmrl.engine.grid.attempt import WAIT, Attempt, Outcome, Say, failed_since, failure_of, missing_tests, outcome_of
-from mmrl.engine.grid.local import cores
 from mmrl.engine.grid.remote import CPUS, Result, Worker, pack, unpack
 from mmrl.engine.grid.store import ResultsFolder
 from mmrl.engine.jobs import Job

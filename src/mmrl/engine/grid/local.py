@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from datetime import datetime, timezone
 import torch
 
 from mmrl.clip import load_clip
+from mmrl.data.parallel import cores
 from mmrl.engine.context import Bench, Context
 from mmrl.engine.grid.attempt import (
     WAIT,
@@ -133,11 +133,6 @@ class _Look:
             attempt.ended(failure_of(job, error, self._context.clip.device))
         finally:
             store.release(job.key, claim)
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _spawn(jobs: Sequence[Job], bench: Bench, store: ResultsFolder, count: int, device: str, began: datetime) -> None:
