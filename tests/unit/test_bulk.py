@@ -260,13 +260,13 @@ def test_the_fingerprint_is_of_all_that_decides(clf: Classifier) -> None:
 
 def test_scores_that_are_not_finite_end_it_and_keep_what_is_there(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own, out = judge(), tmp_path / "x.jsonl"
-    logits, blocks = own.classifier.method.logits, []
+    score, blocks = own.classifier.method.logits_of_some, []
 
-    def broken(pixels: Any, *head: Any) -> Any:
+    def broken(pixels: Any, parts: Any) -> Any:
         blocks.append(len(pixels))
-        return logits(pixels, *head) * (math.nan if len(blocks) == 3 else 1)
+        return [each * (math.nan if len(blocks) == 3 else 1) for each in score(pixels, parts)]
 
-    monkeypatch.setattr(own.classifier.method, "logits", broken)
+    monkeypatch.setattr(own.classifier.method, "logits_of_some", broken)
     with pytest.raises(MmrlError, match="the scores are not finite"):
         write(own, WantedImages((photos,), recursive=True), Target(out), Engine(), problem=print, progress=False)
     assert len(out.read_bytes().splitlines()) == 16 and blocks == [8, 8, 8]
