@@ -108,6 +108,7 @@ def measure(work: Work, clip: Clip, options: argparse.Namespace, peak: float) ->
     runs = {side: steps[side] for side in sorted(steps, reverse=True)}
     row["seconds"] = common.interleaved(runs, options.repeats, clock_of(options))
     row["median"] = {side: common.median(times) for side, times in row["seconds"].items()}
+    row["matrix_peak"] = peak
     row["of_peak"] = {side: flops[side] / row["median"][side] / peak for side in flops}
     row["flops"] = flops if why_not is None else flops | {"plain": extrapolated_flops(work, clip)}
     sides = sorted(steps)
@@ -196,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
             with clip.weights_in(torch.bfloat16) if options.precision == "bf16" else nullcontext():
                 rows[method, classes] = measure(work, clip, options, peak)
             print(f"measured: {method}, {classes} classes", file=sys.stderr)
-            text = write(about, rows, peak, options)
+            text = write(about, rows, options)
     print(text)
     return 0
 
@@ -213,17 +214,18 @@ def kept(out: Path | None, about: dict[str, Any]) -> dict[tuple[str, int], dict[
     return {(row["method"], row["classes"]): row for row in before["rows"]}
 
 
-def write(about: dict[str, Any], rows: dict[tuple[str, int], dict[str, Any]], peak: float, options: argparse.Namespace) -> str:
+def write(about: dict[str, Any], rows: dict[tuple[str, int], dict[str, Any]], options: argparse.Namespace) -> str:
     """The tables of all rows, also into --out: after each row, so that none is lost."""
     order = list(PLAIN)
     found = [rows[key] for key in sorted(rows, key=lambda key: (order.index(key[0]), key[1]))]
     arithmetic = "float32" if options.precision == "fp32" else f"{options.precision} beside the plain form in float32"
-    title = common.heading(about, f"Training step, {arithmetic}, matrix peak {peak / 1e9:.0f} GFLOP/s")
+    peaks = " to ".join(dict.fromkeys(f"{end(row['matrix_peak'] for row in found) / 1e9:.0f}" for end in (min, max)))
+    title = common.heading(about, f"Training step, {arithmetic}, matrix peak {peaks} GFLOP/s")
     tables = [common.markdown(SPEED, list(map(speed_cells, found))), common.markdown(WORK, list(map(work_cells, found)))]
     if not options.no_memory:
         tables.append(common.markdown(MEMORY, list(map(memory_cells, found))))
     text = "\n\n".join([title, *tables])
-    common.save(text, about | {"matrix_peak": peak, "rows": found}, options.out)
+    common.save(text, about | {"rows": found}, options.out)
     return text
 
 

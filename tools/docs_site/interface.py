@@ -14,6 +14,8 @@ PAGES = {
     ),
     "mmrl.methods": ("mmrl.methods", "What a method is made of. To write one: [add a method](../add_method.md), [plugins](../plugins.md)."),
     "mmrl.data": ("mmrl.data", "Data sets, draws and batches: [data](../datasets.md)."),
+    "mmrl.export": ("mmrl.export", "What `mmrl.export_adapter` takes and gives: [export](../export.md)."),
+    "mmrl.runtime": ("mmrl.runtime", "Exported classifiers without torch: [export](../export.md)."),
 }
 BEHIND_GUIDES = "---\nsearch:\n  boost: 0.5\n---\n"  # in what a search finds
 
