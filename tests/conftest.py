@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -18,6 +19,13 @@ import torch
 from mmrl.clip import Clip, random_clip
 
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it gives
+
+
+def pytest_collection_finish() -> None:
+    """Modules and collected tests live to the end: no garbage collection need look at them again, of which tests ask for many."""
+    gc.collect()
+    gc.freeze()
+
 
 SMALL = {
     "embed_dim": 48,
