@@ -54,6 +54,23 @@ def test_equals_its_plain_form(options: dict[str, Any], memory: float | None) ->
         same_logits(method, plain(method, OTHER, TEMPLATE), method.logits(images, method.head(other), False), images)
 
 
+@pytest.mark.parametrize("covariance", ["full", "diagonal"])
+def test_the_plain_bound_is_of_the_covariance_written_out(covariance: str) -> None:
+    """S (C, C, d, d) of all class weights, from whose blocks the paper makes that of every two classes' difference."""
+    slow, labels = plain(proda({"n_prompts": 4, "covariance": covariance}), NAMES, TEMPLATE), torch.tensor([0, 2, 1])
+    weights, image = (torch.randn(*shape, 6, dtype=torch.float64) for shape in ((4, 3), (3,)))
+    mean, off = weights.mean(0), weights - weights.mean(0)
+    blocks = torch.einsum("kcd,kie->cide", off, off) / len(weights)
+    if covariance == "diagonal":
+        blocks = blocks * torch.eye(6, dtype=torch.float64)
+    losses = []
+    for x, y in zip(image, labels):
+        a = [blocks[i, i] + blocks[y, y] - blocks[i, y] - blocks[y, i] for i in range(3)]
+        exponents = torch.stack([slow.scale * x @ mean[i] + slow.scale**2 * x @ a[i] @ x / 2 for i in range(3)])
+        losses.append(exponents.logsumexp(0) - slow.scale * x @ mean[y])
+    same("bound", slow.bound(image, weights, labels), torch.stack(losses).mean())
+
+
 def test_at_its_defaults() -> None:
     method, (images, labels) = proda({"n_ctx": 16}, SHORT), batch(len(SHORT))
     slow = plain(method, SHORT, TEMPLATE)

@@ -1,4 +1,4 @@
-"""ProDA (Lu et al., CVPR 2022) the plain way: whole prompts one by one, and the covariance of the class weights written out."""
+"""ProDA (Lu et al., CVPR 2022) the plain way: whole prompts one by one, and the bound image by image."""
 
 from __future__ import annotations
 
@@ -39,18 +39,11 @@ class Plain:
 
     def bound(self, image: Tensor, weights: Tensor, labels: Tensor) -> Tensor:
         """The surrogate, image by image and class by class, with 1 / tau for the scale."""
-        mean = weights.mean(0)
-        off = weights - mean
-        blocks = torch.einsum("kcd,kie->cide", off, off) / len(weights)  # S (C, C, d, d)
-        if self.options.covariance == "diagonal":
-            blocks = blocks * torch.eye(blocks.shape[-1], dtype=blocks.dtype)
-        losses = []
+        mean, off, losses = weights.mean(0), weights - weights.mean(0), []
         for x, y in zip(image, labels.tolist()):
-            exponents = []
-            for i in range(len(mean)):
-                a = blocks[i, i] + blocks[y, y] - blocks[i, y] - blocks[y, i]
-                exponents.append(self.scale * x @ mean[i] + self.scale**2 * x @ a @ x / 2)
-            losses.append(torch.stack(exponents).logsumexp(0) - self.scale * x @ mean[y])
+            apart = off - off[:, y : y + 1]  # of which A is the covariance, for every class
+            spread = apart.square().mean(0) @ x.square() if self.options.covariance == "diagonal" else (apart @ x).square().mean(0)
+            losses.append((self.scale * mean @ x + self.scale**2 * spread / 2).logsumexp(0) - self.scale * mean[y] @ x)
         return torch.stack(losses).mean()
 
     def orthogonality(self) -> Tensor:
