@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--datasets", default="mini:digits,mini:textures,mini:objects")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--shots", type=int, default=16)
-    parser.add_argument("--methods", default="gda,tip-adapter,lpp,linear-probe,mmrl", help="in the race, beside zero-shot CLIP")
+    parser.add_argument("--methods", default="mmrl,gda,tip-adapter,lpp,linear-probe", help="in the race, beside zero-shot CLIP")
     parser.add_argument("--folds", type=int, default=4)
     parser.add_argument("--minutes", type=float, default=30.0, help="for each advice")
     parser.add_argument("--backbone", default="tiny")
