@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from mmrl.clip import Clip
 from mmrl.export import TARGETS, ExportOptions, compare, quantised
 from mmrl.export.folder import whole_folder, write_manifest
 from mmrl.export.quantised import to_int8
+from mmrl.export.quiet import quiet
 from mmrl.runtime.manifest import FORMAT, MANIFEST
 from mmrl.trust.state import Trust
 from tests.unit.colours import NAMES, PROMPT, clip_on_one_thread, colours, fresh, read
@@ -368,3 +371,17 @@ def test_what_cannot_be_traced_is_told(clip: Clip, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="text tower of method 'coop' cannot be exported.*--no-text"):
         export_adapter(Classifier(method, trained=NAMES, template=PROMPT), tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_others_write_is_seen_while_one_exports() -> None:
+    seen, now = list[Any](), sys.stderr
+
+    def export() -> None:
+        with quiet():
+            seen.append(sys.stderr)
+
+    thread = threading.Thread(target=export)
+    thread.start()
+    thread.join()
+    export()
+    assert seen[0] is now and seen[1] is not now and sys.stderr is now
