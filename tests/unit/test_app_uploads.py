@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 import struct
 import zipfile
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mmrl.app import album as album_module
 from mmrl.app.session import Session
-from mmrl.app.uploads import UploadLimits, checked_name, opened, unpacked
+from mmrl.app.uploads import Photo, UploadLimits, checked_name, opened, unpacked
 from mmrl.errors import UsageError
 from tests.unit.app_visitors import all_sessions, backbones, clip, photos, png, session, zipped
 
@@ -71,6 +74,33 @@ def test_photos_beyond_the_limits_are_refused_before_they_are_decoded(tmp_path: 
         opened(tmp_path / "much.png", "much.png", UploadLimits(photo_bytes=2**20))
 
 
+def test_an_upload_that_went_before_it_was_read_is_named(session: Session, tmp_path: Path) -> None:
+    gone = "'gone.png' was uploaded too long ago and is gone: drop it again."
+    assert session.add("x", [*photos(tmp_path, "red", 1), tmp_path / "gone.png"])[1] == f"1 left out: {gone}"
+    with pytest.raises(UsageError, match=r"^'gone.zip' was uploaded too long ago and is gone: drop it again.$"):
+        session.add_zip(tmp_path / "gone.zip")
+
+
+def test_what_is_refused_or_fails_on_the_way_leaves_nothing(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = zipped(tmp_path / "many.zip", {f"class {n}/{n}.png": png("red", n) for n in range(6)})
+    with pytest.raises(UsageError, match="would be 6 classes; at most 5"):
+        session.add_zip(many)
+    usual = album_module.kept
+
+    def fails(image: Image.Image, folder: Path, key: str, title: str) -> Photo:
+        if title == "3.png":
+            raise OSError("the disk is full")
+        return usual(image, folder, key, title)
+
+    monkeypatch.setattr(album_module, "kept", fails)
+    few = zipped(tmp_path / "few.zip", {f"class {n // 2}/{n}.png": png("red", n) for n in range(4)})
+    with pytest.raises(OSError, match="disk is full"):
+        session.add_zip(few)
+    assert session.classes == {} and not [path for path in session.folder.rglob("*") if path.is_file()]
+    monkeypatch.undo()
+    assert session.add_zip(few) == ["4 photos added."]
+
+
 def test_names(session: Session, tmp_path: Path) -> None:
     some = photos(tmp_path, "red", 2)
     for blank in ("", "  ", "_", "\u202e\x00"):
@@ -83,8 +113,6 @@ def test_names(session: Session, tmp_path: Path) -> None:
         session.add("x", [])
     for at in range(5):
         session.add(f"x{at}", photos(tmp_path / str(at), "blue", 1, first=at))
-    with pytest.raises(UsageError, match="5 classes already"):
-        session.add("one more", some)
     with pytest.raises(UsageError, match=r"would be 96 photos; at most 90"):
         session.add("x0", some * 45 + some[:1])
 
@@ -122,7 +150,11 @@ def with_directory_of(size: int) -> bytes:
         ({"../red/a.png": png()}, "cannot be unpacked"),
         ({"/red/a.png": png()}, "cannot be unpacked"),
         ({f"red/{n}.png": b"" for n in range(99)}, "more than 95 files"),
+        ({"a/" * 33: b"", "red/a.png": png()}, "33 folders inside each other; at most 32"),
+        ({f"red/{n}/": b"" for n in range(95)}, "more than 95 folders"),
+        ({f"red/{'n/' * n}{n}{m}/a.png": b"" for n in range(20) for m in range(4)}, "more than 95 folders"),
         ({"red/a.png": bytes(2**21)}, "unpacks to 2 MB"),
+        ({"red/a": b"", "red/a/b.png": b""}, r"written here \(.*\). Rename it"),
         (b"no zip", "no zip"),
         (png(), "no zip"),
         (b"PK\x05\x06", "no zip"),
@@ -139,6 +171,15 @@ def test_zips_that_are_refused(content: dict[str, bytes] | bytes, said: str, ses
         session.add_zip(path)
     assert str(tmp_path) not in str(refused.value) and "\n" not in str(refused.value)
     assert session.classes == {} and sorted(each.name for each in tmp_path.iterdir()) == ["system", "x.zip"]
+
+
+def test_a_zip_that_would_fill_the_disk_or_grows_like_no_photo_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (into := tmp_path / "into").mkdir()
+    with pytest.raises(UsageError, match=r"more than 100 times its size, as photos never do"):
+        unpacked(zipped(tmp_path / "x.zip", {"red/a.png": bytes(2**24 + 1)}), into, UploadLimits())
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=0))
+    with pytest.raises(UsageError, match=r"unpacked: the disk of the computer that runs this page is full.$"):
+        unpacked(zipped(tmp_path / "x.zip", {"red/a.png": png()}), into, UploadLimits())
 
 
 def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -87,9 +87,9 @@ class Album:
         """Take a class and its photos away. Raises UsageError where there is none."""
         if name not in self._classes:
             raise UsageError(f"There is no class '{name}'.")
-        for photo in self._classes.pop(name):
-            self._digests.discard(photo.digest)
-            (self.photos / photo.key).unlink(missing_ok=True)
+        photos = self._classes.pop(name)
+        self._digests.difference_update(photo.digest for photo in photos)
+        self._unlink(photos)
 
     def clear(self) -> None:
         """Take everything away."""
@@ -132,54 +132,72 @@ class Album:
         count = sum(map(len, groups.values()))
         if there + count > limits.photos:
             raise UsageError(f"That would be {there + count} photos; at most {limits.photos} are allowed.")
-        notes, taken, bad = list[str](), 0, list[str]()
-        for written, files in groups.items():
+        notes, files, bad = list[str](), dict[str, list[Path]](), list[str]()
+        for written, own in groups.items():
             name = known.setdefault(name_key(written), written)
             if name != written:
                 notes.append(f"'{written}' and '{name}' are one name, so their photos are together.")
-            photos = self._read(name, files, bad)
-            if photos and name not in self._classes and len(self._classes) >= limits.classes:
-                raise UsageError(f"There are {limits.classes} classes already, and more are not allowed.")
-            if photos:
-                self._classes.setdefault(name, []).extend(photos)
-                taken += len(photos)
+            files.setdefault(name, []).extend(own)
+        if len(known) > limits.classes:
+            raise UsageError(f"That would be {len(known)} classes; at most {limits.classes} are allowed.")
+        photos = self._read(files, bad)
+        taken = sum(map(len, photos.values()))
         if not taken:
             raise UsageError(f"None of the {count} photos was added. {_some(bad)}" if count > 1 else _some(bad))
+        for name, new in photos.items():
+            self._classes.setdefault(name, []).extend(new)
+            self._digests.update(photo.digest for photo in new)
         notes.insert(0, f"{taken} photo{'s' if taken > 1 else ''} added.")
         return notes + ([f"{len(bad)} left out: {_some(bad)}"] if bad else [])
 
-    def _read(self, name: str, files: Sequence[Path], bad: list[str]) -> list[Photo]:
-        """The photos among `files` that are not there yet; what is wrong with the others is added to `bad`."""
-        place = f"{slug(name)}"
-        self.made(self.photos)
-        self.made(self.photos / place)
-        first, self._number = self._number, self._number + len(files)
-        numbered = list(enumerate(files, first))
+    def _read(self, files: Mapping[str, Sequence[Path]], bad: list[str]) -> dict[str, list[Photo]]:
+        """The photos of each class among its `files` that are not there yet; what is wrong with the others is added to `bad`.
 
-        def read(each: tuple[int, Path]) -> Photo | str:
-            number, file = each
+        On an error, none of them is left on the disk.
+        """
+        for place in (self.photos, *(self.photos / slug(name) for name in files)):
+            self.made(place)
+        tasks = [(name, file) for name, own in files.items() for file in own]
+        first, self._number = self._number, self._number + len(tasks)
+        written = list[Photo]()
+
+        def read(each: tuple[int, tuple[str, Path]]) -> Photo | str:
+            number, (name, file) = each
             title = title_of(file.name)
             try:
-                return kept(opened(file, title, self.limits), self.photos, f"{place}/{number:04}-{slug(file.stem)}", title)
+                photo = kept(opened(file, title, self.limits), self.photos, f"{slug(name)}/{number:04}-{slug(file.stem)}", title)
             except UsageError as error:
                 return str(error)
+            written.append(photo)
+            return photo
 
-        photos, workers = list[Photo](), usual_workers()
+        workers = usual_workers()
+        try:
+            found = ordered(read, enumerate(tasks, first), workers, ahead=2 * workers)
+            return self._chosen(zip((name for name, _ in tasks), found), bad)
+        except BaseException:
+            self._unlink(written)
+            raise
+
+    def _chosen(self, found: Iterable[tuple[str, Photo | str]], bad: list[str]) -> dict[str, list[Photo]]:
+        """Those of the photos, each with its class, that are new and for which there is room."""
+        photos, digests = dict[str, list[Photo]](), set(self._digests)
         room = self.limits.kept_bytes - sum(photo.size for own in self._classes.values() for photo in own)
-        for found in ordered(read, numbered, workers, ahead=2 * workers):
-            if isinstance(found, str):
-                bad.append(found)
-                continue
-            room -= found.size
-            why = f"'{found.title}' is there already." if found.digest in self._digests else ""
-            why = why or (f"There is no room for '{found.title}'." if room < 0 else "")
-            if why:
-                (self.photos / found.key).unlink(missing_ok=True)
-                bad.append(why)
+        for name, photo in found:
+            if isinstance(photo, str):
+                bad.append(photo)
+            elif photo.digest in digests or photo.size > room:
+                bad.append(f"'{photo.title}' is there already." if photo.digest in digests else f"There is no room for '{photo.title}'.")
+                self._unlink([photo])
             else:
-                self._digests.add(found.digest)
-                photos.append(found)
+                room -= photo.size
+                digests.add(photo.digest)
+                photos.setdefault(name, []).append(photo)
         return photos
+
+    def _unlink(self, photos: Iterable[Photo]) -> None:
+        for photo in photos:
+            (self.photos / photo.key).unlink(missing_ok=True)
 
 
 def parted(dataset: Dataset, share: float) -> Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import re
@@ -15,7 +16,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from mmrl.data import to_rgb
-from mmrl.data.benchmark.unpack import unpack
+from mmrl.data.benchmark.unpack import MOST_TIMES, NoRoom, unpack
 from mmrl.data.folder import SPLIT_OF
 from mmrl.data.formats import is_image, is_litter, lacks_extra
 from mmrl.data.splits import class_name
@@ -30,6 +31,7 @@ _END = b"PK\x05\x06"  # begins the last record of a zip file, of 22 bytes and a 
 _END_64 = b"PK\x06\x07"  # stands 20 bytes before it in one that is too large for an upload
 _ENTRY = 1024  # bytes of a file's entry in the list of a zip file, at most
 DEEPEST = 8  # folders around the classes' folders
+DEEPEST_NAME = 32  # folders around a file: who looks through them, or takes them away, calls itself for each
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,11 @@ def opened(path: Path, title: str, limits: UploadLimits) -> Image.Image:
     """The photo in a file, as RGB, upright, and no larger than a training can see.
 
     Raises:
-        UsageError: it is none, broken, or larger than the limits; the message has its `title`.
+        UsageError: it is none, broken, gone, or larger than the limits; the message has its `title`.
     """
     if lacks_extra(title):
         raise UsageError(f"'{title}' is a HEIC photo, which cannot be read here: save it as JPEG, or install mmrl[heic] on this computer.")
-    size = path.stat().st_size
+    size = _size(path, title)
     if size > limits.photo_bytes:
         raise UsageError(f"'{title}' has {size / MIB:.0f} MB; a photo may have {limits.photo_bytes / MIB:.0f}.")
     pixels = _pixels(path)
@@ -122,6 +124,13 @@ def opened(path: Path, title: str, limits: UploadLimits) -> Image.Image:
         image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
         image.info["smaller"] = True
     return image
+
+
+def _size(path: Path, title: str) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError as error:
+        raise UsageError(f"'{title}' was uploaded too long ago and is gone: drop it again.") from error
 
 
 def _pixels(path: Path) -> int:
@@ -171,27 +180,36 @@ def unpacked(archive: Path, into: Path, limits: UploadLimits) -> Upload:
     Folders around those of the classes are passed through, and those of a split (train, val, test) put together.
 
     Raises:
-        UsageError: it is no zip, damaged, or larger than the limits, has a link or a path out of it, or no folders with photos.
+        UsageError: it is no zip, damaged, gone, or larger than the limits, has a link or a path out of it, or no folders with photos.
     """
     _check_size(archive, limits)
     try:
         unpack(archive, into)
     except MmrlError as error:
-        if isinstance(error.__cause__, OSError):
-            raise UsageError("This zip cannot be unpacked here: the disk is full, or a name in it is too long.") from error
-        why = "it is damaged, protected by a password, or holds links"
-        raise UsageError(f"This zip cannot be unpacked: {why}. Pack the folders again.") from error
+        raise UsageError(f"This zip cannot be unpacked: {_why(error)}") from error
     return _classes_in(into)
+
+
+def _why(error: MmrlError) -> str:
+    """What `unpack` found, without the names of this computer's folders."""
+    cause = error.__cause__
+    if isinstance(error, NoRoom) or (isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)):
+        return "the disk of the computer that runs this page is full."
+    if isinstance(cause, OSError):
+        return f"a file in it cannot be written here ({cause.strerror}). Rename it, and pack the folders again."
+    if cause is None:
+        return f"it would become more than {MOST_TIMES} times its size, as photos never do. Pack photos alone."
+    return "it is damaged, protected by a password, or holds links. Pack the folders again."
 
 
 def _check_size(archive: Path, limits: UploadLimits) -> None:
     """Raises UsageError for what is no zip file, or unpacks to more than the limits; its list is read only if it is short."""
-    most = limits.photos + limits.classes
+    most, packed = limits.photos + limits.classes, _size(archive, title_of(archive.name))
     too_many = f"This zip holds more than {most} files, which are too many. Give at most {limits.photos} photos."
-    if archive.stat().st_size > limits.upload_bytes:
+    if packed > limits.upload_bytes:
         raise UsageError(f"This zip is too large: at most {limits.upload_bytes / MIB:.0f} MB are allowed.")
     with archive.open("rb") as file:
-        file.seek(max(0, archive.stat().st_size - 2**16 - 22))
+        file.seek(max(0, packed - 2**16 - 22))
         tail = file.read()
     at = tail.rfind(_END)
     if at < 0 or len(tail) - at < 22:
@@ -200,14 +218,25 @@ def _check_size(archive: Path, limits: UploadLimits) -> None:
         raise UsageError(too_many)
     try:
         with zipfile.ZipFile(archive) as file:
-            inside = [info for info in file.infolist() if not info.is_dir()]
+            inside = file.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
         raise UsageError("This zip is damaged. Pack the folders again.") from error
-    if len(inside) > most:
+    if sum(not info.is_dir() for info in inside) > most:
         raise UsageError(too_many)
+    _check_folders([info.filename for info in inside], most)
     size = sum(info.file_size for info in inside)
     if size > limits.upload_bytes:
         raise UsageError(f"This zip unpacks to {size / MIB:,.0f} MB; at most {limits.upload_bytes / MIB:.0f} MB are allowed.")
+
+
+def _check_folders(names: list[str], most: int) -> None:
+    """Raises UsageError where the entries called `names` make more than `most` folders, or folders too far inside others."""
+    deepest = max((name.count("/") for name in names), default=0)
+    if deepest > DEEPEST_NAME:
+        raise UsageError(f"This zip has {deepest} folders inside each other; at most {DEEPEST_NAME} are allowed. Pack one folder a class.")
+    folders = {name[: slash.start()] for name in names for slash in re.finditer("/", name)}
+    if len(folders) > most or len(names) > 2 * most:  # the same one may be listed many times
+        raise UsageError(f"This zip holds more than {most} folders, which are too many. Pack one folder a class.")
 
 
 def _classes_in(folder: Path) -> Upload:

@@ -33,6 +33,10 @@ _ADVICE = {errno.ENAMETOOLONG: "It holds a name that is too long for this disk",
 _JUNK = "__MACOSX"  # added by macOS, like names that start with "._"
 
 
+class NoRoom(MmrlError):
+    """What an archive would become does not fit on the disk."""
+
+
 def is_archive(name: str) -> bool:
     return name.lower().endswith(ENDINGS)
 
@@ -110,7 +114,7 @@ class _Budget:
             raise MmrlError(f"{self._refused} more than {MOST_MEMBERS:,} files. None of these data sets has so many: download it again.")
         self._check(self.written)
         if self.written > self.room:
-            raise MmrlError(
+            raise NoRoom(
                 f"{self._refused} at least {self.written:,} bytes; the disk has room for {max(self.room, 0):,}. Free some space."
             )
 
