@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import mmrl
+from mmrl.app import session as session_module
 from mmrl.app import sessions as sessions_module
 from mmrl.app import views
 from mmrl.app.jobs import FAULT, Errand, Queue
@@ -110,6 +113,14 @@ def test_an_export_is_one_more_job(session: Session, tmp_path: Path, monkeypatch
     before = trained.exported.parent
     taught(session, tmp_path / "again", 4)
     assert session.trained is not None and session.trained.exported is None and not before.exists()
+
+    def leaves(classifier: Any, folder: Path, *, to: str) -> None:
+        session.close()
+        folder.mkdir(parents=True)
+
+    monkeypatch.setattr("mmrl.export.export_adapter", leaves)
+    job = session.export()
+    assert job.wait(60) and job.state == "cancelled" and not session.folder.exists()
 
 
 def test_a_training_by_steps_shows_its_progress_also_on_few_photos(session: Session, tmp_path: Path) -> None:
@@ -234,11 +245,15 @@ def test_what_a_visitor_had_goes_when_the_page_is_closed_or_left_alone(
     idle = all_sessions.of("idle")
     idle.used = now - sessions_module.IDLE - 1
     all_sessions.of("came back")
+    (trains := all_sessions.of("here")).used = now - sessions_module.IDLE - 1
+    trains.job = Errand(lambda watch: None)
     monkeypatch.setattr(sessions_module, "GRACE", -1.0)
     os.utime(upload, (0, 0))
     os.utime(upload.parent, (0, 0))
     all_sessions.sweep()
     assert sorted(ended) == ["closed", "idle"] and not idle.folder.exists() and not upload.parent.exists()
+    trains.job.run()
+    all_sessions.sweep()  # it has just ended
     assert len(list(all_sessions.root.glob("visitor-*"))) == 2
     with pytest.raises(UsageError, match="expired"):
         idle.add("x", photos(tmp_path, "red", 1))
@@ -255,12 +270,55 @@ def test_who_leaves_takes_the_training_along(all_sessions: Sessions, tmp_path: P
     assert job.wait(60) and job.state == "cancelled" and not session.folder.exists()
 
 
+def test_who_leaves_while_a_classifier_is_packed_takes_it_along(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = session_module._packed
+
+    def leaves(folder: Path) -> Path:
+        session.close()
+        (folder / "again").mkdir(parents=True)
+        return usual(folder)
+
+    monkeypatch.setattr(session_module, "_packed", leaves)
+    for name in NAMES[:2]:
+        session.add(name, photos(tmp_path, name, 2))
+    job = session.train(Choice("gda", "smallest"))
+    assert job.wait(60) and job.state == "cancelled" and not session.folder.exists()
+
+
+def test_what_cannot_be_taken_away_keeps_nothing_else_here(
+    all_sessions: Sessions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def endless(place: Path, ignore_errors: bool = False) -> None:
+        raise RecursionError("folders inside each other without end")
+
+    usual, ended, looks = shutil.rmtree, list[str](), iter([False, False, True])
+    all_sessions.ended = ended.append
+    for key in ("ann", "ben"):
+        all_sessions.of(key)
+        all_sessions.leave(key)
+    monkeypatch.setattr(sessions_module, "GRACE", -1.0)
+    monkeypatch.setattr(shutil, "rmtree", endless)
+    all_sessions.sweep()
+    assert ended == ["ann", "ben"] and len(all_sessions) == 0 and caplog.text.count("could not take away") == 2
+
+    watched: Any = SimpleNamespace(_over=SimpleNamespace(wait=lambda seconds: next(looks)), sweep=lambda: endless(tmp_path))
+    Sessions._watch(watched)
+    assert caplog.text.count("could not take away") == 4
+
+    all_sessions.of("cat")
+    all_sessions.close()
+    assert len(all_sessions) == 0 and not all_sessions._queue._thread.is_alive() and all_sessions.root.exists()
+    monkeypatch.setattr(sessions_module, "NEW", -1.0)
+    remove_abandoned(all_sessions.root.parent)
+    usual(all_sessions.root)
+
+
 def test_there_is_an_end_to_visitors_and_uploads(all_sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions_module, "MOST", 1)
     all_sessions.of("one")
     with pytest.raises(UsageError, match="too many visitors"):
         all_sessions.of("two")
-    assert all_sessions.room()
+    assert all_sessions.room() and not all_sessions.room(coming=4 * all_sessions.limits.upload_bytes)
     (all_sessions.root / "upload").write_bytes(bytes(4 * all_sessions.limits.upload_bytes))
     assert not all_sessions.room()
 

@@ -197,15 +197,13 @@ class Session:
         clip = self._backbones.get(choice.backbone)
         data = api.Data(parted(dataset, choice.share), shots=0)
         classifier = api.fit(data, method=choice.method, backbone=clip, seed=choice.seed, overrides=options, watch=watch, progress=False)
-        archive = _packed(classifier.save_pretrained(self._place("adapter") / ADAPTER))
-        with self._lock:
-            if self._closed:
-                raise Cancelled
-            if self.trained is not None:
-                for old in (self.trained.archive, self.trained.exported):
-                    if old is not None:
-                        shutil.rmtree(old.parent, ignore_errors=True)
-            self.trained = Trained(classifier, choice, archive)
+        with self._place("adapter") as place:
+            archive = _packed(classifier.save_pretrained(place / ADAPTER))
+            with self._here():
+                old, self.trained = self.trained, Trained(classifier, choice, archive)
+        for each in (old.archive, old.exported) if old is not None else ():
+            if each is not None:
+                shutil.rmtree(each.parent, ignore_errors=True)
 
     # ---- what came of it ----
 
@@ -230,19 +228,30 @@ class Session:
     def _export(self, trained: Trained) -> None:
         from mmrl.export import export_adapter
 
-        place = self._place("export")
-        export_adapter(trained.classifier, place / EXPORT, to="onnx")
-        archive = _packed(place / EXPORT)
-        with self._lock:
-            if self.trained is trained:
+        with self._place("export") as place:
+            export_adapter(trained.classifier, place / EXPORT, to="onnx")
+            archive = _packed(place / EXPORT)
+            with self._here():
                 self.trained = trained._replace(exported=archive)
 
-    def _place(self, kind: str) -> Path:
-        """A new folder of this visitor. Raises Cancelled for one who has left."""
+    @contextmanager
+    def _here(self) -> Iterator[None]:
+        """Keeps `close` waiting. Raises Cancelled for a visitor who has left."""
         with self._lock:
             if self._closed:
                 raise Cancelled
-            return self._album.made(self.folder / f"{kind}-{secrets.token_hex(8)}")
+            yield
+
+    @contextmanager
+    def _place(self, kind: str) -> Iterator[Path]:
+        """A new folder of this visitor, which goes again on an error. Raises Cancelled for one who has left."""
+        with self._here():
+            place = self._album.made(self.folder / f"{kind}-{secrets.token_hex(8)}")
+        try:
+            yield place
+        except BaseException:  # who writes into a folder that `close` took away may have made it again
+            shutil.rmtree(self.folder if self._closed else place, ignore_errors=True)
+            raise
 
     def judge(self, files: Iterable[Path], written: str = "") -> list[Verdict]:
         """What the classifier says of photos.

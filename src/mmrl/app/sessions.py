@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mmrl.app.jobs import Queue
@@ -27,6 +28,7 @@ GRACE = 300.0  # seconds after the page was closed, or the connection lost
 UPLOADED = 600.0  # seconds that an upload may lie around before it is read
 EVERY = 20.0  # seconds between two looks
 NEW = 60.0  # seconds that a folder may exist before its process has locked it
+log = logging.getLogger(__name__)
 
 
 class Sessions:
@@ -89,14 +91,19 @@ class Sessions:
         """Take away what visitors who are gone left, and uploads that nobody read."""
         now = time.monotonic()
         with self._lock:
+            for each in self._sessions.values():
+                if each.busy:  # a visitor who waits for a training does not click
+                    each.used = now
             gone = [
                 key for key, each in self._sessions.items()
-                if (each.left is not None and now - each.left > GRACE) or (now - each.used > IDLE and not each.busy)
+                if (each.left is not None and now - each.left > GRACE) or now - each.used > IDLE
             ]  # fmt: skip
             sessions = {key: self._sessions.pop(key) for key in gone}
         for key, session in sessions.items():
-            session.close()
-            self.ended(key)
+            with _logged():
+                session.close()
+            with _logged():
+                self.ended(key)
         for path in self._uploads():
             _remove_old(path)
 
@@ -106,17 +113,19 @@ class Sessions:
         with self._lock:
             sessions, self._sessions = list(self._sessions.values()), {}
         for session in sessions:
-            session.close()
+            with _logged():
+                session.close()
         self._queue.close()
         self._watcher.join(10)
         if self.root.exists():
             unlock(self.root / LOCK, self._held)
-            shutil.rmtree(self.root, ignore_errors=True)
+            with _logged():
+                shutil.rmtree(self.root, ignore_errors=True)
 
-    def room(self) -> bool:
-        """Whether another upload may come: uploads that were not read yet are few, and the disk is not full."""
+    def room(self, coming: int = 0) -> bool:
+        """Whether another upload may come: those that were not read yet, or come with `coming` bytes, are few, and the disk is not full."""
         most = 4 * self.limits.upload_bytes
-        waiting = sum(map(_size, self._uploads()))
+        waiting = coming + sum(map(_size, self._uploads()))
         return waiting < most and shutil.disk_usage(self.root).free > most
 
     def _uploads(self) -> list[Path]:
@@ -124,8 +133,17 @@ class Sessions:
 
     def _watch(self) -> None:
         while not self._over.wait(EVERY):
-            with contextlib.suppress(OSError):
+            with _logged():
                 self.sweep()
+
+
+@contextlib.contextmanager
+def _logged() -> Iterator[None]:
+    """What goes wrong with one visitor goes to the log, and keeps nobody from taking away what others left."""
+    try:
+        yield
+    except Exception:
+        log.exception("could not take away all that visitors left")
 
 
 def _files(place: Path) -> list[os.stat_result]:
@@ -152,7 +170,7 @@ def remove_abandoned(place: Path) -> None:
     if os.name != "posix":  # without locks it cannot be told who lives
         return
     for root in place.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RecursionError):  # the latter of folders inside each other without end
             found = root.lstat()
             own = not hasattr(os, "getuid") or found.st_uid == os.getuid()
             if own and root.is_dir() and not root.is_symlink() and time.time() - found.st_ctime > NEW:
