@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import re
 import shutil
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
 import mmrl
-from mmrl.app.session import Backbones
+from mmrl.app.session import Backbones, Choice, Session
 from mmrl.app.sessions import Sessions
 from mmrl.app.uploads import UploadLimits
 from mmrl.clip import load_clip
@@ -284,6 +288,53 @@ def test_no_file_of_this_machine_and_no_address_is_taken_as_an_upload(app: tuple
         with pytest.raises(TimeoutError):  # nobody came to fetch
             trap.accept()
     assert not [path for path in sessions.root.rglob("*") if path.name in ("passwd", "x.zip")]
+
+
+def test_uploads_at_once_are_counted_together(app: tuple[str, Sessions]) -> None:
+    from mmrl.app.serve import Bounds
+
+    size = app[1].limits.upload_bytes
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": [(b"content-length", str(size).encode())]}
+    inside, refused = list[int](), list[int]()
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        inside.append(len(inside))
+        await bounds(scope, receive, send)  # one more comes while this one is on its way
+
+    async def send(message: Any) -> None:
+        refused.extend([message["status"]] if "status" in message else [])
+
+    bounds = Bounds(inner, sessions=app[1], upload=size)
+    for times in (1, 2):
+        on_a_loop(bounds(scope, None, send))
+        assert len(inside) == 4 * times and refused == [503] * times
+
+
+def test_who_waits_for_photos_to_be_read_does_not_stop_the_page(app: tuple[str, Sessions], monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmrl.app.page import Page
+
+    threads = list[str]()
+
+    def waits(session: Session, *choice: Choice) -> None:
+        threads.append(threading.current_thread().name)
+        raise UsageError("no photos yet")
+
+    monkeypatch.setattr(Session, "train", waits)
+    monkeypatch.setattr(Session, "export", waits)
+    page, request = Page(app[1]), SimpleNamespace(session_hash="waits")
+    for run in (page._run(request, "gda", "tiny", None, 25.0, 1.0), page._run_export(request)):  # type: ignore[arg-type]
+        assert "no photos yet" in str(on_a_loop(anext(run)))
+    assert len(threads) == 2 and not any(name.startswith("loop") for name in threads)
+
+
+def on_a_loop(awaited: Awaitable[Any]) -> Any:
+    """What comes of it on an event loop in a thread called loop: the browser has one in the main thread."""
+
+    async def waited() -> Any:
+        return await awaited
+
+    with ThreadPoolExecutor(1, thread_name_prefix="loop") as thread:
+        return thread.submit(asyncio.run, waited()).result()
 
 
 def test_a_port_that_is_taken_is_said(app: tuple[str, Sessions], tmp_path: Path) -> None:

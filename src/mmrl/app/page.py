@@ -163,7 +163,8 @@ class Page:
         with gr.Accordion("Where do my photos go?", open=False):
             gr.Markdown(
                 "To the computer that runs this page, and nowhere else. They lie in a folder that only its user can read, made smaller and "
-                "without places and times, and are deleted five minutes after you close the page, or after two hours without a click."
+                "without places and times, and are deleted five minutes after you close the page, or after two hours without a click or "
+                "a training."
             )
 
     # ---- wiring ----
@@ -251,7 +252,7 @@ class Page:
         try:
             session = self.sessions.of(request.session_hash)
             choice = Choice(str(method), str(backbone), _whole(epochs), _share(share), _whole(seed) or 0)
-            job = session.train(choice)
+            job = await asyncio.to_thread(session.train, choice)  # it waits while photos are read
         except Exception as error:
             yield {self.progress: views.said([_told(error)], bad=True)}
             return
@@ -263,7 +264,7 @@ class Page:
     async def _run_export(self, request: gr.Request) -> AsyncIterator[Updates]:
         try:
             session = self.sessions.of(request.session_hash)
-            job = session.export()
+            job = await asyncio.to_thread(session.export)
         except Exception as error:
             yield {self.take_said: views.said([_told(error)], bad=True)}
             return

@@ -108,27 +108,41 @@ class Bounds:
 
     def __init__(self, app: Any, *, sessions: Sessions, upload: int) -> None:
         self._app, self._sessions, self._upload = app, sessions, upload
+        self._coming = 0  # bytes of uploads that were let in and are not there yet
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and scope["method"] in ("POST", "PUT", "PATCH") and (refused := self._refused(scope)):
+        sends = scope["type"] == "http" and scope["method"] in ("POST", "PUT", "PATCH")
+        if sends and (refused := self._refused(scope)):
             from starlette.responses import PlainTextResponse
 
             status, why = refused
             await PlainTextResponse(why, status, headers={"connection": "close"})(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        coming = _length(scope) or 0 if sends and _uploads(scope) else 0
+        self._coming += coming
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._coming -= coming
 
     def _refused(self, scope: Any) -> tuple[int, str] | None:
-        length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
-        if not length.isdigit():
+        length = _length(scope)
+        if length is None:
             return 411, "The request does not say how long it is."
-        uploads = scope["path"].rstrip("/").endswith("/upload")
-        most = self._upload + SLACK if uploads else OTHER_BYTES
-        if int(length) > most:
+        if length > (self._upload + SLACK if _uploads(scope) else OTHER_BYTES):
             return 413, f"That is too large: at most {self._upload / 2**20:.0f} MB at once."
-        if uploads and not self._sessions.room():
+        if _uploads(scope) and not self._sessions.room(self._coming):
             return 503, "There is no room for more photos at the moment. Try again in ten minutes."
         return None
+
+
+def _length(scope: Any) -> int | None:
+    length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+    return int(length) if length.isdigit() else None
+
+
+def _uploads(scope: Any) -> bool:
+    return bool(scope["path"].rstrip("/").endswith("/upload"))
 
 
 def _forget(app: Any, key: str) -> None:
