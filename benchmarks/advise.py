@@ -90,7 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
             text = f"{heading}\n\n{common.markdown(COLUMNS, lines)}"
             if options.out is not None:  # after each, so that none is lost
                 write_text(options.out, text + "\n")
-                write_json(options.out.with_suffix(".json"), {"options": {k: str(v) for k, v in vars(options).items() if k != "out"}, "rows": rows})
+                given = {name: str(value) for name, value in vars(options).items() if name != "out"}
+                write_json(options.out.with_suffix(".json"), {"options": given, "rows": rows})
             print(f"done: {dataset}, seed {seed}", file=sys.stderr)
     print(text)
     return 0

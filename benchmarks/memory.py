@@ -68,17 +68,22 @@ def plain_needs(work: Work, clip: Clip) -> int:
 
 def _kept(work: Work, clip: Clip, classes: int) -> int:
     """Bytes of everything that the plain side's forward pass saves for the backward pass, weights aside."""
-    step = sides.plain_step(work, clip, classes=classes)
+    return saved_bytes(clip, sides.plain_step(work, clip, classes=classes).loss)
+
+
+def saved_bytes(clip: Clip, run: Callable[[], object]) -> int:
+    """Bytes that `run` keeps for the backward pass, the model's weights aside."""
     weights = {p.untyped_storage().data_ptr() for p in clip.model.parameters()}
     kept: dict[int, tuple[Tensor, int]] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (tensor, storage.nbytes())  # the reference keeps the address from being used again
-        return tensor
+            # The reference keeps the address from being used again; detached, as the graph holds this function, and would be held by it.
+            kept[storage.data_ptr()] = (tensor.detach(), storage.nbytes())
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = step.loss()
-    del loss
+        result = run()
+    del result
     return sum(size for _, size in kept.values())

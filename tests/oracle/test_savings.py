@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.memory import saved_bytes
 from mmrl import methods
 from mmrl.clip import ClassList, Clip, random_clip
 from mmrl.methods.mmrl import RepresentationMethod
@@ -317,23 +318,6 @@ def test_evaluation_runs_no_text_layer(clip: Clip) -> None:
 
 
 # ---- memory ----
-
-
-def saved_bytes(clip: Clip, run: Callable[[], object]) -> int:
-    """Bytes that `run` keeps for the backward pass, frozen weights aside."""
-    frozen = {p.untyped_storage().data_ptr() for p in clip.model.parameters()}
-    kept: dict[int, tuple[Tensor, int]] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in frozen:
-            kept[storage.data_ptr()] = (tensor, storage.nbytes())  # the reference keeps the address from being used again
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = run()
-    del result
-    return sum(size for _, size in kept.values())
 
 
 @pytest.mark.parametrize("name", ["mmrl", "mmrlpp"])
