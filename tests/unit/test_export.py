@@ -206,24 +206,70 @@ def test_a_program_that_is_none_is_refused(copied: Path) -> None:
 # ---- writing ----
 
 
-def test_nothing_else_is_replaced(classifier: Classifier, tmp_path: Path) -> None:
-    (tmp_path / "photo.jpg").write_bytes(b"mine")
-    with pytest.raises(UsageError, match="no export"):
-        export_adapter(classifier, tmp_path)
-    with pytest.raises(UsageError, match="is a file"):
-        export_adapter(classifier, tmp_path / "photo.jpg")
-    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+def test_nothing_else_is_replaced(classifier: Classifier, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(folder: Path | str) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(UsageError) as caught:
+            export_adapter(classifier, folder)
+        assert sorted(tmp_path.rglob("*")) == before
+        return str(caught.value)
+
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "photo.jpg").write_bytes(b"mine")
+    assert "no export" in told(mine) and "is a file" in told(mine / "photo.jpg")
+    for content in ('{"name": "an app", "icons": []}', "{", "[]", '{"format": 1, "files": {}}'):  # web apps have a file of that name, too
+        (mine / MANIFEST).write_text(content)
+        assert "no export" in told(mine)
+    for name in ("index.html", "page", "ort"):
+        (copied / name).mkdir()
+    (copied / ".git").mkdir()
+    assert "holds something besides an export: .git." in told(copied)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert "the folder that you are in" in told(".") and "the folder that you are in" in told("..")
 
 
-def test_a_folder_is_whole_or_as_it_was(copied: Path) -> None:
+def test_a_folder_is_whole_or_as_it_was(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sorted(path.name for path in copied.iterdir())
+
+    def as_before() -> bool:
+        return sorted(path.name for path in copied.iterdir()) == before and list(copied.parent.iterdir()) == [copied]
+
     with pytest.raises(MmrlError, match="differs"), whole_folder(copied) as (_, temporary):
         (temporary / "half").write_bytes(b"x")
         raise MmrlError("it differs")
-    assert sorted(path.name for path in copied.iterdir()) == before and len(list(copied.parent.iterdir())) == 1
+    assert as_before()
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if target == copied and self.name != "old":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", interrupted)
+        with whole_folder(copied):
+            pass
+    assert as_before()
+    (copied / "index.html").touch()
+    for name in ("page", "ort"):
+        (copied / name).mkdir()
     with whole_folder(copied) as (_, temporary):
         write_manifest(temporary, {"format": FORMAT})
-    assert [path.name for path in copied.iterdir()] == [MANIFEST] and len(list(copied.parent.iterdir())) == 1
+    assert [path.name for path in copied.iterdir()] == [MANIFEST] and list(copied.parent.iterdir()) == [copied]
+
+
+def test_what_killed_exports_left_is_taken_away(tmp_path: Path) -> None:
+    names = [".out.abcd0123.partial", ".out.abcd4567.partial", ".out.mine.partial", ".other.abcd0123.partial"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "image.onnx").touch()
+        if name != names[1]:  # which is being written
+            os.utime(tmp_path / name, (0, 0))
+    with whole_folder(tmp_path / "out"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[1:], "out"])
 
 
 def test_a_program_that_differs_is_told() -> None:

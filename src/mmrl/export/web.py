@@ -7,10 +7,10 @@ from pathlib import Path
 
 from mmrl.classifier.predictor import Classifier
 from mmrl.export.adapter import ExportOptions
+from mmrl.export.folder import INDEX, ORT, PAGE
 from mmrl.export.onnx_folder import write_onnx
 from mmrl.export.ort_web import ort_files
 
-INDEX, PAGE, ORT = "index.html", "page", "ort"
 LICENCE = "ort-license.txt"
 
 
