@@ -61,6 +61,17 @@ def test_programs_give_the_methods_logits(name: str, exact_clip: Clip) -> None:
     np.testing.assert_allclose(made, wanted.numpy(), rtol=1e-5, atol=1e-5)  # the rule counts in float32
 
 
+@pytest.mark.parametrize("name", ["zero-shot", "mmrl", "tcp"])  # tcp feeds one template and holds to both
+def test_several_templates_are_averaged(name: str, exact_clip: Clip) -> None:
+    templates = (TEMPLATE, "two words of a {} and more")
+    method = make(exact_clip, name)
+    parts = exportable(Classifier(method, trained=NAMES, template=templates))
+    assert parts.text is not None, parts.no_text
+    with torch.no_grad():
+        wanted = method.text_features(method.class_list(OTHERS, templates))
+        torch.testing.assert_close(parts.text.program(*parts.text.tokens(OTHERS)), wanted)
+
+
 @pytest.fixture(scope="module")
 def exact_clip(small_clip: Clip) -> Clip:
     clip = copy.deepcopy(small_clip)

@@ -31,7 +31,7 @@ def whole_folder(given: str | Path) -> Iterator[tuple[Path, Path]]:
     folder = user_path(given)
     try:
         if Path.cwd().is_relative_to(folder.resolve()):
-            raise UsageError(f"{folder} is the folder that you are in, or holds it; an export is put in a place of its own. Name a new one.")
+            raise UsageError(f"{folder} is the folder that you are in, or holds it; an export takes a place of its own. Name a new one.")
         _require_free(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
@@ -63,10 +63,10 @@ def _sweep(folder: Path) -> None:
 
 def _require_free(folder: Path) -> None:
     if folder.is_dir():
-        found = {path.name for path in folder.iterdir()}
-        if found and (own := _written(folder)) is None:
+        found, own = {path.name for path in folder.iterdir()}, _written(folder)
+        if found and own is None:
             raise UsageError(f"{folder} holds something that is no export: it has no {MANIFEST} of one. Choose a new folder.")
-        if found and (other := sorted(found - own)):
+        if own is not None and (other := sorted(found - own)):
             raise UsageError(f"{folder} holds something besides an export: {listed(other, 3)}. Move it away, or choose a new folder.")
     elif folder.exists() or folder.is_symlink():
         raise UsageError(f"{folder} is a file; an export is a folder. Choose another name.")

@@ -184,7 +184,7 @@ def _group(texts: Sequence[str]) -> PromptGroup:
     """The templates that made `texts` of `NAMES`."""
     for underscores in (False, True):
         name = NAMES[0] if underscores else NAMES[0].replace("_", " ")
-        templates = tuple(text.replace(name, "{}") for text in texts[: len(texts) // len(NAMES)])
+        templates = tuple(text.replace(name, "{}") for text in texts[:: len(NAMES)])  # template by template
         if all(each.count("{}") == 1 for each in templates):
             group = PromptGroup(templates, underscores)
             if group.texts(NAMES) == list(texts):
