@@ -24,6 +24,7 @@ from tests.contract.test_contract import NAMES, TEMPLATE, make
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 OTHERS = ["dog", "a new_thing", "lion"]
+ANY_SPELLING = {"linear-probe", "lpp", "clap"}  # read no prompts once they are trained
 OF_PACKAGE = [name for name in methods.names() if methods.registered()[name].__module__.startswith("mmrl.")]
 
 
@@ -47,6 +48,7 @@ def test_programs_give_the_methods_logits(name: str, exact_clip: Clip) -> None:
     if name in OF_PACKAGE:  # what the page says of it
         can = "trained classes only" if parts.kind != FULL else "any class" if parts.text else "no new classes"
         assert told()[name] in (can, "refused")
+        assert parts.any_spelling == (name in ANY_SPELLING)
     with torch.no_grad():
         wanted = method.logits(images, method.head(method.class_list(names, TEMPLATE)), seen if parts.text else True)
         found = parts.image(images)

@@ -360,6 +360,15 @@ def test_trained_classes_only(probe: Classifier, probe_folder: Path) -> None:
         exported.predict(pictures(), ["red", "pink"])
 
 
+def test_another_spelling_has_another_prompt(probe: Classifier, probe_folder: Path, copied: Path) -> None:
+    respelled = [name.upper() for name in NAMES]
+    wanted = probe.predict_proba(pictures(), respelled)  # a linear probe reads no prompts
+    np.testing.assert_allclose(runtime.load(probe_folder).predict_proba(pictures(), respelled), wanted, atol=SAME)
+    changed(copied, text=None, no_text="it has no text tower")
+    with pytest.raises(UsageError, match="'RED' is the trained class 'red' in another spelling.*it has no text tower. Write 'red'."):
+        runtime.load(copied).predict(pictures(), ["blue", "RED"])
+
+
 @pytest.mark.parametrize("harm", [False, True])
 def test_int8_is_allowed_by_images_alone(
     probe: Classifier, probe_folder: Path, tmp_path: Path, harm: bool, monkeypatch: pytest.MonkeyPatch

@@ -8,6 +8,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mmrl.data import to_rgb
 from mmrl.data.preprocess import Preprocess
 from mmrl.errors import MmrlError, UsageError
 from mmrl.export import export_adapter, ort_web
+from mmrl.names import name_key
 from mmrl.trust.state import Trust
 from tests.unit.colours import NAMES, PROMPT, fresh, read
 from tests.unit.export_pages import PATIENCE, chromium, runtime_files, served
@@ -249,6 +251,27 @@ def test_tokens_are_those_of_python(plain: Any) -> None:
     }"""
     for text, found in zip(TEXTS, plain.evaluate(code, [merges, TEXTS]), strict=True):
         assert found == [own.sot_token_id, *own.encode(text), own.eot_token_id], text
+
+
+def test_names_are_one_as_in_python(plain: Any) -> None:
+    names = ["ısı", "isi", "ISI", "İSİ", "ß", "ẞ", "SS", "Σας", "σαΣ", "ſ_s", "S  s", "ǅ", "ᾳ", "ŉ", "Ꭰ", "ꭰ"]
+    keys = plain.evaluate("""async (names) => names.map((await import("/page/names.js")).nameKey)""", names)
+    for (one, a), (two, b) in combinations(zip(names, keys, strict=True), 2):
+        assert (a == b) == (name_key(one) == name_key(two)), (one, two)
+
+
+def test_a_trained_name_in_another_spelling_is_read(plain: Any) -> None:
+    code = """async () => {
+        const { Classifier } = await import("/page/model.js");
+        const inputs = [{ name: "tokens", templates: ["a {}"], underscores: false }];
+        const text = { file: "text.onnx", output: "features", context_length: 8, inputs };
+        const own = new Classifier(new URL(document.baseURI), { class_names: ["straße", "haus"], kind: "full", text, files: { "text.onnx": {} } });
+        Object.assign(own, { rows: ["of straße", "of haus"], tokenizer: { encode: () => [1, 2] } });
+        own.work.ask = async () => ({ features: { data: "read" } });
+        return own.head(["haus", "STRASSE", "neu"]);
+    }"""
+    found = plain.evaluate(code)
+    assert found["trained"] == [True, True, False] and found["rows"] == ["of haus", "read", "read"]
 
 
 def test_the_folder_names_no_image_and_has_the_licence(folder: Path) -> None:

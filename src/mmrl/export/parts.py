@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,7 @@ class Exportable:
         text: None where new classes cannot be named; `no_text` says why.
         rule: how logits come of features, of a "full" one.
         subsets: whether logits among some of the trained classes are those among all, of a "trained" one.
+        any_spelling: whether logits are the same however the trained names are written, of a "trained" one.
     """
 
     classifier: Classifier
@@ -64,6 +65,7 @@ class Exportable:
     no_text: str
     rule: dict[str, Any] | None
     subsets: bool = True
+    any_spelling: bool = False
 
     @property
     def pixels(self) -> tuple[int, int, int]:
@@ -128,12 +130,14 @@ def _trained(classifier: Classifier) -> Exportable:
         raise UsageError(f"method '{method.name}' is exported with the classes that it was trained on, and there are none.")
     with torch.no_grad(), naming(names, classifier.template):
         some = max(1, len(names) // 2)
-        heads = [method.head(method.class_list(each, classifier.template)) for each in (names, names[:some])]
-        every, fewer = (method.logits(noise(method.clip, 2), head, True) for head in heads)
+        lists = [method.class_list(each, classifier.template) for each in (names, names[:some], (*names[1:], names[0]))]
+        heads = [method.head(each) for each in (*lists[:2], replace(lists[2], names=names))]  # the last: other prompts for the same names
+        every, fewer, prompted = (method.logits(noise(method.clip, 2), head, True) for head in heads)
     why = f"method '{method.name}' has no class features that an image's are compared with"
     image = LogitsProgram(method, heads[0])
     subsets = torch.allclose(every[:, :some], fewer, rtol=SAME, atol=SAME)
-    return Exportable(classifier, TRAINED, image, (CLASS_FEATURES, LOGITS), None, None, why, None, subsets)
+    any_spelling = len(names) > 1 and torch.equal(every, prompted)
+    return Exportable(classifier, TRAINED, image, (CLASS_FEATURES, LOGITS), None, None, why, None, subsets, any_spelling)
 
 
 def noise(clip: Clip, count: int) -> Tensor:

@@ -111,6 +111,7 @@ def manifest_of(parts: Exportable, ending: str) -> dict[str, Any]:
         "one_scale": method.one_scale,
         "rule": parts.rule,
         "subsets": parts.subsets,
+        "any_spelling": parts.any_spelling,
         "preprocess": {
             "size": clip.image_size, "resize": "shorter side", "crop": "centre", "interpolation": clip.interpolation,
             "mean": list(clip.mean), "std": list(clip.std),

@@ -177,21 +177,36 @@ class ExportedClassifier:
         place = {name_key(name): at for at, name in enumerate(self.classes)}
         columns = np.array([place.get(name_key(name), -1) for name in names])
         trained = columns >= 0
+        alike = np.array([at >= 0 and self.classes[at] == name for at, name in zip(columns, names)])  # names in the same spelling
+        self._require_known(names, columns, alike)
         if self.manifest.kind != FULL:
-            if not trained.all():
-                new = names[int(np.argmin(trained))]
-                raise UsageError(f"'{new}' is a new class, and this export knows its trained ones alone: {self.manifest.no_text}.")
             if len(names) < len(self.classes) and not self.manifest.subsets:
                 raise UsageError(f"method '{self.manifest.method}' scores its classes together: give all {len(self.classes)}, or none.")
             return Competing(names, self.template, trained, columns)
         known = self.programs.classes
         values = np.empty((len(names), self.manifest.embed_dim), np.float32)
-        alike = np.array([known is not None and at >= 0 and self.classes[at] == name for at, name in zip(columns, names)])
+        alike &= known is not None
         if known is not None:
             values[alike] = known[columns[alike]]
         if not alike.all():  # also names that are written in another way: their prompts are other ones
             values[~alike] = self.class_features([name for name, own in zip(names, alike) if not own])
         return Competing(names, self.template, trained, values)
+
+    def _require_known(self, names: tuple[str, ...], columns: NDArray[np.int_], alike: NDArray[np.bool_]) -> None:
+        """Raises UsageError for a name whose prompt would have to be read, where no prompts are."""
+        m = self.manifest
+        if m.kind == FULL and m.text is not None:
+            return
+        if -1 in columns:
+            new = names[int(columns.argmin())]
+            raise UsageError(f"'{new}' is a new class, and this export knows its trained ones alone: {m.no_text}.")
+        if not m.any_spelling and not alike.all():
+            at = int(alike.argmin())
+            own = self.classes[columns[at]]
+            raise UsageError(
+                f"'{names[at]}' is the trained class '{own}' in another spelling, whose prompt may be another one, and this export reads "
+                f"no prompts: {m.no_text}. Write '{own}'."
+            )
 
     def pixels(self, sources: Sequence[Any]) -> Array:
         """What the image program takes of each image: (B, 3, size, size), float32, normalised."""

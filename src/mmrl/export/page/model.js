@@ -82,7 +82,7 @@ export class Classifier {
     this.open = manifest.text !== null; // to new names
     this.keys = new Map(this.trained.map((name, at) => [nameKey(name), at]));
     this.rows = []; // features of the trained classes
-    this.named = new Map(); // features of new names
+    this.named = new Map(); // features of others
     this.tokenizer = null;
   }
 
@@ -129,7 +129,8 @@ export class Classifier {
     const at = names.map((name) => this.keys.get(nameKey(name)));
     const trained = at.map((place) => place !== undefined);
     if (this.manifest.kind === TRAINED_ALONE) return { names, at, trained };
-    const fresh = names.filter((name, number) => !trained[number] && !this.named.has(name));
+    const alike = names.map((name, number) => trained[number] && this.trained[at[number]] === name); // another spelling has another prompt
+    const fresh = names.filter((name, number) => !alike[number] && !this.named.has(name));
     if (fresh.length && this.tokenizer === null) {
       const lines = (await unzipped(new URL(this.manifest.text.vocabulary, this.folder))).split("\n");
       this.tokenizer = new Tokenizer(lines.slice(1).filter(Boolean)); // the first line is a comment
@@ -140,7 +141,7 @@ export class Classifier {
       const found = await this.work.ask("text", { ...this.network("text"), inputs: inputs[number] });
       this.named.set(name, found[this.manifest.text.output].data);
     }
-    return { names, trained, rows: names.map((name, number) => (trained[number] ? this.rows[at[number]] : this.named.get(name))) };
+    return { names, trained, rows: names.map((name, number) => (alike[number] ? this.rows[at[number]] : this.named.get(name))) };
   }
 
   /** Token ids of a name's prompts, by the name of the network's input: (T, 1, context) each. */

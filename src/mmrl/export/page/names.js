@@ -11,7 +11,8 @@ const quoted = (name) => `“${name.length > 60 ? `${name.slice(0, 60)} ...` : n
 /** Equal for names that are one, up to case, spaces and underscores. */
 export function nameKey(name) {
   const words = name.replaceAll("_", " ").split(/[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+/).filter(Boolean);
-  return words.join(" ").toUpperCase().toLowerCase().replaceAll("ς", "σ");
+  const folded = (part) => part.toLowerCase().toUpperCase().toLowerCase(); // ẞ, ß and ss are one
+  return words.join(" ").replace(/[^ı]+/g, folded).replaceAll("ς", "σ"); // ı is a letter of its own, though its capital is I
 }
 
 /** The names of a text, one a line or with commas between them; blank lines count for nothing. */
