@@ -179,20 +179,37 @@ def test_file_names_lead_nowhere_else(copied: Path, name: object) -> None:
         ({"format": FORMAT + 1}, "later version"),
         ({"kind": "half"}, "kind"),
         ({"embed_dim": "many"}, "no count"),
-        ({"embed_dim": 8}, "not its manifest's"),
+        ({"class_names": ["red"]}, "not its manifest's"),
         ({"template": ["no place"]}, "exactly one {}"),
         ({"class_names": ["red", "Red"]}, "twice"),
         ({"rule": {"name": "secret"}}, "not known here"),
         ({"rule": {"name": "fused", "alpha": 0.5, "fusion": "x"}}, "damaged"),
         ({"calibration": {"scores": {}}}, "calibration"),
+        ({"calibration.temperature": 10**400}, "calibration"),
         ({"files": {}}, "names no hash"),
         ({"text": {}}, "missing"),
         ({"preprocess": {"size": 32, "interpolation": "x", "mean": [0, 0, 0], "std": [1, 1, 1]}}, "preprocessing"),
         ({"image": {"file": "text.onnx.data", "outputs": []}}, "names no hash"),
+        ({"logit_scale": 10**400}, "too large"),
+        ({"rule": {"name": "fused", "alpha": 10**400, "fusion": "logits"}}, "damaged"),
+        ({"kind": "trained"}, "of kind 'trained' does not put out class_features, representation_features"),
+        ({"image.outputs": []}, "does not put out nothing"),
+        ({"embed_dim": 8}, "'class_features' has shape"),
+        ({"image.file": "text.onnx"}, "'tokens' has shape [1, 'classes', 16], and not none"),
+        ({"preprocess.size": 33}, "'pixels' has shape ['batch', 3, 32, 32], and not (None, 3, 33, 33)"),
+        ({"text.output": "x"}, "'x' has shape none"),
+        ({"text.context_length": 70}, "'tokens' has shape"),
+        ({"text.inputs": []}, "'tokens' has shape"),
+        ({"text.inputs": [{"name": "other", "templates": ["a {}"], "underscores": False}]}, "'tokens' has shape"),
+        ({"text.inputs": [{"name": "tokens", "templates": ["a {}", "the {}"], "underscores": False}]}, "'tokens' has shape"),
     ],
 )
 def test_edited_manifests_are_refused(copied: Path, fields: dict[str, object], said: str) -> None:
-    changed(copied, **fields)
+    content = json.loads((copied / MANIFEST).read_text())
+    for name, value in fields.items():
+        part, _, inner = name.partition(".")
+        content[part] = {**content[part], inner: value} if inner else value
+    changed(copied, **content)
     assert said in refused(copied)
 
 

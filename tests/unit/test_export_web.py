@@ -265,7 +265,8 @@ def test_a_trained_name_in_another_spelling_is_read(plain: Any) -> None:
         const { Classifier } = await import("/page/model.js");
         const inputs = [{ name: "tokens", templates: ["a {}"], underscores: false }];
         const text = { file: "text.onnx", output: "features", context_length: 8, inputs };
-        const own = new Classifier(new URL(document.baseURI), { class_names: ["straße", "haus"], kind: "full", text, files: { "text.onnx": {} } });
+        const manifest = { class_names: ["straße", "haus"], kind: "full", text, files: { "text.onnx": {} } };
+        const own = new Classifier(new URL(document.baseURI), manifest);
         Object.assign(own, { rows: ["of straße", "of haus"], tokenizer: { encode: () => [1, 2] } });
         own.work.ask = async () => ({ features: { data: "read" } });
         return own.head(["haus", "STRASSE", "neu"]);

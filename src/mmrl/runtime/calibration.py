@@ -35,7 +35,7 @@ class Calibration:
             template = check_template(content["template"])
             temperature = positive(content["temperature"], what="the temperature")
             return cls(tuple(str(name) for name in content["classes"]), template, temperature, scores, sets)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise MmrlError(f"the calibration in the export is damaged: {error!r}. Export again.") from error
 
     def holds_for(self, names: Sequence[str], template: Template, /) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ from mmrl.data.sources import given_images
 from mmrl.errors import MmrlError, UsageError
 from mmrl.names import check_names, name_key
 from mmrl.runtime.calibration import Calibration
-from mmrl.runtime.manifest import FULL, PIXELS, Manifest
+from mmrl.runtime.manifest import FULL, LOGITS, MANIFEST, PIXELS, Manifest
 from mmrl.runtime.rules import Array, check_rule, logits_of
 from mmrl.runtime.tokenizer import Tokenizer
 from mmrl.templates import Template, fill
@@ -30,6 +30,7 @@ from mmrl.trust.rejection import UNKNOWN
 
 BATCH = 64
 EXTRA = 'pip install "mmrl[runtime]"'
+Shape = tuple[int | None, ...]  # None for a size that may be any
 _LISTS_KEPT = 4
 _PROMPTS = 128  # at a time
 
@@ -270,9 +271,12 @@ def load(folder: str | Path, *, threads: int | None = None) -> ExportedClassifie
     place = manifest.folder
     if manifest.kind == FULL:
         check_rule(manifest.rule, manifest.outputs)
-    text, tokenizer, classes = None, None, None
+    text, tokenizer, classes, size = None, None, None, manifest.preprocess.size
+    widths = {name: len(manifest.class_names) if name == LOGITS else manifest.embed_dim for name in manifest.outputs}
+    image = _opened_as(place / manifest.image, threads, {PIXELS: (None, 3, size, size)}, {name: (None, n) for name, n in widths.items()})
     if manifest.text is not None:
-        text = opened(place / manifest.text.file, threads)
+        inputs = {each.name: (len(each.templates), None, manifest.text.context_length) for each in manifest.text.inputs}
+        text = _opened_as(place / manifest.text.file, threads, inputs, {manifest.text.output: (None, manifest.embed_dim)})
         tokenizer = Tokenizer.read(place / manifest.text.vocabulary, manifest.backbone, manifest.text.context_length)
     if manifest.classes is not None:
         try:
@@ -281,7 +285,26 @@ def load(folder: str | Path, *, threads: int | None = None) -> ExportedClassifie
             raise MmrlError(f"{place / manifest.classes} cannot be read: {error}. Export again.") from error
         if classes.shape != (len(manifest.class_names), manifest.embed_dim) or classes.dtype != np.float32:
             raise MmrlError(f"{place / manifest.classes} has {classes.dtype} {classes.shape}, which is not its manifest's. Export again.")
-    return ExportedClassifier(manifest, Programs(opened(place / manifest.image, threads), text, tokenizer, classes))
+    return ExportedClassifier(manifest, Programs(image, text, tokenizer, classes))
+
+
+def _opened_as(path: Path, threads: int | None, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape]) -> Any:
+    """The program of `path`. Raises MmrlError where it takes or puts out something else, by name or shape, than its manifest says."""
+    program = opened(path, threads)
+    takes = {each.name: each.shape for each in program.get_inputs()}
+    shapes = takes | {each.name: each.shape for each in program.get_outputs()}
+    wanted = {**inputs, **outputs}
+    wrong = [*(takes.keys() - inputs.keys()), *(name for name, shape in wanted.items() if not _fits(shapes.get(name), shape))]
+    if wrong:
+        own, said = (found.get(wrong[0], "none") for found in (shapes, wanted))
+        raise MmrlError(f"{path} is not the program of its {MANIFEST}: '{wrong[0]}' has shape {own}, and not {said}. Export again.")
+    return program
+
+
+def _fits(shape: Sequence[int | str | None] | None, wanted: Shape) -> bool:
+    """Whether a program's shape, where a size that may be any is no number, is the one that is wanted."""
+    same = shape is not None and len(shape) == len(wanted)
+    return same and all(size == want for size, want in zip(shape or (), wanted) if isinstance(size, int))
 
 
 def opened(path: Path, threads: int | None) -> Any:

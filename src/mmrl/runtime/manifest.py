@@ -28,6 +28,10 @@ CLASS_FEATURES, REPRESENTATION_FEATURES, LOGITS = "class_features", "representat
 TEXT_FEATURES = "features"
 
 FULL, TRAINED = "full", "trained"  # kinds: any class, or those that were trained alone
+OUTPUTS = {  # of the image program, by kind
+    FULL: ((CLASS_FEATURES,), (CLASS_FEATURES, REPRESENTATION_FEATURES)),
+    TRAINED: ((CLASS_FEATURES, LOGITS),),
+}
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 _BLOCK = 2**20
@@ -121,7 +125,9 @@ class Manifest:
             named = [found.image, found.classes, *([found.text.file, found.text.vocabulary] if found.text else [])]
             if left := [name for name in named if name is not None and name not in files]:
                 raise ValueError(f"it names no hash of {left[0]}")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if found.outputs not in OUTPUTS[found.kind]:
+                raise ValueError(f"an image program of kind '{found.kind}' does not put out {', '.join(found.outputs) or 'nothing'}")
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise MmrlError(f"{path} is damaged: {said}. Export again.") from error
         for name, (size, digest) in files.items():

@@ -22,7 +22,8 @@ def check_rule(rule: Mapping[str, Any] | None, outputs: tuple[str, ...]) -> None
     if name != "fused" or rule is None:
         raise MmrlError(f"the export makes logits by the rule '{name}', which is not known here: upgrade mmrl, or export again.")
     alpha = rule.get("alpha")
-    if len(outputs) != 2 or not isinstance(alpha, (int, float)) or rule.get("fusion") not in ("logits", "probabilities"):
+    share = isinstance(alpha, (int, float)) and 0 <= alpha <= 1
+    if len(outputs) != 2 or not share or rule.get("fusion") not in ("logits", "probabilities"):
         raise MmrlError("the export's rule 'fused' is damaged. Export again.")
 
 
