@@ -311,6 +311,13 @@ def test_a_program_that_differs_is_told() -> None:
         ({"opset": 17}, "18 to 22"),
         ({"max_loss": -1}, "0 to 100"),
         ({"opest": 18}, "Did you mean 'opset'"),
+        ({"opset": "18"}, "opset is '18'; it must be 18 to 22"),
+        ({"max_loss": "1"}, "an option of an export is of a wrong type: .*Given: max_loss"),
+        ({"check": "photos"}, "for int8"),
+        ({"max_loss": 2}, "for int8"),
+        ({"ort": "dist"}, "ort .* is for an export to web, and this one is to onnx"),
+        ({"opset": 20, "to": "pt2"}, "an export to pt2 has none"),
+        ({"backbone": "tiny"}, "a Classifier has one already"),
     ],
 )
 def test_bad_options(classifier: Classifier, tmp_path: Path, options: dict[str, object], said: str) -> None:
@@ -333,17 +340,24 @@ def test_the_command(classifier: Classifier, tmp_path: Path, monkeypatch: pytest
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0 and "written to" in done.output, done.output
     assert asked == [ExportOptions("int8", "photos", opset=20, text=False)]
+    monkeypatch.setattr("mmrl.api.zero_shot", lambda *given, **options: classifier)
+    done = CliRunner().invoke(app, ["export", "zero-shot", "--out", str(tmp_path / "other"), "--backbone", "tiny"])
+    assert done.exit_code == 0, done.output
 
 
 def test_a_copy_is_traced(classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tracing puts other tensors into modules, and other threads may ask the classifier, or others on its backbone, meanwhile."""
+    """Tracing puts other tensors into modules, and other threads may ask the classifier, or others on its backbone, meanwhile. It is traced
+    on the processor, whatever the classifier is on."""
+    moved: list[methods.Method] = []
+    cpu = methods.Method.cpu
+    monkeypatch.setattr(methods.Method, "cpu", lambda method: moved.append(method) or cpu(method))
 
     def target(given: Classifier, folder: Path, options: ExportOptions) -> tuple[float, list[str]]:
         own, shared = (
             {id(value) for module in (each.method, each.method.clip.model) for value in (*module.modules(), *module.parameters())}
             for each in (given, classifier)
         )
-        assert own and not own & shared
+        assert own and not own & shared and moved == [given.method]
         np.testing.assert_array_equal(given.predict_proba(pictures(), MIXED), classifier.predict_proba(pictures(), MIXED))
         assert (given.trained, given.trust) == (classifier.trained, classifier.trust)
         write_manifest(folder, {"format": FORMAT})

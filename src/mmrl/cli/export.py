@@ -27,11 +27,12 @@ def export(
     from mmrl.cli.output import quiet_warnings
     from mmrl.export import export_adapter
 
-    given = zero_shot(backbone or "tiny", device="cpu") if adapter == "zero-shot" else adapter
+    made_here = adapter == "zero-shot"
+    given = zero_shot(backbone or "tiny", device="cpu") if made_here else adapter
     with quiet_warnings():
         made = export_adapter(
-            given, out, to=to, backbone=backbone, precision=precision, check=check, root=root, max_loss=max_loss, opset=opset,
-            text=not no_text, ort=ort,
+            given, out, to=to, backbone=None if made_here else backbone, precision=precision, check=check, root=root, max_loss=max_loss,
+            opset=opset, text=not no_text, ort=ort,
         )  # fmt: skip
     for note in made.notes:
         typer.echo(f"note: {note}", err=True)

@@ -48,6 +48,8 @@ class ExportOptions:
             raise UsageError(f"max_loss is {self.max_loss}; it is points of accuracy, from 0 to 100.")
         if self.precision == "int8" and self.check is None:
             raise UsageError("int8 loses accuracy, and how much must be measured: give labelled images with check (--check DATA).")
+        if self.precision != "int8" and (self.check is not None or self.max_loss != MAX_LOSS):
+            raise UsageError("check and max_loss (--check, --max-loss) are for int8: give precision='int8' (--precision int8), too.")
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,9 @@ def export_adapter(
 
     if to not in TARGETS:
         raise unknown("target of an export", to, TARGETS)
-    try:
-        chosen = ExportOptions(**options)
-    except TypeError as error:
-        raise unknown("option of an export", next(name for name in options if name not in ExportOptions.__annotations__),
-                      ExportOptions.__annotations__) from error  # fmt: skip
+    chosen = _chosen(to, options)
+    if backbone is not None and not isinstance(adapter, (str, Path)):
+        raise UsageError(f"backbone is '{backbone}', but a Classifier has one already. Leave it out, or give the folder of the adapter.")
     with whole_folder(folder) as (place, temporary):
         classifier = from_pretrained(adapter, backbone=backbone, device="cpu") if isinstance(adapter, (str, Path)) else _apart(adapter)
         difference, notes = TARGETS[to](classifier, temporary, chosen)
@@ -103,11 +103,28 @@ def export_adapter(
     return Exported(place, size, difference, tuple(notes))
 
 
+def _chosen(to: str, options: dict[str, Any]) -> ExportOptions:
+    """The options of an export to `to`. Raises UsageError where one is unknown, wrong, or of another target."""
+    for name in options:
+        if name not in ExportOptions.__annotations__:
+            raise unknown("option of an export", name, ExportOptions.__annotations__)
+    try:
+        chosen = ExportOptions(**options)
+    except TypeError as error:
+        raise UsageError(f"an option of an export is of a wrong type: {error}. Given: {', '.join(options)}.") from error
+    if chosen.ort is not None and to != "web":
+        raise UsageError(f"ort (--ort) is for an export to web, and this one is to {to}. Leave it out.")
+    if chosen.opset != USUAL_OPSET and to == "pt2":
+        raise UsageError("opset (--opset) is of ONNX, and an export to pt2 has none. Leave it out.")
+    return chosen
+
+
 def _apart(classifier: Classifier) -> Classifier:
-    """A copy with weights of its own: torch puts other tensors into modules while it traces them, and threads may be asking this one."""
+    """A copy with weights of its own, on the processor, where programs are compared: torch puts other tensors into modules while it traces
+    them, and threads may be asking this one."""
     from mmrl.classifier.predictor import Classifier
 
     return Classifier(
-        deepcopy(classifier.method), trained=classifier.trained, template=classifier.template, trained_on=classifier.trained_on,
+        deepcopy(classifier.method).cpu(), trained=classifier.trained, template=classifier.template, trained_on=classifier.trained_on,
         trust=classifier.trust, **classifier.about(),
     )  # fmt: skip

@@ -30,8 +30,8 @@ def require_onnx() -> None:
 
 
 def check_opset(opset: int) -> None:
-    if not LOWEST_OPSET <= opset <= HIGHEST_OPSET:
-        raise UsageError(f"opset is {opset}; it must be {LOWEST_OPSET} to {HIGHEST_OPSET}.")
+    if not isinstance(opset, int) or not LOWEST_OPSET <= opset <= HIGHEST_OPSET:
+        raise UsageError(f"opset is {opset!r}; it must be {LOWEST_OPSET} to {HIGHEST_OPSET}.")
 
 
 def write_onnx_graph(
