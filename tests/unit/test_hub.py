@@ -34,7 +34,7 @@ import mmrl
 from mmrl.classifier.hub import push
 told = []
 for step in steps:
-    os.environ["HF_TOKEN"] = step.pop("token", os.environ["WITH"])
+    os.environ["HF_TOKEN"] = step.pop("login", os.environ["WITH"])
     try:
         told.append(push(folder, step.pop("name"), **step))
     except mmrl.MmrlError as error:
@@ -85,7 +85,7 @@ def told(standing: Hub, adapter: Path, photos: Path, tmp_path_factory: pytest.Te
     steps = [
         {"name": "me/animals", "private": True, "licence": "cc-by-4.0"},
         {"name": "me/other"}, {"name": "me/peft"}, {"name": "me/public", "private": True}, {"name": "them/animals"},
-        {"name": "me/animals", "token": "hf_wrong"},
+        {"name": "me/animals", "login": "hf_wrong"}, {"name": "me/given", "login": "", "token": TOKEN, "private": True},
     ]  # fmt: skip
     command = [sys.executable, "-c", CODE, str(adapter), str(photo), json.dumps(steps)]
     place = tmp_path_factory.mktemp("home")
@@ -102,6 +102,10 @@ def test_what_was_uploaded_answers_the_same(told: list[Any], standing: Hub) -> N
     assert model.private and model.messages == [hub.MESSAGE, "again"]
     assert all(set(files) == {"README.md", "adapter_config.json", "adapter_model.safetensors"} for files in model.branches.values())
     assert {"POST /api/validate-yaml", "POST /api/repos/create"} <= set(standing.requests)
+
+
+def test_a_login_may_be_given(told: list[Any], standing: Hub) -> None:
+    assert told[6].startswith(f"{standing.address}/me/given") and standing.models["me/given"].private
 
 
 def test_no_image_is_named_on_the_hub(told: list[Any], standing: Hub, photos: Path) -> None:
@@ -141,6 +145,11 @@ def test_what_the_hub_refuses_is_one_message(told: list[Any], standing: Hub) -> 
 def test_what_is_no_name_is_refused(name: str, trained: Path) -> None:
     with pytest.raises(UsageError, match="is no name on a model hub: it must be ORG/NAME"):
         hub.push(trained, name)
+
+
+def test_other_kinds_of_repositories_are_refused(trained: Path) -> None:
+    with pytest.raises(UsageError, match="repo_type is 'dataset', but what is uploaded is a model"):
+        hub.push(trained, "me/animals", repo_type="dataset")
 
 
 def test_the_command(cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ def download(given: str) -> Path:
 
 def push(
     adapter: str | Path, name: str, *, private: bool = False, revision: str | None = None, message: str = MESSAGE, licence: str = "",
-    **options: Any,
+    token: str | None = None, **options: Any,
 ) -> str:  # fmt: skip
     """Upload the adapter in a folder to the hub's model `name`, which is made if it is not there; returns the address.
 
@@ -62,19 +62,22 @@ def push(
         revision: a branch, made if it is not there; default: the main one.
         message: of the commit.
         licence: of the adapter, for the card, as model hubs name them: "mit", "cc-by-4.0", ...
+        token: of a login that may write; default: that of `hf auth login` or of HF_TOKEN.
         options: other ones of `huggingface_hub.HfApi.upload_folder`.
 
     Raises:
-        UsageError: a bad name or licence, no adapter in the folder, no login, a model of that name that is something else, or that is
-            public where `private` was asked for.
+        UsageError: a bad name or licence, a `repo_type` other than "model", no adapter in the folder, no login, a model of that name that
+            is something else, or that is public where `private` was asked for.
         MmrlError: the files are damaged, or the hub cannot be reached or refuses.
     """
     if not NAME.fullmatch(name):
         raise UsageError(f"'{name}' is no name on a model hub: it must be ORG/NAME, of letters, digits, '.', '_' and '-'.")
     if licence and not LICENCE.fullmatch(licence):
         raise UsageError(f"licence is '{licence}'; it must be as model hubs name it: mit, apache-2.0, cc-by-4.0, other, ...")
+    if (kind := options.pop("repo_type", None)) not in (None, "model"):
+        raise UsageError(f"repo_type is '{kind}', but what is uploaded is a model. Leave it out.")
     files = _files(user_path(adapter), licence)
-    with _asking(name) as api, tempfile.TemporaryDirectory() as folder:
+    with _asking(name, token) as api, tempfile.TemporaryDirectory() as folder:
         _require_free(api, name, private=private)
         for each, content in files.items():
             (Path(folder) / each).write_bytes(content)
@@ -96,19 +99,19 @@ def _files(folder: Path, licence: str) -> dict[str, bytes]:
 
 
 @contextmanager
-def _asking(name: str) -> Iterator[HfApi]:
-    """The hub's interface; what goes wrong with it becomes one message."""
+def _asking(name: str, token: str | None) -> Iterator[HfApi]:
+    """The hub's interface with that login, or else this computer's; what goes wrong with it becomes one message."""
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError
 
-    if get_token() is None:
+    if not (token or get_token()):
         raise UsageError(f"'{name}' cannot be uploaded: there is no login to the model hub. {NO_LOGIN}")
     asked = True
     try:
         with without_waiting() as asked:
             if not asked:
                 raise ConnectionError
-            yield HfApi()
+            yield HfApi(token=token or None)
     except (MmrlError, UsageError):
         raise
     except HfHubHTTPError as error:
