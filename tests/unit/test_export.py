@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -124,7 +126,7 @@ def test_all_without_torch(folder: Path, classifier: Classifier, tmp_path: Path)
     pictures(1)[0].save(path)
     gone = "torch torchvision pydantic pydantic_core open_clip safetensors ftfy regex scipy sklearn typer rich huggingface_hub timm jinja2"
     code = f"import sys\nfor name in {gone.split()!r}: sys.modules[name] = None\nsys.argv = ['x', *sys.argv[1:]]\n"
-    code += "from mmrl.runtime.__main__ import main\nsys.exit(main())"
+    code += "import runpy\nrunpy.run_module('mmrl.runtime', run_name='__main__')"
     words = [str(folder), str(path), "--classes", ",".join(MIXED), "--json", "--top", "4"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -137,6 +139,23 @@ def test_all_without_torch(folder: Path, classifier: Classifier, tmp_path: Path)
     np.testing.assert_allclose([found[name] for name in MIXED], classifier.predict_proba(str(path), MIXED)[0], atol=SAME)
     done = run(str(tmp_path), str(path))
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and MANIFEST in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_output_that_cannot_be_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures(1)[0].save(tmp_path / "a.png")
+    words = [str(folder), str(tmp_path / "a.png"), "--classes", "pïnk"]
+    monkeypatch.setattr(sys, "argv", ["mmrl.runtime", *words])
+    with open("/dev/full", "w") as full, pytest.raises(SystemExit) as ended:
+        monkeypatch.setattr(sys, "stdout", full)
+        runpy.run_module("mmrl.runtime", run_name="__main__")
+    assert ended.value.code == 1 and capsys.readouterr().err == "error: output: No space left on device.\n"
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    runpy.run_module("mmrl.runtime", run_name="__main__")
+    assert terminal.buffer.getvalue().endswith(rb"a.png: p\xefnk 100.0%" + os.linesep.encode())  # type: ignore[attr-defined]
 
 
 # ---- folders that are not as they were written ----
