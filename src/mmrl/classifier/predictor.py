@@ -287,7 +287,7 @@ class Classifier(Trusting):
     def _ranked(self, logits: Tensor, gone: Collection[int], head: Head, top: int, calibrated: Calibrated) -> list[list[Prediction]]:
         if top < 1:
             raise UsageError(f"top is {top}; it must be at least 1.")
-        order = logits.topk(min(top, len(head.names)), dim=-1).indices
+        order = logits.argsort(dim=-1, descending=True, stable=True)[:, :top]  # of equal ones the first, as `predict` answers
         values = self._probabilities(logits, head, calibrated=calibrated).gather(-1, order)
         names, seen = head.names, head.seen.tolist()
         rows = enumerate(zip(values.tolist(), order.tolist()))

@@ -1,7 +1,7 @@
 """What a classifier can be exported to, by name.
 
-A target writes everything into the temporary folder that it is given, the manifest last, and returns the largest difference from torch
-and what the user should know. `mmrl.export.adapter` looks after the folder itself.
+A target writes everything into the temporary folder that it is given, and returns the largest difference from torch and what the user
+should know. `mmrl.export.adapter` looks after the folder itself.
 """
 
 from __future__ import annotations

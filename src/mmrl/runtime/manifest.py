@@ -1,4 +1,4 @@
-"""What is in an exported folder: `manifest.json`, which names every other file with its size and SHA-256, and is written last.
+"""What is in an exported folder: `manifest.json`, which names every other file that a runtime reads, with its size and SHA-256.
 
 The manifest is plain JSON, so that programs in other languages can read it; docs/export.md describes its fields.
 """
