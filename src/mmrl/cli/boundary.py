@@ -6,6 +6,7 @@ what a report of the fault needs. With MMRL_DEBUG=1 in the environment every err
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import sys
@@ -18,6 +19,7 @@ from mmrl.cli import launcher
 from mmrl.errors import MmrlError, Notice, first_line, shortened
 
 DEBUG = "MMRL_DEBUG"
+_ESCAPED = "mmrl.escaped"
 LONGEST_OF_TORCH = 400  # letters; a message of it may list every device there could be
 _NO_SUCH_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 
@@ -47,11 +49,21 @@ def interrupted() -> NoReturn:
     sys.exit(130)
 
 
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    r"""Letters that a stream cannot show as \uXXXX, which JSON reads as they were, unlike the \xXX of Python's own escapes."""
+    assert isinstance(error, UnicodeEncodeError)
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2)), error.end
+
+
+codecs.register_error(_ESCAPED, _escaped)
+
+
 def guarded(command: Callable[[], object]) -> None:
     """Run `command`; its end is the process's. What it warns of as a `Notice` is printed as a note."""
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is shown escaped
         with suppress(AttributeError, ValueError):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+            stream.reconfigure(errors=_ESCAPED)  # type: ignore[union-attr]
     try:
         with _notes():
             try:
