@@ -31,7 +31,7 @@ def dataset() -> Dataset:
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
-@pytest.mark.parametrize("size", [(100, 70), (70, 100), (32, 32), (32, 50), (20, 10), (333, 37)])
+@pytest.mark.parametrize("size", [(100, 70), (70, 100), (32, 32), (32, 50), (20, 10), (333, 37), (160, 10)])
 def test_test_transform_is_clips(size: tuple[int, int], interpolation: str) -> None:
     reference = transforms.Compose([
         transforms.Resize(32, transforms.InterpolationMode(interpolation)),
@@ -49,6 +49,18 @@ def test_an_image_of_the_right_size_stays_as_it_is() -> None:
     image = photo(32, 32)
     out = Preprocess(32, (0, 0, 0), (1, 1, 1)).test(image)
     assert (torch.round(out * 255).permute(1, 2, 0).numpy() == np.asarray(image)).all()
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (7, 901), (640, 33), (3, 48)])
+def test_of_a_strip_no_more_than_its_middle_is_resized(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    slope = np.linspace(0, 255, max(size)).round().astype(np.uint8)
+    image = Image.fromarray(np.tile(slope[:, None] if size[1] > size[0] else slope, (1, size[0]) if size[1] > size[0] else (size[1], 1)))
+    whole = transforms.Compose([transforms.Resize(32, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(32)])
+    expected = np.asarray(whole(image.convert("RGB")), int)
+    resize, made = Image.Image.resize, list[tuple[int, int]]()
+    monkeypatch.setattr(Image.Image, "resize", lambda self, size, *more: made.append(size) or resize(self, size, *more))  # type: ignore[func-returns-value]
+    found = Preprocess(32, MEAN, STD).central(image.convert("RGB"))
+    assert max(made[0]) <= 17 * 32 and np.abs(found.transpose(1, 2, 0) - expected).max() <= 2
 
 
 def test_train_transform_is_decided_by_its_seed() -> None:

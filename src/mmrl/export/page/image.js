@@ -2,6 +2,7 @@
 
 const PRECISION = 22; // bits behind the point of Pillow's weights for 8-bit images
 const STRIP = 2 ** 22; // pixels that are taken out of the browser's image at a time, 16 MB
+const LONGEST = 16; // times the shorter side that the longer one is resized at most, as mmrl's own
 
 const FILTERS = {
   bicubic: { support: 2, weight: (x) => (x < 1 ? (1.5 * x - 2.5) * x * x + 1 : x < 2 ? (((x - 5) * x + 8) * x - 4) * -0.5 : 0) },
@@ -26,6 +27,13 @@ export function placed(width, height, size) {
   const shorter = Math.min(width, height);
   const [w, h] = [width, height].map((side) => (side === shorter ? size : Math.trunc((size * side) / shorter)));
   return { width: w, height: h, left: roundEven((w - size) / 2), top: roundEven((h - size) / 2) };
+}
+
+/** Of a side of an image, what is cut off at each end, and what is kept. */
+function middle(side, shorter) {
+  const most = LONGEST * shorter;
+  const kept = Math.min(side, most + ((side - most) % 2));
+  return [(side - kept) / 2, kept];
 }
 
 /** For output positions [from, from + count) of a side: where its weights begin, and the weights, whole numbers of 2^-22. */
@@ -67,9 +75,10 @@ const clipped = (sum) => Math.min(255, Math.max(0, Math.floor(sum / 2 ** PRECISI
  * @returns {Uint8ClampedArray} RGB (size, size, 3)
  */
 export function resized(width, height, read, size, interpolation = "bicubic") {
-  const place = placed(width, height, size);
-  const across = weightsOf(width, place.width, place.left, size, interpolation);
-  const down = weightsOf(height, place.height, place.top, size, interpolation);
+  const [[cutLeft, wide], [cutTop, tall]] = [width, height].map((side) => middle(side, Math.min(width, height)));
+  const place = placed(wide, tall, size);
+  const across = weightsOf(wide, place.width, place.left, size, interpolation);
+  const down = weightsOf(tall, place.height, place.top, size, interpolation);
   const top = down[0].first;
   const last = down[size - 1];
   const rows = last.first + last.weights.length - top;
@@ -77,12 +86,12 @@ export function resized(width, height, read, size, interpolation = "bicubic") {
   const strip = Math.max(1, Math.floor(STRIP / width));
   for (let start = 0; start < rows; start += strip) {
     const count = Math.min(strip, rows - start);
-    const source = read(top + start, count);
+    const source = read(cutTop + top + start, count);
     for (let y = 0; y < count; y++) {
       for (let x = 0; x < size; x++) {
         const { first, weights } = across[x];
         let [r, g, b] = [HALF, HALF, HALF];
-        for (let k = 0, at = (y * width + first) * 4; k < weights.length; k++, at += 4) {
+        for (let k = 0, at = (y * width + cutLeft + first) * 4; k < weights.length; k++, at += 4) {
           r += source[at] * weights[k];
           g += source[at + 1] * weights[k];
           b += source[at + 2] * weights[k];
