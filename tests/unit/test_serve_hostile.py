@@ -47,6 +47,7 @@ def labels(*names: Any, **more: Any) -> dict[str, Any]:
     return {"inputs": text(photo()), "parameters": {"candidate_labels": list(names), **more}}
 
 
+IMAGE = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [text(photo())]}
 REFUSED: list[tuple[int, str, dict[str, Any]]] = [
     (400, "no JSON", {"content": b"{", "headers": JSON}),
     (400, "no JSON", {"content": b"[" * 100_000, "headers": JSON}),
@@ -83,6 +84,9 @@ REFUSED: list[tuple[int, str, dict[str, Any]]] = [
     (422, "more than 2,000 letters", {"json": labels("x" * 5000)}),
     (422, "exactly one {}", {"json": labels("a", hypothesis_template="{} and {}")}),
     (422, "exactly one {}", {"json": labels("a", hypothesis_template="{0.__class__}")}),
+    (422, "the prompt is empty", {"json": labels("a", hypothesis_template="")}),
+    (422, "the prompt is empty", {"json": labels("a", hypothesis_template=[])}),
+    (422, "exactly one {}", {"files": {"image": photo()}, "params": {"hypothesis_template": ""}}),
     (422, "not calibrated", {"json": labels("a", reject=True)}),
     (422, "also the answer", {"json": labels("unknown", "a", threshold=1.0)}),
     (422, "give one", {"json": labels("a", threshold=1.0, recall=0.9)}),
@@ -124,7 +128,9 @@ def test_other_names_are_not_there(client: Any, name: str) -> None:
     [
         ({"inputs": []}, "at least 1"),
         ({"inputs": [{"name": "image", "shape": [2], "datatype": "BYTES", "data": [""]}]}, "has 1 elements"),
-        ({"inputs": [{"name": "image", "shape": [-1, -1], "datatype": "BYTES", "data": [""]}]}, "has 1 elements"),
+        ({"inputs": [{"name": "image", "shape": [-1, -1], "datatype": "BYTES", "data": [""]}]}, "greater than or equal to 0"),
+        ({"inputs": [{"name": "image", "shape": [10**4200, 10**4200], "datatype": "BYTES", "data": [""]}]}, "inputs.0.shape.0"),
+        ({"inputs": [IMAGE, {"name": "hypothesis_template", "shape": [0], "datatype": "BYTES", "data": []}]}, "the prompt is empty"),
         ({"inputs": [{"name": "image", "shape": [1], "datatype": "FP32", "data": [1.0]}]}, "BYTES"),
         ({"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [""]}] * 2}, "one name"),
         ({"inputs": [{"name": "candidate_labels", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}, "no input 'image'"),
@@ -133,8 +139,7 @@ def test_other_names_are_not_there(client: Any, name: str) -> None:
     ],
 )
 def test_kserve_is_refused(client: Any, change: dict[str, Any], message: str) -> None:
-    image = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [text(photo())]}
-    answer = client.post("/v2/models/animals/infer", json={"inputs": [image], **change})
+    answer = client.post("/v2/models/animals/infer", json={"inputs": [IMAGE], **change})
     assert answer.status_code == 422 and message in answer.json()["error"]
     binary = client.post("/v2/models/animals/infer", content=b"{}", headers={**JSON, "inference-header-content-length": "2"})
     assert binary.status_code == 415

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,7 +28,7 @@ class Tensor(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     name: Literal["image", "candidate_labels", "hypothesis_template"]
-    shape: list[int] = Field(min_length=1, max_length=2)
+    shape: list[Annotated[int, Field(ge=0, le=10**6)]] = Field(min_length=1, max_length=2)
     datatype: Literal["BYTES"]
     data: list[str]
     parameters: dict[str, Any] = Field(default_factory=dict)
@@ -161,7 +161,7 @@ def _question(asked: Infer) -> tuple[Question, list[str]]:
         count = 1
         for side in each.shape:
             count *= side
-        if min(each.shape) < 0 or count != len(each.data):
+        if count != len(each.data):
             raise Refused(422, f"the input '{each.name}' has {len(each.data)} elements, and its shape {each.shape} says {count}.")
     if IMAGE not in tensors:
         raise Refused(422, f"there is no input '{IMAGE}'.")

@@ -106,6 +106,8 @@ def names_of(given: Labels | None) -> tuple[str, ...] | None:
 
 
 def templates_of(given: Templates | None) -> str | tuple[str, ...] | None:
+    if given is not None and not given:
+        raise Refused(422, "the prompt is empty; give one with {} for the name, or leave it out for the adapter's.")
     return given if given is None or isinstance(given, str) else tuple(given)
 
 
