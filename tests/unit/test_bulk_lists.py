@@ -120,6 +120,16 @@ def test_stdin_is_read_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert WantedImages(iter(["a.jpg"])).count() is None
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="pipes have no names here")
+def test_a_pipe_is_not_read_to_count_it() -> None:
+    end, start = os.pipe()
+    os.write(start, b"a.jpg\n")
+    os.close(start)
+    wanted = WantedImages((), (f"/dev/fd/{end}",))
+    assert wanted.count() is None and names(wanted) == ["a.jpg"]
+    os.close(end)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

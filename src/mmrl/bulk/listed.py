@@ -94,8 +94,9 @@ class WantedImages:
                 raise UsageError(f"--sort-into {os.fspath(folder)} lies in {text}, whose images are asked for: give a folder elsewhere.")
 
     def count(self) -> int | None:
-        """How many there are; None where only reading them once tells: of stdin, or of names that are made as they are asked for."""
-        if STDIN in self.lists or not isinstance(self.images, (tuple, list)):
+        """How many there are; None where only reading them once tells: of stdin and other pipes, or of names that are made as they are
+        asked for."""
+        if not isinstance(self.images, (tuple, list)) or any(each == STDIN or not user_path(each).is_file() for each in self.lists):
             return None
         return sum(1 for _ in self)
 
