@@ -140,6 +140,18 @@ def test_a_part_whose_worker_dies_is_judged_by_another(play: Callable[..., list[
     assert deaths[256] == cluster.RETRIES + 1 and played.hired > 2
 
 
+def test_what_a_worker_answered_before_it_died_counts(play: Callable[..., list[Answer]]) -> None:
+    died = list[int]()
+
+    def dies(images: Sequence[ListedImage], start: int) -> Any:
+        if start == 0 and not died:  # its second part has been judged, and comes after
+            died.append(start)
+            raise ray.exceptions.RayActorError()
+        return answered(images, start)
+
+    assert [each.image for each in play(Played(dies, cores=1))] == [f"{at}.png" for at in range(700)] and died == [0]
+
+
 def test_images_that_end_every_worker_are_named(play: Callable[..., list[Answer]]) -> None:
     def dies(images: Sequence[ListedImage], start: int) -> Any:
         if start == 256:

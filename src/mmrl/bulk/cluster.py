@@ -172,7 +172,8 @@ class _PartCrew:
         except ray.exceptions.RayError as error:
             self._buried(worker, part, error)
             return None
-        self._queued[worker] -= 1
+        if worker in self._queued:  # else it died since, with another part
+            self._queued[worker] -= 1
         _require_files(machine, found)
         return found  # type: ignore[no-any-return]
 
