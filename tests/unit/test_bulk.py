@@ -174,7 +174,7 @@ def test_with_overwrite_the_old_stays_until_there_is_something_new(photos: Path,
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
-def test_what_is_finished_stays_so(photos: Path, tmp_path: Path, ending: str) -> None:
+def test_what_is_finished_stays_so(photos: Path, tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / f"x.{ending}"
     written(photos, out)
     before = out.read_bytes()
@@ -188,7 +188,16 @@ def test_what_is_finished_stays_so(photos: Path, tmp_path: Path, ending: str) ->
         with pytest.raises(UsageError, match="is finished, of 31 images, and there are more now"):
             write(judge(), more, Target(out, resume=True), Engine(), problem=print, progress=False)
     else:
-        longer = write(judge(), more, Target(out, resume=True), Engine(), problem=print, progress=False)
+        append, during = output.AnswerFile.append, list[bool]()
+
+        def noted(self: output.AnswerFile, *given: Any, **options: Any) -> None:
+            append(self, *given, **options)
+            during.append(json.loads(output.state_of(out).read_text())["finished"])
+
+        with monkeypatch.context() as patch:
+            patch.setattr(output.AnswerFile, "append", noted)
+            longer = write(judge(), more, Target(out, resume=True), Engine(), problem=print, progress=False)
+        assert during and not any(during) and json.loads(output.state_of(out).read_text())["finished"]
         assert longer.before == COUNT and longer.images == COUNT + 16 and out.read_bytes().startswith(before)
         whole = tmp_path / f"whole.{ending}"
         write(judge(), more, Target(whole), Engine(), problem=print, progress=False)
@@ -247,6 +256,8 @@ def test_lines_are_read_as_they_were_written(form: JsonAnswers | CsvAnswers, clf
     for at in range(len(content)):  # cut anywhere: what is whole is kept, and nothing else
         found = list(form.kept(io.BytesIO(content[:at])))
         assert found == kept[: sum(end <= at for end in ends) - 1]
+    wide = Answer("a.png", ranked, score=0.5, copy="x" * 200_000)  # beyond what Python's csv reads unasked
+    assert [each.copy for each in form.kept(io.BytesIO(form.head + form.lines(wide)))] == [wide.copy]
     with pytest.raises(DamagedLineError):
         list(form.kept(io.BytesIO(form.head + b"x\n" + content)))
 

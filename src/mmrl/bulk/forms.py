@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from mmrl.bulk.answers import Answer
 
+LONGEST_CELL = 2**30  # letters; a set of thousands of classes has more than Python's csv reads unasked
 COLUMNS = ("image", "rank", "class", "probability", "trained", "error")
 
 
@@ -107,6 +108,7 @@ class CsvAnswers(Form):
                 end += len(line)
                 yield line.decode("utf-8")
 
+        csv.field_size_limit(max(csv.field_size_limit(), LONGEST_CELL))  # of the whole process: there is no other
         rows, due, image = csv.reader(lines(), strict=True), 1, ""
         try:
             if tuple(next(rows, self._columns)) != self._columns:

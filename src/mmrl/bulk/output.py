@@ -57,7 +57,7 @@ class AnswerFile:
         self._form: Form = CsvAnswers(shown, more) if ending == ".csv" else JsonAnswers()
         self._decides = {"format": ending, **decides}
         self._file: Any = None
-        self._replaces = self._is_done = False
+        self._replaces = self._is_done = self._was_finished = False
         self._flushed = time.monotonic()
         self.count = self.errors = self.before = 0
 
@@ -74,7 +74,8 @@ class AnswerFile:
             self._replaces = True
             return
         state = self._read_state()
-        done = self._joins and bool(state and state["finished"]) and self.out.exists()
+        self._was_finished = bool(state and state["finished"])
+        done = self._joins and self._was_finished and self.out.exists()
         end = 0
         for kept in self._kept_in_parquet() if done else self._kept_lines():
             image = next(listed, None)
@@ -167,7 +168,7 @@ class AnswerFile:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         for path in (self._state, self.lines, self.out) if self._replaces else ():
             _removed(path)
-        if not self._state.exists():
+        if self._was_finished or not self._state.exists():
             self._write_state(finished=False)
         self._file = self.lines.open("ab", buffering=0)
         if self._file.tell() == 0:
