@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import mmrl
+from mmrl.server import run
 from tests.unit.conftest import Cli
 from tests.unit.serving import ANIMALS, adapter, photo
 from tests.unit.test_serve_together import all_of, request, until
@@ -104,6 +105,40 @@ def test_a_process_that_dies_is_started_again(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
     assert "a process died and was started again" in (tmp_path / "log").read_text()
+
+
+class Unready:
+    """A process that is replaced, or a new one, which does not get ready."""
+
+    pid = 7
+    ended = started = 0
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def terminate(self) -> None:
+        self.ended += 1
+
+    def join(self) -> None:
+        pass
+
+    def start(self) -> None:
+        Unready.started += 1
+
+    def wait_until_ready(self, *_: object) -> bool:
+        return False
+
+
+def test_a_replacement_that_fails_ends_no_more_processes(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(run, "Process", Unready)
+    watching = run._Watching.__new__(run._Watching)
+    watching.config = watching.sockets = watching.should_exit = None  # type: ignore[assignment]
+    for signals, replaced in ([], 1), ([signal.SIGTERM], 0):
+        old = [Unready() for _ in range(3)]
+        watching.processes, watching.signal_queue, Unready.started = list(old), list(signals), 0  # type: ignore[arg-type]
+        watching.restart_all()
+        assert [each.ended for each in old] == [1] * replaced + [0] * (3 - replaced) and Unready.started == replaced
+    assert [each.message for each in caplog.records] == ["a new process did not get ready; the others are not replaced"]
 
 
 def test_what_cannot_be_served_is_one_line(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,13 +172,18 @@ class _Watching(Multiprocess):
             multiprocess.mark_process_dead(pid, str(self._folder))  # type: ignore[no-untyped-call]
 
     def restart_all(self) -> None:
-        """SIGHUP: one after the other, each when the device of the one before it is free; the others answer meanwhile."""
+        """SIGHUP: one after the other, each when the device of the one before it is free; the others answer meanwhile, and stay as they are
+        where a new one does not get ready. SIGTERM and SIGINT are not kept waiting until all are replaced."""
         for at, old in enumerate(self.processes):
+            if not {signal.SIGTERM, signal.SIGINT}.isdisjoint(self.signal_queue):
+                return
             old.terminate()
             old.join()
             self.processes[at] = new = Process(self.config, self.sockets)
             new.start()
-            new.wait_until_ready(HEALTH, self.should_exit)
+            if not new.wait_until_ready(HEALTH, self.should_exit):
+                logs.say(logging.ERROR, "a new process did not get ready; the others are not replaced", new=new.pid)
+                return
 
     def handle_ttin(self) -> None:
         """No more processes than devices."""
