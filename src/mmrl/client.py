@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import random
 import time
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 TOKEN = "MMRL_TOKEN"
 LONGEST_PAUSE = 60.0  # seconds between two attempts, whatever a server asks for
-_AGAIN = frozenset({429, 502, 503, 504})
+_AGAIN = frozenset({429, 502, 503})  # not 504: what took too long once, would again
 _FIRST_PAUSE = 0.25
 
 
@@ -55,8 +56,13 @@ class Client:
             raise UsageError(f"retries is {retries}; it must be at least 0.")
         token = os.environ.get(TOKEN) if token is None else token
         headers = {"User-Agent": f"mmrl/{__version__}", **({"Authorization": f"Bearer {token.strip()}"} if token else {})}
+        if not headers.get("Authorization", "").isascii():
+            raise UsageError("the token has letters that are not ASCII, which no header holds: give the one of the server.")
         self.url, self._retries = url.rstrip("/"), retries
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, transport=transport)
+        try:
+            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, transport=transport)
+        except (ValueError, httpx.InvalidURL) as error:
+            raise UsageError(f"{url!a} is no URL of a server: {error}. Give one as 'http://127.0.0.1:8000'.") from error
         self._lost = (httpx.ConnectError, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError, httpx.CloseError)
         self._failed = httpx.HTTPError
 
@@ -87,16 +93,20 @@ class Client:
         """
         several = isinstance(images, (list, tuple))
         contents = [base64.b64encode(_content(each)).decode("ascii") for each in (images if several else [images])]
-        given: dict[str, Any] = {"candidate_labels": classes if isinstance(classes, str) or classes is None else list(classes)}
-        given |= {"hypothesis_template": template if isinstance(template, str) or template is None else list(template), "top_k": top}
-        asked = {name: value for name, value in {**given, **parameters}.items() if value is not None}
-        where = "/" if adapter is None else f"/models/{quote(adapter, safe='')}"
+        given: dict[str, Any] = {"candidate_labels": _texts("classes", classes), "hypothesis_template": _texts("template", template)}
+        asked = {name: value for name, value in {**given, "top_k": top, **parameters}.items() if value is not None}
+        for name, value in {"adapter": adapter, **asked}.items():
+            _require_json(name, value)
+        where = "/" if adapter is None else f"/models/{quote(str(adapter), safe='')}"
         return self._json("POST", where, {"inputs": contents if several else contents[0], "parameters": asked})
 
     def models(self) -> list[dict[str, Any]]:
         """What is served: name, method, classes, prompt, whether it is calibrated. The first is the default. Raises as `classify`."""
-        found: list[dict[str, Any]] = self._json("GET", "/models")["models"]
-        return found
+        found = self._json("GET", "/models")
+        models = found.get("models") if isinstance(found, dict) else None
+        if not isinstance(models, list):
+            raise MmrlError(f"{self.url} answered without a list of models: is it a server of mmrl?")
+        return models
 
     def ready(self) -> bool:
         """Whether the server takes requests now."""
@@ -116,6 +126,9 @@ class Client:
 
     def _json(self, method: str, path: str, content: Mapping[str, Any] | None = None) -> Any:
         answer = self._answered(method, path, content)
+        if 300 <= answer.status_code < 400:
+            goal = answer.headers.get("Location", "elsewhere")
+            raise MmrlError(f"{self.url} answered {answer.status_code} and sends to {goal}: is it a server of mmrl?")
         try:
             found = answer.json()
         except ValueError as error:
@@ -149,6 +162,21 @@ def _pause(attempt: int, asked: str | None) -> float:
     """Seconds: what the server asked for, or twice as long each time; a little more, so that not all come back together."""
     least = float(asked) if asked and asked.isdigit() else _FIRST_PAUSE * 2**attempt
     return min(LONGEST_PAUSE, least * random.uniform(1.0, 1.25))
+
+
+def _texts(name: str, given: str | Sequence[str] | None) -> str | list[str] | None:
+    try:
+        return given if given is None or isinstance(given, str) else list(given)
+    except TypeError as error:
+        raise UsageError(f"{name} is {given!r}; give a text or a list of texts.") from error
+
+
+def _require_json(name: str, value: Any) -> None:
+    """Raises UsageError for what cannot be sent."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name} is {value!a}, which JSON cannot hold: {error}. Give plain texts and finite numbers.") from error
 
 
 def _content(image: Any) -> bytes:

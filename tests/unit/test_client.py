@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -79,6 +80,13 @@ def test_it_gives_up(slept: list[float]) -> None:
         client(played).models()
     with pytest.raises(mmrl.MmrlError, match="no JSON"):
         client(Played(httpx.Response(200, text="<html>"))).models()
+    for foreign in ([], {}, {"models": 3}):
+        with pytest.raises(mmrl.MmrlError, match="without a list of models: is it a server of mmrl"):
+            client(Played(foreign)).models()
+    with pytest.raises(mmrl.MmrlError, match="answered 302 and sends to https://there/: is it a server of mmrl"):
+        client(Played(httpx.Response(302, json=[], headers={"Location": "https://there/"}))).classify(photo())
+    with pytest.raises(mmrl.MmrlError, match="answered 504: late"):
+        client(Played(httpx.Response(504, json={"error": "late"}))).models()
     with pytest.raises(mmrl.MmrlError, match="answered 500: it failed"):
         client(Played(httpx.Response(500, json={"error": "it failed"}))).models()
     assert not client(Played(httpx.ConnectError("no"))).ready()
@@ -93,7 +101,27 @@ def test_what_is_no_image(image: Any, message: str) -> None:
         client(Played()).classify(image)
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"threshold": float("nan")}, "threshold is nan, which JSON cannot hold"),
+        ({"recall": np.float32(0.5)}, r"recall is .*0\.5\)?, which JSON cannot hold"),
+        ({"classes": ["\ud800"]}, r"candidate_labels is \['\\ud800'\], which"),
+        ({"adapter": "\ud800"}, r"adapter is '\\ud800', which"),
+        ({"classes": 5}, "classes is 5; give a text or a list"),
+        ({"template": 5}, "template is 5; give a text or a list"),
+    ],
+)
+def test_what_cannot_be_sent(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(mmrl.UsageError, match=message):
+        client(Played()).classify(photo(), **asked)
+
+
 def test_what_is_no_server() -> None:
+    with pytest.raises(mmrl.UsageError, match="'http://here:port' is no URL of a server: .*port"):
+        mmrl.Client("http://here:port")
+    with pytest.raises(mmrl.UsageError, match="the token has letters that are not ASCII"):
+        mmrl.Client(token="gehe\xedm")
     with pytest.raises(mmrl.UsageError, match="is no URL of a server"):
         mmrl.Client("localhost:8000")
     with pytest.raises(mmrl.UsageError, match="retries is -1"):
