@@ -276,6 +276,9 @@ def test_connections(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["/x/my adapter"], "cannot be the name of an adapter"),
         (["a=/x", "a=/y"], "two adapters are called 'a'"),
         (["/x/animals", "/y/animals"], "two adapters are called 'animals'"),
+        (["~nobody-of-that-name/x"], "a user's home folder that is not known"),
+        (["x" * 300], "too long for the name of a file"),
+        (["a=" + "x" * 300, "a=/y"], "two adapters are called 'a'"),
     ],
 )
 def test_names_that_cannot_be(given: list[str], message: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from mmrl.errors import UsageError
+from mmrl.files import user_path
 
 PACKAGE = "mmrl"
 ZERO_SHOT = "zero-shot"
@@ -116,8 +117,9 @@ def named_adapters(given: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
 def _named(text: str) -> tuple[str, str]:
     name, equals, place = text.partition("=")
-    if equals and place and NAME.fullmatch(name) and not Path(text).exists():
+    if equals and place and NAME.fullmatch(name) and not os.path.exists(text):
         return name, place
     if text == ZERO_SHOT:
         return ZERO_SHOT, ZERO_SHOT
-    return Path(text).expanduser().resolve().name if Path(text).expanduser().exists() else text.rstrip("/").rpartition("/")[2], text
+    path = user_path(text)
+    return path.resolve().name if os.path.exists(path) else text.rstrip("/").rpartition("/")[2], text
