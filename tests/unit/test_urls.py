@@ -88,7 +88,7 @@ def test_urls_are_fetched_only_where_asked_for(small_clip: Clip, at: str, server
     url, names = f"{at}/picture.png", ["cat", "dog"]
     with pytest.raises(UsageError, match=r"picture.png' is a URL, and fetching is off: pass allow_urls=True"):
         classifier.predict(url, names)
-    with pytest.raises(UsageError, match="'127.0.0.1' is at 127.0.0.1, an address of this machine or of a private network"):
+    with pytest.raises(UsageError, match="'127.0.0.1' is not known, or is at an address of this machine or of a private network"):
         classifier.predict(url, names, allow_urls=True)
     assert not server.asked
     found = classifier.predict_proba([url, picture()], names, allow_urls=HERE)
@@ -123,7 +123,7 @@ def test_redirects(at: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> 
     check = web._require_public
     monkeypatch.setattr(web, "_require_public", lambda address, host: None if address == "127.0.0.1" else check(address, host))
     assert fetched(f"{at}/to//picture.png", Urls()) == picture()
-    with pytest.raises(UsageError, match="'169.254.169.254' is at 169.254.169.254, an address of this machine or of a private network"):
+    with pytest.raises(UsageError, match="'169.254.169.254' is not known, or is at an address of this machine or of a private network"):
         fetched(f"{at}/to/http://169.254.169.254/latest", Urls())
 
 
@@ -142,6 +142,19 @@ def test_a_name_that_leads_elsewhere_later_is_noticed(at: str, server: Server, m
 def test_private_addresses_are_refused(url: str) -> None:
     with pytest.raises(UsageError, match="an address of this machine or of a private network, which is not asked"):
         fetched(url, Urls())
+
+
+def test_names_inside_are_not_told_from_unknown_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise OSError("Name or service not known")
+
+    said = set[str]()
+    for resolve in (unknown, lambda *_, **__: [(2, 1, 6, "", ("10.1.2.3", 80))]):
+        monkeypatch.setattr(web.socket, "getaddrinfo", resolve)
+        with pytest.raises(UsageError) as error:
+            fetched("http://db.internal/x.png", Urls())
+        said.add(str(error.value))
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://example.org/a.png", "http://", "http://a:b/x", "gopher://x/"])

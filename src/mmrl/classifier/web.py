@@ -117,7 +117,7 @@ def _require_allowed(url: str, limits: Urls) -> None:
     try:
         found = socket.getaddrinfo(host, port or (443 if parts.scheme.lower() == "https" else 80), type=socket.SOCK_STREAM)
     except OSError as error:
-        raise UsageError(f"{url} cannot be fetched: {first_line(error)}. {REMEDY}") from error
+        raise _not_asked(host) from error
     for *_, address in found:
         _require_public(str(address[0]), host)
 
@@ -126,10 +126,15 @@ def _require_public(address: str, host: str) -> None:
     known = ipaddress.ip_address(address.partition("%")[0])
     mapped = getattr(known, "ipv4_mapped", None) or getattr(known, "sixtofour", None) or known
     if not (known.is_global and mapped.is_global) or known.is_multicast:
-        raise UsageError(
-            f"'{host}' is at {address}, an address of this machine or of a private network, which is not asked. Where you trust whoever "
-            "names the URLs, allow_urls=Urls(private=True) allows it."
-        )
+        raise _not_asked(host)
+
+
+def _not_asked(host: str) -> UsageError:
+    """The same for a name without an address and for one inside: who names URLs to a server learns nothing of the network that it is in."""
+    return UsageError(
+        f"'{host}' is not known, or is at an address of this machine or of a private network, which is not asked. Check the URL; where you "
+        "trust whoever names the URLs, allow_urls=Urls(private=True) allows such an address."
+    )
 
 
 def _opener(limits: Urls, connections: list[http.client.HTTPConnection]) -> urllib.request.OpenerDirector:
