@@ -174,6 +174,7 @@ def test_urls_are_not_copied(tmp_path: Path) -> None:
     likeliest = [Prediction("cat", 1.0, False)]
     sorter = Sorter(tmp_path, ("cat",))
     (url, file) = sorter.placed([Answer("https://x.example/a.png", likeliest), Answer("a.png", likeliest)], 0)
+    assert [each.image for each in sorter.copy([("a.png", str(tmp_path)), ("b.png", str(tmp_path / "b.png"))])] == ["b.png"]
     assert url.copy is None and file.copy == str(tmp_path / "cat" / "a.png")
 
 

@@ -42,7 +42,7 @@ class NotCopied(NamedTuple):
 def folder_names(names: Sequence[str]) -> list[str]:
     """A name of a folder for each class: safe on every system, and none twice.
 
-    What would lead elsewhere or is refused somewhere is an underscore: "AC/DC" is in "AC_DC", ".." in "_.".
+    What would lead elsewhere or is refused somewhere is an underscore: "AC/DC" is in "AC_DC", ".." in "_".
     """
     safe = []
     for name in names:
@@ -121,6 +121,8 @@ def _copy(image: str, goal: str) -> NotCopied | None:
             return None if os.path.exists(goal) and os.stat(goal).st_size == size else _in_the_way(image, goal)
         source = open(image, "rb")  # noqa: SIM115
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and os.path.exists(goal):
+            return None  # it was copied before the image was taken away
         return NotCopied(image, f"{image} could not be copied: {error.strerror or error}.")
     with source, _explained(goal):
         os.makedirs(os.path.dirname(goal), exist_ok=True)
