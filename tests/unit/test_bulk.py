@@ -283,6 +283,15 @@ def test_scores_that_are_not_finite_end_it_and_keep_what_is_there(photos: Path, 
     assert len(out.read_bytes().splitlines()) == 16 and blocks == [8, 8, 8]
 
 
+def test_the_first_bad_images_are_named_and_the_others_counted() -> None:
+    said = list[str]()
+    bad = predict._Bad(said.append)
+    for at in range(predict.NAMED + 3):
+        bad.tell(f"{at}.png could not be copied.")
+    bad.rest(Path("x.csv"))
+    assert len(said) == predict.NAMED + 1 and said[-1] == "3 more; those that cannot be read have an error in x.csv."
+
+
 def test_python(photos: Path, tmp_path: Path, clf: Classifier) -> None:
     names = (str(each) for each in sorted((photos / "a").glob("00*.png")))
     with pytest.warns(BrokenImageWarning, match="2 of 10 images could not be read and 0 not copied; the first: .*002.png"):

@@ -85,6 +85,9 @@ def test_a_name_that_is_not_utf8_is_written_escaped(cli: Cli, trained: Path, mix
     ("words", "message"),
     [
         (("--json", "--csv"), "--json and --csv are both given"),
+        (("--json", "--out", "found.jsonl"), "leave --json out"),
+        (("--csv", "--sort-into", "sorted"), "leave --csv out"),
+        (("--engine", "ray", "--device", "cuda"), "--engine ray takes no --device"),
         (("--out", "found.xlsx"), "give a file that ends in .csv, .jsonl or .parquet"),
     ],
 )

@@ -15,7 +15,7 @@ from mmrl.api import from_pretrained
 from mmrl.bulk.answers import TOP, Answer, AskedOfEach
 from mmrl.bulk.listed import ListedImage, WantedImages
 from mmrl.bulk.output import AnswerFile, check_free, file_format, held, refuse_existing
-from mmrl.bulk.progress import Counting, shown
+from mmrl.bulk.progress import shown
 from mmrl.bulk.sorting import ANSWERS, Sorter
 from mmrl.bulk.stream import BlockJudge, blocks
 from mmrl.classifier.judging import Calibrated
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mmrl.classifier.predictor import Classifier
 
 ENGINES = ("local", "ray")
-NAMED = 20  # bad images that are named on stderr; all are in the file
+NAMED = 20  # bad images that are named on stderr
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,6 @@ def write(
                 pass
             total = wanted.count() if progress else None
             with shown(total, file.count, show=progress) as bar:
-                bad.bar = bar
                 for block in _rest(judge, listed, engine, file.count):
                     placed = sorter.placed(block, file.count) if sorter else block
                     file.append(placed, on_disk=copies)  # so that no copy is there without the line that tells of it
@@ -228,7 +227,6 @@ class _Bad:
 
     def __init__(self, problem: Problems) -> None:
         self._problem, self._count = problem, 0
-        self.bar: Counting | None = None
 
     def tell(self, text: str) -> None:
         if text:
@@ -238,7 +236,7 @@ class _Bad:
 
     def rest(self, out: Path) -> None:
         if self._count > NAMED:
-            self._problem(f"{self._count - NAMED:,} more, which {out} names.")
+            self._problem(f"{self._count - NAMED:,} more; those that cannot be read have an error in {out}.")
 
 
 def predict_many(

@@ -72,8 +72,13 @@ def predict(
     wanted = WantedImages(tuple(images or ()), tuple(from_list), recursive)
     wanted.require_some()
     target = Target.of(out, resume=resume, overwrite=overwrite, sort_into=sort_into, links=link)
+    if target is not None and (as_json or as_csv):
+        form = "--json" if as_json else "--csv"
+        raise UsageError(f"{form} prints the answers, and --out or --sort-into writes them: leave {form} out; the ending of --out decides.")
     where = Engine(engine, workers, address, gpu_fraction)
     where.check()
+    if engine == "ray" and device not in ("auto", "cpu"):
+        raise UsageError("--engine ray takes no --device: --gpu-fraction 0.25 puts four workers on each GPU of the cluster.")
     asked = AskedOfEach(classes, top, reject, recall, threshold, score, coverage, tuple(template) or None, not raw, allow_urls)
     if adapter == "zero-shot":
         classifier = zero_shot(backbone or "tiny", device=device)
