@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmrl.classifier.judging import Head, Judged
 from mmrl.data.central import Planes
@@ -17,13 +17,15 @@ from mmrl.server.adapters import Adapters, Served
 from mmrl.server.batching import Batcher, Wanted
 from mmrl.server.gate import Gate, Ticket
 from mmrl.server.heads import Heads
-from mmrl.server.images import Decoding, decoded
+from mmrl.server.images import Decoding, told
 from mmrl.server.logs import say
 from mmrl.server.metrics import Meters
 from mmrl.server.refusals import Refused, one_line, plain_name
 from mmrl.server.settings import Settings
 from mmrl.templates import Template, template_list
 from mmrl.trust.answers import SCORE, Rejecting, rejection
+
+FETCHERS = 16  # threads that wait for URLs, so that no decoder does
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Service:
         self.batcher = Batcher(self.limits, self.metrics, coming=self._coming)
         self._decoding = Decoding(self.adapters.default.classifier.preprocess, self.limits, allow_urls=settings.allow_urls)
         self._decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
+        self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")  # started as they are needed
         self._backbone = self.adapters.clip.name
         self._watch: asyncio.Task[None] | None = None
         self.ready = False
@@ -101,6 +104,7 @@ class Service:
                 await self._watch
         await asyncio.to_thread(self.batcher.close)
         self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._fetchers.shutdown(wait=False, cancel_futures=True)
         self.heads.close()
         say(logging.INFO, "ended", waiting=self.gate.slots)
 
@@ -112,7 +116,7 @@ class Service:
         """
         served = self.adapters.get(name)
         ticket.adapter, ticket.images = served.name, len(sources)
-        self._check(question, sources)
+        self._check(sources)
         self.gate.take(ticket, len(sources) - ticket.slots)  # one was taken at the door
         try:
             return await self._answer(served, question, sources)
@@ -124,22 +128,24 @@ class Service:
     def _said(self, error: MmrlError) -> str:
         return one_line(str(error).replace(self._backbone, plain_name(self._backbone)))
 
-    def _check(self, question: Question, sources: Sequence[bytes | str]) -> None:
+    def _check(self, sources: Sequence[bytes | str]) -> None:
         if not sources:
             raise Refused(400, "there is no image in the request.")
         if len(sources) > self.limits.images:
             raise Refused(413, f"the request has {len(sources)} images; at most {self.limits.images} are answered together.")
-        names, templates = len(question.classes or ()), len(template_list(question.template or ""))
-        if names * templates > self.limits.prompts or templates > self.limits.prompts:
+
+    def _require_few(self, served: Served, question: Question) -> None:
+        """Raises Refused (413) where making the class list would take too many prompts."""
+        names, templates = len(question.classes or ()), len(template_list(question.template or served.classifier.template))
+        if max(names, 1) * templates > self.limits.prompts:
             said = f"{names:,} class names with {templates:,} prompt template{'s' if templates > 1 else ''}"
             raise Refused(413, f"the request has {said}; at most {self.limits.prompts:,} prompts are served.")
 
     async def _answer(self, served: Served, question: Question, sources: Sequence[bytes | str]) -> Judgement:
         head = self.heads.kept(served, question.classes, question.template)
         if head is None:
-            head, planes = await asyncio.gather(
-                self.heads.made(served, question.classes, question.template), self._decoded(sources)
-            )
+            self._require_few(served, question)
+            head, planes = await _all(self.heads.made(served, question.classes, question.template), self._decoded(sources))
         else:
             planes = await self._decoded(sources)
         rule = self._rule(served, head, question)
@@ -151,13 +157,26 @@ class Service:
         return Judgement(served, head, judged, known)
 
     async def _decoded(self, sources: Sequence[bytes | str]) -> list[Planes]:
-        loop = asyncio.get_running_loop()
         if len(sources) == 1:
-            return [await loop.run_in_executor(self._decoders, decoded, self._decoding, sources[0], "")]
-        which = [f"image {at} of {len(sources)}: " for at in range(1, len(sources) + 1)]
-        calls = [loop.run_in_executor(self._decoders, decoded, self._decoding, *each) for each in zip(sources, which)]
-        return list(await asyncio.gather(*calls))
+            return [await self._one(sources[0], "")]
+        return await _all(*(self._one(source, f"image {at} of {len(sources)}: ") for at, source in enumerate(sources, 1)))
+
+    async def _one(self, source: bytes | str, which: str) -> Planes:
+        loop = asyncio.get_running_loop()
+        if self._decoding.fetches(source):
+            source = await loop.run_in_executor(self._fetchers, told, self._decoding.fetched, str(source), which)
+        return await loop.run_in_executor(self._decoders, told, self._decoding.planes, source, which)
 
     def _rule(self, served: Served, head: Head, question: Question) -> Rejecting | None:
         trust, recall, threshold = served.classifier.trust, question.recall, question.threshold
         return rejection(trust, head, reject=question.reject, recall=recall, threshold=threshold, score=question.score)
+
+
+async def _all(*calls: Awaitable[Any]) -> list[Any]:
+    """What they give, in their order; where one fails, what has not begun of the others is dropped."""
+    begun = [asyncio.ensure_future(each) for each in calls]
+    try:
+        return await asyncio.gather(*begun)
+    finally:
+        for each in begun:
+            each.cancel()
