@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from mmrl.server.refusals import Refused
@@ -20,6 +22,8 @@ IMAGE_FIELDS = ("image", "images", "file", "inputs")
 _LISTS = ("candidate_labels", "hypothesis_template")
 _MOST_PROBLEMS = 3
 _OTHER_FIELDS = 16
+_FREE_COMMAS, _COMMAS_EACH = 10_000, 20
+_CHARSETS = (b"utf-8", b"us-ascii", b"iso-8859-1")
 
 
 def media_type(request: Request) -> str:
@@ -42,27 +46,45 @@ async def asked_in(request: Request, limits: Limits) -> Asked:
     """
     kind = media_type(request)
     if kind == JSON:
-        ask = model_in(Ask, await request.body())
+        ask = model_in(Ask, await request.body(), limits)
         several = not isinstance(ask.inputs, str)
         return Asked(ask.parameters.question(), [*ask.inputs] if several else [str(ask.inputs)], several)
     if kind == FORM:
-        async with request.form(max_files=limits.images, max_fields=limits.prompts + _OTHER_FIELDS, max_part_size=limits.body) as form:
-            images = await _images_of(form)
-            fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
-        return Asked(_parameters([*request.query_params.multi_items(), *fields]).question(), images, len(images) > 1)
+        images, fields = await _form_in(request, limits)
+        return Asked(_parameters([*request.query_params.multi_items(), *fields], limits).question(), images, len(images) > 1)
     if kind.startswith("image/") or kind == BYTES:
-        return Asked(_parameters(request.query_params.multi_items()).question(), [await request.body()], several=False)
+        return Asked(_parameters(request.query_params.multi_items(), limits).question(), [await request.body()], several=False)
     said = f"the content type is {kind}" if kind else "there is no content type"
     raise Refused(415, f"{said}; send {JSON}, {FORM}, or an image as image/jpeg, image/png, ... or {BYTES}.")
 
 
-
-def model_in(kind: type[M], content: bytes) -> M:
-    """Raises Refused: it is no JSON (400), or not of this shape (422)."""
+def model_in(kind: type[M], content: bytes, limits: Limits | None = None) -> M:
+    """Raises Refused: it is no JSON (400), not of this shape (422), or of far more elements than are served (413)."""
+    _require_few(content.count(b","), limits or Limits())
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
         raise _problems(error) from error
+
+
+def _require_few(commas: int, limits: Limits) -> None:
+    """Elements cost time and memory before they can be counted; commas between them, and within them, do not."""
+    if commas > _FREE_COMMAS + _COMMAS_EACH * (limits.prompts + limits.images):
+        said = f"{limits.prompts:,} prompts and {limits.images:,} images are served"
+        raise Refused(413, f"the request has {commas:,} commas, and so more elements than can be served: at most {said}.")
+
+
+async def _form_in(request: Request, limits: Limits) -> tuple[list[bytes | str], list[tuple[str, str]]]:
+    """The images of a form and its other fields."""
+    _, options = parse_options_header(request.headers["content-type"])
+    charset = options.get(b"charset", _CHARSETS[0]).lower()
+    if charset not in _CHARSETS:  # of Python's codecs some fail and some take the square of a text's length
+        raise Refused(415, f"the charset of the form is '{charset.decode('latin-1')}'; send {_CHARSETS[0].decode()}.")
+    try:
+        async with request.form(max_files=limits.images, max_fields=limits.prompts + _OTHER_FIELDS, max_part_size=limits.body) as form:
+            return await _images_of(form), [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
+    except HTTPException as error:  # of starlette, which has 400 for all
+        raise Refused(413 if error.detail.startswith("Too many") else 400, error.detail) from error
 
 
 async def _images_of(form: FormData) -> list[bytes | str]:
@@ -74,8 +96,9 @@ async def _images_of(form: FormData) -> list[bytes | str]:
     return [await upload.read() for upload in uploads]
 
 
-def _parameters(fields: Sequence[tuple[str, str]]) -> Parameters:
+def _parameters(fields: Sequence[tuple[str, str]], limits: Limits) -> Parameters:
     """Of the fields of an address or a form, which are texts."""
+    _require_few(sum(value.count(",") for _, value in fields), limits)
     given: dict[str, list[str]] = {}
     for name, value in fields:
         given.setdefault(name, []).append(value)

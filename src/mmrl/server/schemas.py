@@ -6,12 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mmrl.errors import shortened
 from mmrl.files import parse_json
 from mmrl.server.refusals import Refused
 from mmrl.server.service import Question
 
-Labels = list[str] | str
-Templates = list[str] | str
+Texts = Annotated[list[str], Field(fail_fast=True)]  # of a long list of numbers each would be an error
+Labels = Texts | str
+Templates = Texts | str
+LONGEST_NAME = 300  # letters: CLIP reads 77 tokens
 
 
 class Parameters(BaseModel):
@@ -47,7 +50,7 @@ class Ask(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    inputs: Base64 | list[Base64]
+    inputs: Base64 | Annotated[list[Base64], Field(fail_fast=True)]
     parameters: Parameters = Field(default_factory=Parameters)
 
 
@@ -99,10 +102,17 @@ class Models(BaseModel):
 
 
 def names_of(given: Labels | None) -> tuple[str, ...] | None:
-    """Class names; a text is never taken for the name of a file."""
-    if isinstance(given, str):
-        return tuple(name.strip() for name in given.split(","))
-    return None if given is None else tuple(given)
+    """Class names, each space within them one space; a text is never taken for the name of a file.
+
+    Raises:
+        Refused: one is longer than any prompt that CLIP reads (422).
+    """
+    if given is None:
+        return None
+    names = tuple(" ".join(name.split()) for name in (given.split(",") if isinstance(given, str) else given))
+    if long := next((name for name in names if len(name) > LONGEST_NAME), None):
+        raise Refused(422, f"the class name '{shortened(long, 100)}' has {len(long):,} letters; at most {LONGEST_NAME} are served.")
+    return names
 
 
 def templates_of(given: Templates | None) -> str | tuple[str, ...] | None:
