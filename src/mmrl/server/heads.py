@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from mmrl.classifier.judging import Head
 from mmrl.server.adapters import Served
 from mmrl.server.metrics import Meters
+from mmrl.server.refusals import Refused
 from mmrl.server.settings import Limits
-from mmrl.templates import Template
+from mmrl.templates import Template, template_list
 
 Key = tuple[int, tuple[str, ...] | None, Template | None]  # as they were given: they are checked in the thread
 _DEEPEST = 6
-_A_NAME = 100  # bytes, about
+_A_TEXT = 100  # bytes beside its letters, about
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,27 @@ class KeptHead:
     bytes: int
 
 
+@dataclass
+class Making:
+    """A list that is being made, or waits for that.
+
+    Attributes:
+        head: what is made, kept as soon as it is there.
+        waiting: how many requests wait for it.
+    """
+
+    begun: Future[Head]
+    head: asyncio.Task[Head]
+    waiting: int = 0
+
+
 class Heads:
     """The lists that were asked for latest, of all adapters. All of it happens on the event loop, but for the making."""
 
     def __init__(self, limits: Limits, metrics: Meters) -> None:
         self._limits, self._metrics = limits, metrics
         self._kept: OrderedDict[Key, KeptHead] = OrderedDict()
-        self._making: dict[Key, asyncio.Task[Head]] = {}
+        self._making: dict[Key, Making] = {}
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="class-list")
         self.bytes = 0
 
@@ -57,21 +72,35 @@ class Heads:
         """The head of a list that is not there, made for all who wait for it.
 
         Raises:
+            Refused: as many lists as are kept wait to be made (429).
             UsageError: as `Classifier.head`.
         """
         key = (served.serial, None if classes is None else tuple(classes), template)
-        if key not in self._making:
-            self._metrics.lists.labels("made").inc()
-            task = asyncio.get_running_loop().create_task(self._make(key, served))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever asked may have gone
-            self._making[key] = task
-        return await asyncio.shield(self._making[key])
-
-    async def _make(self, key: Key, served: Served) -> Head:
+        making = self._making.get(key) or self._begin(key, served)
+        making.waiting += 1
         try:
-            head = await asyncio.get_running_loop().run_in_executor(self._maker, served.head_of, key[1], key[2])
+            return await asyncio.shield(making.head)
         finally:
-            self._making.pop(key, None)
+            making.waiting -= 1
+            if not making.waiting and making.begun.cancel():  # it waited for its turn; one that is being made may be asked for again
+                del self._making[key]
+
+    def _begin(self, key: Key, served: Served) -> Making:
+        if len(self._making) >= self._limits.heads:
+            raise Refused(429, f"{len(self._making)} class lists are being made; ask again in 1 s.", {"Retry-After": "1"})
+        self._metrics.lists.labels("made").inc()
+        begun = self._maker.submit(served.head_of, key[1], key[2])
+        head = asyncio.get_running_loop().create_task(self._make(key, begun))
+        head.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever asked may have gone
+        self._making[key] = made = Making(begun, head)
+        return made
+
+    async def _make(self, key: Key, begun: Future[Head]) -> Head:
+        try:
+            head = await asyncio.wrap_future(begun)
+        finally:
+            if not begun.cancelled():
+                del self._making[key]
         self._keep(key, KeptHead(head, size_of(head)))
         return head
 
@@ -96,8 +125,9 @@ class Heads:
 
 
 def size_of(head: Head) -> int:
-    """Bytes of the tensors in a head, about."""
-    return sum({id(each): each.nbytes for each in _tensors((head.head, head.seen), _DEEPEST)}.values()) + _A_NAME * len(head.names)
+    """Bytes of the tensors in a head and of the texts that it is for, about."""
+    texts = sum(_A_TEXT + len(text) for text in (*head.names, *template_list(head.template)))
+    return sum({id(each): each.nbytes for each in _tensors((head.head, head.seen), _DEEPEST)}.values()) + texts
 
 
 def _tensors(thing: Any, deep: int) -> Iterator[Tensor]:
