@@ -33,7 +33,7 @@ class Wanted(NamedTuple):
 
 @dataclass(eq=False)
 class Work:
-    """Images of one request, prepared, and the class list that they are asked about."""
+    """Images of one request, prepared, not more than a batch, and the class list that they are asked about."""
 
     served: Served
     head: Head
@@ -68,12 +68,14 @@ class Batcher:
             UsageError: there is no calibration for what is wanted.
             MmrlError: the scores are not finite.
         """
-        work = Work(served, head, planes, wanted, asyncio.get_running_loop().create_future())
+        size, loop = self._limits.batch, asyncio.get_running_loop()
+        parts = [planes[at : at + size] for at in range(0, len(planes), size)]
+        works = [Work(served, head, part, wanted, loop.create_future()) for part in parts]
         with self._changed:
-            self._waiting.append(work)
+            self._waiting.extend(works)
             self.images += len(planes)
             self._changed.notify()
-        return await work.answer
+        return [each for answer in await asyncio.gather(*(work.answer for work in works)) for each in answer]
 
     def close(self) -> None:
         """Answer what waits, and stop."""
