@@ -5,21 +5,28 @@ from __future__ import annotations
 import asyncio
 import io
 import struct
+import threading
+import time
 import zlib
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
+from PIL import Image
 
 from mmrl.classifier.predictor import Classifier
+from mmrl.errors import UsageError
+from mmrl.server.images import Decoding
 from mmrl.server.settings import Limits
 from tests.unit.serving import adapter, photo, serving, text
 
 SMALL = Limits(body=200_000, pixels=10_000, prompts=50, images=3, queue=4)
 JSON = {"content-type": "application/json"}
+FORM = "multipart/form-data; boundary=x"
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +44,14 @@ def bomb(side: int) -> bytes:
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+def scanned(times: int) -> bytes:
+    """A JPEG of 10,000 pixels whose scan stands there as many times."""
+    out = io.BytesIO()
+    Image.new("L", (100, 100)).save(out, "JPEG")
+    content = out.getvalue()
+    return content[:-2] + content[content.rindex(b"\xff\xda") : -2] * (times - 1) + content[-2:]
 
 
 def cut(content: bytes) -> str:
@@ -74,14 +89,19 @@ REFUSED: list[tuple[int, str, dict[str, Any]]] = [
     (422, "image 2 of 2: ", {"json": {"inputs": [text(photo()), cut(photo())]}}),
     (413, "pixels", {"json": {"inputs": text(bomb(20_000))}}),
     (413, "pixels", {"json": {"inputs": text(bomb(200))}}),
+    (422, "too many scans", {"json": {"inputs": text(scanned(101))}}),
+    (415, "written in digits", {"json": {"inputs": text(b"P3 1 1 255 1 2 3")}}),
     (413, "4 images", {"json": {"inputs": [text(photo())] * 4}}),
+    (413, "Too many files", {"files": [("image", photo())] * 4}),
     (413, "10,000 class names", {"json": labels(*map(str, range(10_000)))}),
     (413, "30 class names with 2 prompt templates", {"json": labels(*map(str, range(30)), hypothesis_template=["{}", "a {}"])}),
     (422, "stands twice", {"json": labels("a", "b", "A")}),
     (422, "is blank", {"json": labels("a", " ")}),
     (422, "is empty", {"json": labels()}),
-    (422, "tokens", {"json": labels("word " * 100)}),
-    (422, "more than 2,000 letters", {"json": labels("x" * 5000)}),
+    (422, "tokens", {"json": labels("x " * 100)}),
+    (422, "has 5,000 letters", {"json": labels("x" * 5000)}),
+    (413, "12,001 commas", {"content": b'{"inputs": [1%s]}' % (b",1" * 12_001), "headers": JSON}),
+    (413, "12,001 commas", {"files": {"image": photo()}, "data": {"candidate_labels": "," * 12_001}}),
     (422, "exactly one {}", {"json": labels("a", hypothesis_template="{} and {}")}),
     (422, "exactly one {}", {"json": labels("a", hypothesis_template="{0.__class__}")}),
     (422, "the prompt is empty", {"json": labels("a", hypothesis_template="")}),
@@ -94,6 +114,10 @@ REFUSED: list[tuple[int, str, dict[str, Any]]] = [
     (400, "no file", {"data": {"candidate_labels": "a"}, "files": {"x": (None, "y")}}),
     (400, "field 'secret'", {"files": {"secret": photo()}}),
     (400, "Missing boundary", {"content": b"x", "headers": {"content-type": "multipart/form-data"}}),
+    *(
+        (415, f"is '{name}'", {"content": b"x", "headers": {"content-type": f"{FORM}; charset={name}"}})
+        for name in ("undefined", "punycode")
+    ),
     (422, "more than once", {"files": {"image": photo()}, "params": {"top_k": ["1", "2"]}}),
     (400, "is not JSON", {"files": {"image": photo()}, "data": {"candidate_labels": "[1,"}}),
 ]
@@ -112,6 +136,18 @@ def test_a_script_stays_text(client: Any) -> None:
     name = "</script><script>alert(1)</script>"
     for answer in (client.post("/", json=labels(name, "b")), client.post("/", json=labels(name, name))):
         assert answer.headers["content-type"] == "application/json" and "<" not in answer.text and "script" in answer.text
+
+
+def test_spaces_within_a_name_are_one(client: Any) -> None:
+    answer = client.post("/", json=labels(f"red{' ' * 1000}\n panda", "b"))
+    assert {each["label"] for each in answer.json()} == {"red panda", "b"}
+
+
+def test_the_adapters_own_prompts_count(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client.app.state.service.adapters.default.classifier, "template", tuple(f"{at} {{}}" for at in range(30)))
+    answer = client.post("/", json=labels("a", "b"))
+    assert answer.status_code == 413 and "2 class names with 30 prompt templates" in answer.json()["error"]
+    assert client.post("/", json={"inputs": text(photo())}).status_code == 200  # its own classes are there
 
 
 @pytest.mark.parametrize("name", ["..", "%2e%2e%2fetc", "animals/../x", "animals%00", "a" * 5000, "/etc/passwd", "animals\\x", "ANIMALS"])
@@ -196,23 +232,35 @@ def test_a_body_without_a_length_is_cut(client: Any) -> None:
 
 
 def test_urls_where_they_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    asked, go = [], threading.Event()
 
     def fetched(url: str, limits: Any) -> bytes:
         asked.append((url, limits.private, limits.most_bytes))
+        go.wait()
         return photo()
 
-    with serving(("zero-shot", "zero-shot"), allow_urls=True) as client:
+    with serving(("zero-shot", "zero-shot"), allow_urls=True, decoders=1) as client, ThreadPoolExecutor(1) as pool:
         inside = client.post("/", json={"inputs": "http://127.0.0.1:1/a.jpg", "parameters": {"candidate_labels": ["a"]}})
         assert inside.status_code == 422 and "private network" in inside.json()["error"]
         monkeypatch.setattr("mmrl.server.images.fetched", fetched)
-        answer = client.post("/", json={"inputs": "https://photos.example/a.jpg", "parameters": {"candidate_labels": ["a"]}})
-        assert answer.status_code == 200 and asked == [("https://photos.example/a.jpg", False, Limits.body)]
+        slow = {"inputs": "https://photos.example/a.jpg", "parameters": {"candidate_labels": ["a"]}}
+        answer = pool.submit(client.post, "/", json=slow)
+        while not asked:
+            time.sleep(0.005)
+        try:
+            assert client.post("/", json=labels("a")).status_code == 200  # the only decoder waits for no URL
+        finally:
+            go.set()
+        assert answer.result().status_code == 200 and asked == [("https://photos.example/a.jpg", False, Limits.body)]
+
+
+def test_more_pixels_than_pillow_opens() -> None:
+    with pytest.raises(UsageError, match="Give --max-pixels 178 at most"):
+        Decoding(cast(Any, None), Limits(pixels=10**9))
 
 
 def test_a_gif_and_a_16_bit_png_are_images(client: Any) -> None:
     import numpy as np
-    from PIL import Image
 
     out = io.BytesIO()
     Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)).save(out, "PNG")

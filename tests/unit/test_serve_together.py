@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import shutil
@@ -10,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mmrl.server.adapters import Served
 from mmrl.server.app import make_app
 from mmrl.server.connection import config_of
 from mmrl.server.heads import size_of
+from mmrl.server.refusals import Refused
 from mmrl.server.service import Service
 from mmrl.server.settings import Limits, Settings, named_adapters
 from tests.unit.serving import ANIMALS, adapter, photo, scores, serving, text
@@ -127,6 +129,54 @@ def test_a_slow_class_list_holds_up_nobody_else(folder: Path, monkeypatch: pytes
         go.set()
         assert all(each.result().status_code == 200 for each in waiting)
         assert made == [(SLOW, "b")]  # for both
+
+
+def test_a_class_list_that_nobody_waits_for_is_not_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, plain, made = threading.Event(), Served.head_of, []
+
+    def slow(self: Served, names: Any, template: Any) -> Any:
+        made.append(names)
+        go.wait()
+        return plain(self, names, template)
+
+    monkeypatch.setattr(Served, "head_of", slow)
+    with serving(("animals", str(folder)), limits=Limits(heads=2)) as client:
+        heads, served = client.app.state.service.heads, client.app.state.service.adapters.default
+
+        async def leave() -> None:
+            asked = [asyncio.create_task(heads.made(served, names, None)) for names in ((SLOW,), ("b",))]
+            while not made:
+                await asyncio.sleep(0.005)
+            with pytest.raises(Refused, match="2 class lists are being made"):
+                await heads.made(served, ("c",), None)
+            for each in asked:
+                each.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+
+        try:
+            client.portal.call(leave)
+            broken = {"inputs": text(photo()[:500]), "parameters": {"candidate_labels": ["d"]}}
+            assert client.post("/", json=broken).status_code == 422
+        finally:
+            go.set()
+        assert ask(client, "e").status_code == 200 and made == [(SLOW,), ("e",)]
+        assert {key[1] for key in heads._kept} == {(SLOW,), ("e",)}  # one that was being made may be asked for again
+
+
+def test_no_batch_is_larger_than_it_may_be(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, sizes = Classifier.score_pixels, list[int]()
+
+    def counted(self: Classifier, pixels: Any, asked: Any) -> Any:
+        sizes.append(len(pixels))
+        return plain(self, pixels, asked)
+
+    with serving(("animals", str(folder)), limits=Limits(batch=2)) as client:
+        monkeypatch.setattr(Classifier, "score_pixels", counted)
+        answers = client.post("/", json={"inputs": [text(photo(at)) for at in range(5)]}).json()
+        assert sizes == [2, 2, 1]
+        own = client.app.state.service.adapters.default.classifier
+        for answer, ranked in zip(answers, own.rank([photo(at) for at in range(5)]), strict=True):
+            assert scores(answer) == pytest.approx({each.name: each.probability for each in ranked}, abs=1e-5)
 
 
 def test_class_lists_are_kept_within_bounds(folder: Path) -> None:
@@ -241,7 +291,7 @@ def all_of(place: socket.socket) -> bytes:
 
 
 def test_connections(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heads that do not come, what is no HTTP, and an end that loses nothing on its way."""
+    """Heads that do not come or do not end, what is no HTTP, answers that are not read, and an end that loses nothing on its way."""
     monkeypatch.setattr(connection, "HEAD_SECONDS", 0.05)
     monkeypatch.setattr(connection, "LINGER", 60.0)  # the test ends it by a request
     with listening(folder) as (server, port, thread):
@@ -254,6 +304,19 @@ def test_connections(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             head, _, body = all_of(garbage).partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 400 ") and b"application/json" in head
             assert json.loads(body) == {"error": "this is no HTTP request."}
+        with socket.create_connection(("127.0.0.1", port)) as long:
+            long.sendall(b"GET /healthz HTTP/1.1\r\nhost: here\r\nx: ")
+            with suppress(OSError):  # it may be closed before all of it is sent
+                long.sendall(b"x" * 2**19)
+            until(lambda: not server.server_state.connections)
+        monkeypatch.setattr(connection, "WRITE_SECONDS", 0.05)
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect(("127.0.0.1", port))
+            deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: here\r\n\r\n" * 1000)
+            until(lambda: len(server.server_state.connections) == 1)
+            until(lambda: not server.server_state.connections)
+        monkeypatch.setattr(connection, "WRITE_SECONDS", 60.0)
         with socket.create_connection(("127.0.0.1", port)) as inside, socket.create_connection(("127.0.0.1", port)) as idle:
             whole = request(photo())
             inside.sendall(whole[:-10])
