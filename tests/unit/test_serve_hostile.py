@@ -143,13 +143,6 @@ def test_spaces_within_a_name_are_one(client: Any) -> None:
     assert {each["label"] for each in answer.json()} == {"red panda", "b"}
 
 
-def test_the_adapters_own_prompts_count(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client.app.state.service.adapters.default.classifier, "template", tuple(f"{at} {{}}" for at in range(30)))
-    answer = client.post("/", json=labels("a", "b"))
-    assert answer.status_code == 413 and "2 class names with 30 prompt templates" in answer.json()["error"]
-    assert client.post("/", json={"inputs": text(photo())}).status_code == 200  # its own classes are there
-
-
 @pytest.mark.parametrize("name", ["..", "%2e%2e%2fetc", "animals/../x", "animals%00", "a" * 5000, "/etc/passwd", "animals\\x", "ANIMALS"])
 def test_other_names_are_not_there(client: Any, name: str) -> None:
     for path in (f"/models/{name}", f"/v2/models/{name}/ready"):

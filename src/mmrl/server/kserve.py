@@ -28,9 +28,9 @@ class Tensor(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     name: Literal["image", "candidate_labels", "hypothesis_template"]
-    shape: list[Annotated[int, Field(ge=0, le=10**6)]] = Field(min_length=1, max_length=2)
+    shape: list[Annotated[int, Field(ge=0, le=10**6)]] = Field(min_length=1, max_length=2, fail_fast=True)
     datatype: Literal["BYTES"]
-    data: list[str]
+    data: list[str] = Field(fail_fast=True)
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -145,7 +145,7 @@ def make_router(service: Service) -> APIRouter:
             raise Refused(415, "binary tensors are not served; send the images in base64, in JSON.")
         if media_type(request) != JSON:
             raise Refused(415, f"the content type must be {JSON}.")
-        asked = model_in(Infer, await request.body())
+        asked = model_in(Infer, await request.body(), service.limits)
         question, images = _question(asked)
         found = await service.answer(name, question, list[bytes | str](images), request.scope[TICKET])
         return JsonAnswer(_inferred(asked, question, found))

@@ -134,9 +134,9 @@ class Service:
         if len(sources) > self.limits.images:
             raise Refused(413, f"the request has {len(sources)} images; at most {self.limits.images} are answered together.")
 
-    def _require_few(self, served: Served, question: Question) -> None:
-        """Raises Refused (413) where making the class list would take too many prompts."""
-        names, templates = len(question.classes or ()), len(template_list(question.template or served.classifier.template))
+    def _require_few(self, question: Question) -> None:
+        """Raises Refused (413) where the class list would take too many prompts; how many the adapter has itself is its owner's choice."""
+        names, templates = len(question.classes or ()), len(template_list(question.template or ""))
         if max(names, 1) * templates > self.limits.prompts:
             said = f"{names:,} class names with {templates:,} prompt template{'s' if templates > 1 else ''}"
             raise Refused(413, f"the request has {said}; at most {self.limits.prompts:,} prompts are served.")
@@ -144,7 +144,7 @@ class Service:
     async def _answer(self, served: Served, question: Question, sources: Sequence[bytes | str]) -> Judgement:
         head = self.heads.kept(served, question.classes, question.template)
         if head is None:
-            self._require_few(served, question)
+            self._require_few(question)
             head, planes = await _all(self.heads.made(served, question.classes, question.template), self._decoded(sources))
         else:
             planes = await self._decoded(sources)
