@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mmrl.cli import boundary
+from mmrl.console import boundary
 from mmrl.errors import LONGEST, MmrlError, Notice, UsageError
 from tests.unit.conftest import Cli
 

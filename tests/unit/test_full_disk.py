@@ -22,9 +22,9 @@ import pytest
 import torch
 
 from mmrl import engine
-from mmrl.cli import boundary
 from mmrl.cli.main import app
 from mmrl.clip import Clip, load_clip
+from mmrl.console import boundary
 from mmrl.data.benchmark import unpack
 from mmrl.engine import record as records
 from mmrl.errors import MmrlError

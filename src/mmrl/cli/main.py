@@ -12,7 +12,6 @@ from mmrl.cli import (
     ablate,
     advise,
     bench,
-    boundary,
     calibrate,
     compare,
     config,
@@ -33,6 +32,7 @@ from mmrl.cli import (
     train,
 )
 from mmrl.cli import app as app_verb
+from mmrl.console import boundary
 from mmrl.errors import UsageError
 
 

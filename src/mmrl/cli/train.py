@@ -45,9 +45,9 @@ def train(
     from rich.console import Console
 
     from mmrl import api
-    from mmrl.cli.launcher import process
     from mmrl.cli.options import training_settings
     from mmrl.cli.output import quiet_warnings, scores_table
+    from mmrl.console.launcher import process
     from mmrl.engine.checkpoint import STATE
     from mmrl.engine.parallel import leave
     from mmrl.errors import UsageError

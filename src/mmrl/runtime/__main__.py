@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from mmrl.cli.boundary import guarded
+from mmrl.console.boundary import guarded
 from mmrl.data.sources import given_images
 from mmrl.runtime.classifier import load
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from mmrl.cli import launcher
+from mmrl.console import launcher
 from mmrl.errors import MmrlError, Notice, first_line, shortened
 
 DEBUG = "MMRL_DEBUG"
