@@ -157,7 +157,7 @@ def test_output_that_cannot_be_written(
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
     runpy.run_module("mmrl.runtime", run_name="__main__")
-    assert terminal.buffer.getvalue().endswith(rb"a.png: p\xefnk 100.0%" + os.linesep.encode())  # type: ignore[attr-defined]
+    assert terminal.buffer.getvalue().endswith(rb"a.png: p\u00efnk 100.0%" + os.linesep.encode())  # type: ignore[attr-defined]
 
 
 # ---- folders that are not as they were written ----
