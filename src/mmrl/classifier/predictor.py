@@ -287,7 +287,7 @@ class Classifier(Trusting):
     def _ranked(self, logits: Tensor, gone: Collection[int], head: Head, top: int, calibrated: Calibrated) -> list[list[Prediction]]:
         if top < 1:
             raise UsageError(f"top is {top}; it must be at least 1.")
-        order = logits.argsort(dim=-1, descending=True, stable=True)[:, :top]  # of equal ones the first, as `predict` answers
+        order = _best(logits, min(top, len(head.names)))
         values = self._probabilities(logits, head, calibrated=calibrated).gather(-1, order)
         names, seen = head.names, head.seen.tolist()
         rows = enumerate(zip(values.tolist(), order.tolist()))
@@ -382,6 +382,15 @@ class Classifier(Trusting):
             if self.report:
                 self.report.record.write(Path(folder) / RECORD_NAME)
             return push(folder, repo_id, private=private, revision=revision, **options)
+
+
+def _best(logits: Tensor, top: int) -> Tensor:
+    """Classes (B, top), the best first, of equal ones the first, as argmax has it. Not all are sorted: there may be thousands."""
+    if not len(logits):
+        return logits.new_empty(0, top, dtype=torch.long)
+    wanted = max(top, int((logits >= logits.topk(top).values[:, -1:]).sum(-1).max()))  # more where the last of them has equals
+    among = logits.topk(wanted).indices.sort().values
+    return among.gather(-1, logits.gather(-1, among).argsort(dim=-1, descending=True, stable=True))[:, :top]
 
 
 def _require_finite(scores: Tensor) -> None:

@@ -152,7 +152,7 @@ def _manifest(folder: Path, content: Mapping[str, Any]) -> Manifest:
         title=_text(content["title"]), backbone=_text(content["backbone"]), class_names=names,
         template=check_template([_text(each) for each in content["template"]]), embed_dim=_count(content["embed_dim"]),
         logit_scale=_number(content["logit_scale"]), one_scale=content["one_scale"] is True, rule=content["rule"],
-        subsets=content["subsets"] is True, any_spelling=content.get("any_spelling") is True,
+        subsets=content["subsets"] is True, any_spelling=content["any_spelling"] is True,
         preprocess=Preprocessing(_count(shown["size"]), shown["interpolation"], (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])),
         image=_file_name(image["file"]), outputs=tuple(_text(each) for each in image["outputs"]),
         classes=None if classes is None else _file_name(classes["file"]), text=None if text is None else _text_part(text),
